@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What guests may call: the vendor-specific hypervisor services (SMCCC owner 6), numbered as KVM
+//! numbers them, so that guests written for KVM find them.
+
+/// UID query of the vendor hypervisor service.
+pub const VENDOR_HYP_UID: u32 = 0x8600_FF01;
+/// Feature bitmap: x0 bit n = function n.
+pub const VENDOR_HYP_FEATURES: u32 = 0x8600_0000;
+/// Wall clock and counter, x1 = 0 virtual / 1 physical.
+pub const PTP: u32 = 0x8600_0001;
+/// Result x0 = granule of the calls below, in bytes.
+pub const HYP_MEMINFO: u32 = 0xC600_0002;
+/// x1 = IPA of a page to share with the host.
+pub const MEM_SHARE: u32 = 0xC600_0003;
+/// x1 = IPA of a shared page to take back.
+pub const MEM_UNSHARE: u32 = 0xC600_0004;
+/// Result x0 = granule of the MMIO guard.
+pub const MMIO_GUARD_INFO: u32 = 0xC600_0005;
+/// From now on only mapped MMIO pages may be accessed.
+pub const MMIO_GUARD_ENROLL: u32 = 0xC600_0006;
+/// x1 = IPA of an MMIO page.
+pub const MMIO_GUARD_MAP: u32 = 0xC600_0007;
+/// x1 = IPA of an MMIO page.
+pub const MMIO_GUARD_UNMAP: u32 = 0xC600_0008;
+/// x1 = IPA of a page the guest gives back.
+pub const MEM_RELINQUISH: u32 = 0xC600_0009;
+
+/// KVM's UID (28b46fb6-2ec5-11e9-a9ca-4b564d003a74) in w0..w3.
+pub const KVM_UID: [u32; 4] = [0xB66F_B428, 0xE911_C52E, 0x564B_CAA9, 0x743A_004D];
+/// GenieZone's UID (7e134ed0-3b82-488d-8cee-69c19211dbe7) in w0..w3.
+pub const GENIEZONE_UID: [u32; 4] = [0xD04E_137E, 0x8D48_823B, 0xC169_EE8C, 0xE7DB_1192];

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What user space asks of `/dev/gzvm`: ioctl numbers (magic 0x92) and structures.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The ioctls' magic number.
+pub const MAGIC: u32 = 0x92;
+
+const fn io(nr: u32) -> u32 {
+    MAGIC << 8 | nr
+}
+const fn iow<T>(nr: u32) -> u32 {
+    1 << 30 | (size_of::<T>() as u32) << 16 | MAGIC << 8 | nr
+}
+const fn iowr<T>(nr: u32) -> u32 {
+    3 << 30 | (size_of::<T>() as u32) << 16 | MAGIC << 8 | nr
+}
+
+/// Device: argument = VM type; returns a VM's file descriptor.
+pub const CREATE_VM: u32 = io(0x01);
+/// Device or VM: argument = pointer to a u64 capability, overwritten with the answer.
+pub const CHECK_EXTENSION: u32 = io(0x03);
+/// VM: argument = vCPU id; returns a vCPU's file descriptor.
+pub const CREATE_VCPU: u32 = io(0x41);
+/// VM: registers a memory slot.
+pub const SET_USER_MEMORY_REGION: u32 = iow::<UserspaceMemoryRegion>(0x46);
+/// VM: sets an interrupt line.
+pub const IRQ_LINE: u32 = iow::<IrqLevel>(0x61);
+/// VM: ties an eventfd to an interrupt.
+pub const IRQFD: u32 = iow::<Irqfd>(0x76);
+/// VM: ties an eventfd to guest writes.
+pub const IOEVENTFD: u32 = iow::<Ioeventfd>(0x79);
+/// vCPU: argument = pointer to a [`VcpuRun`](crate::run::VcpuRun).
+pub const RUN: u32 = io(0x80);
+/// VM: capability, answered in place.
+pub const ENABLE_CAP: u32 = iow::<EnableCap>(0xA3);
+/// vCPU: reads a register.
+pub const GET_ONE_REG: u32 = iow::<OneReg>(0xAB);
+/// vCPU: writes a register.
+pub const SET_ONE_REG: u32 = iow::<OneReg>(0xAC);
+/// VM: creates an in-hypervisor device (the virtual GIC).
+pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
+/// VM: tells where the device tree is.
+pub const SET_DTB_CONFIG: u32 = iow::<DtbConfig>(0xFF);
+
+const _: () = assert!(CREATE_VM == 0x9201 && RUN == 0x9280 && CREATE_VCPU == 0x9241);
+const _: () = assert!(SET_USER_MEMORY_REGION == 0x4020_9246 && IRQ_LINE == 0x4008_9261);
+const _: () = assert!(IRQFD == 0x4020_9276 && IOEVENTFD == 0x4040_9279 && ENABLE_CAP == 0x4030_92A3);
+const _: () = assert!(GET_ONE_REG == 0x4010_92AB && SET_ONE_REG == 0x4010_92AC);
+const _: () = assert!(CREATE_DEVICE == 0xC030_92E0 && SET_DTB_CONFIG == 0x4010_92FF);
+
+macro_rules! structure {
+    ($(#[$doc:meta])* $name:ident[$size:literal] { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty,)* }
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
+}
+
+structure! {
+    /// Argument of [`SET_USER_MEMORY_REGION`].
+    UserspaceMemoryRegion[32] {
+        /// Slot number.
+        slot: u32,
+        /// Purpose flags, see [`purpose`](crate::hypercall::purpose).
+        flags: u32,
+        /// Page aligned.
+        guest_phys_addr: u64,
+        /// Bytes; must equal the size of the mapping that holds `userspace_addr`.
+        memory_size: u64,
+        /// Where the memory is in the caller.
+        userspace_addr: u64,
+    }
+}
+structure! {
+    /// Argument of [`IRQ_LINE`].
+    IrqLevel[8] {
+        /// Number [15:0], vCPU [23:16], type [27:24], vCPU high [31:28].
+        irq: u32,
+        /// 0 or 1.
+        level: u32,
+    }
+}
+structure! {
+    /// Argument of [`IRQFD`].
+    Irqfd[32] {
+        /// The eventfd.
+        fd: u32,
+        /// SPI index (INTID - 32).
+        gsi: u32,
+        /// [`IRQFD_DEASSIGN`], [`IRQFD_RESAMPLE`].
+        flags: u32,
+        /// Eventfd that tells of the guest's EOI.
+        resamplefd: u32,
+        /// Zero.
+        pad: [u8; 16],
+    }
+}
+/// Takes the tie back.
+pub const IRQFD_DEASSIGN: u32 = 1;
+/// Level-triggered with resampling.
+pub const IRQFD_RESAMPLE: u32 = 2;
+
+structure! {
+    /// Argument of [`IOEVENTFD`].
+    Ioeventfd[64] {
+        /// Value to match with [`IOEVENTFD_DATAMATCH`].
+        datamatch: u64,
+        /// Guest physical address.
+        addr: u64,
+        /// 1, 2, 4, 8; 0 matches any size.
+        len: u32,
+        /// The eventfd.
+        fd: i32,
+        /// Flags below.
+        flags: u32,
+        /// Unused.
+        pad: [u8; 36],
+    }
+}
+/// Only writes of [`Ioeventfd::datamatch`] count.
+pub const IOEVENTFD_DATAMATCH: u32 = 1;
+/// Port I/O: refused on Arm.
+pub const IOEVENTFD_PIO: u32 = 2;
+/// Takes the tie back.
+pub const IOEVENTFD_DEASSIGN: u32 = 4;
+
+structure! {
+    /// Argument of [`ENABLE_CAP`].
+    EnableCap[48] {
+        /// One of [`cap`](crate::hypercall::cap).
+        cap: u64,
+        /// Arguments, answered in place.
+        args: [u64; 5],
+    }
+}
+structure! {
+    /// Argument of [`CREATE_DEVICE`].
+    CreateDevice[48] {
+        /// [`DEVICE_VGIC_V3_DIST`] or [`DEVICE_VGIC_V3_REDIST`].
+        dev_type: u32,
+        /// Free.
+        id: u32,
+        /// Passed through.
+        flags: u64,
+        /// Guest physical address.
+        dev_addr: u64,
+        /// Bytes.
+        dev_reg_size: u64,
+        /// Attribute blob: user address, or PA for the hypervisor.
+        attr_addr: u64,
+        /// Bytes of it, at most a page.
+        attr_size: u64,
+    }
+}
+/// GICv3 distributor.
+pub const DEVICE_VGIC_V3_DIST: u32 = 0;
+/// GICv3 redistributors.
+pub const DEVICE_VGIC_V3_REDIST: u32 = 1;
+
+structure! {
+    /// Argument of [`GET_ONE_REG`] and [`SET_ONE_REG`].
+    OneReg[16] {
+        /// See [`reg`](crate::reg).
+        id: u64,
+        /// User address of the value.
+        addr: u64,
+    }
+}
+structure! {
+    /// Argument of [`SET_DTB_CONFIG`].
+    DtbConfig[16] {
+        /// Guest physical address.
+        dtb_addr: u64,
+        /// Bytes.
+        dtb_size: u64,
+    }
+}
