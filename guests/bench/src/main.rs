@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The benchmark guest: what operations of a virtual machine cost, in ticks of the counter.
+//!
+//! Meant for QEMU with `-icount shift=0,sleep=off` and a 1 GHz counter, where a tick is an
+//! instruction. The operations are those of kvm-unit-tests' arm micro-bench, so that the figures
+//! can be put beside that program's: each iteration is timed by itself with the virtual counter,
+//! the cost of an empty iteration is subtracted. One line an operation:
+//!
+//! ```text
+//!   [BENCH] operation=NAME instructions=MEAN min=N max=N iterations=N
+//! ```
+//! Boot arguments: `iterations=N` (default 1000), `filter=A,B` (operations, by name),
+//! `device=ADDRESS` (the VMM's test device, default 0x90000).
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod operations;
+
+#[cfg(target_os = "none")]
+gzvm_guest_kit::entry!(operations::main);
+
+/// Runs on bare metal only.
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Code at EL0: one page of instructions, run through an alias of the image that EL0 may execute.
+//!
+//! The alias is the 1 GiB block of the image mapped once more at [`ALIAS`], read-only for EL0.
+//! Boot CPU only.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use crate::{arch, boot, exception::Frame};
+
+/// VA of the aliasing block: the last one of the table.
+const ALIAS: u64 = 511 << 30;
+const BLOCK: u64 = 1 << 30;
+
+static RUNNING: AtomicBool = AtomicBool::new(false);
+static ESR: AtomicU64 = AtomicU64::new(0);
+
+#[repr(C, align(4096))]
+struct Page(core::cell::UnsafeCell<[u32; 1024]>);
+// SAFETY: written by `run` on the boot CPU only.
+unsafe impl Sync for Page {}
+static CODE: Page = Page(core::cell::UnsafeCell::new([0; 1024]));
+
+const SVC_0: u32 = 0xD400_0001;
+
+/// Runs `instructions` at EL0 with x0 = `x0`; an SVC stands behind them. Returns the ESR of the
+/// exception that ended them and x0.
+pub fn run(instructions: &[u32], x0: u64) -> (u64, u64) {
+    let code = CODE.0.get().cast::<u32>();
+    assert!(instructions.len() < 1023, "too much code for EL0");
+    for (i, word) in instructions.iter().chain(&[SVC_0]).enumerate() {
+        // SAFETY: i < 1024; the boot CPU is the only user of the page.
+        unsafe { code.add(i).write_volatile(*word) };
+    }
+    let address = code as u64;
+    arch::sync_code(address as usize, 4 * (instructions.len() + 1));
+    // Read-only at both levels, EL0 may execute, EL1 not: AP = 11, PXN.
+    let entry = (address & !(BLOCK - 1)) | 0x7C1 | 1 << 53;
+    let table = boot::GZVM_GUEST_TABLE.0.get().cast::<u64>();
+    // SAFETY: the entry of the alias; used by nothing else, and the old translation is invalidated
+    // before it is used again.
+    unsafe {
+        if table.add(511).read_volatile() != entry {
+            table.add(511).write_volatile(0);
+            asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
+            table.add(511).write_volatile(entry);
+            asm!("dsb ish", "isb", options(nostack));
+        }
+    }
+    RUNNING.store(true, SeqCst);
+    // SAFETY: saves what the call may clobber; comes back through `returned`.
+    let x0 = unsafe { gzvm_guest_user_call(ALIAS + (address & (BLOCK - 1)), x0) };
+    (ESR.load(SeqCst), x0)
+}
+
+/// Called for a synchronous exception from EL0: sends the frame back to [`run`].
+pub(crate) fn returned(frame: &mut Frame) -> bool {
+    if !RUNNING.swap(false, SeqCst) {
+        return false;
+    }
+    ESR.store(frame.esr, SeqCst);
+    frame.elr = gzvm_guest_user_back as *const () as u64;
+    frame.spsr = 0x3C5;
+    true
+}
+
+unsafe extern "C" {
+    fn gzvm_guest_user_call(pc: u64, x0: u64) -> u64;
+    safe fn gzvm_guest_user_back();
+}
+
+global_asm!(
+    r#"
+    .section .text.user, "ax"
+    .global gzvm_guest_user_call, gzvm_guest_user_back
+gzvm_guest_user_call:
+    stp     x29, x30, [sp, #-112]!
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    mrs     x2, daif
+    str     x2, [sp, #96]
+    msr     daifset, #15
+    msr     elr_el1, x0
+    mov     x2, #0x3C0              // EL0t, DAIF masked
+    msr     spsr_el1, x2
+    mov     x0, x1
+    eret
+gzvm_guest_user_back:
+    ldr     x2, [sp, #96]
+    msr     daif, x2
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp], #112
+    ret
+    "#
+);
