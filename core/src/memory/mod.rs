@@ -1,2 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Memory.
+//! Memory: who owns each granule, and what each VM's stage-2 tables say.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`range`] | runs of pages, checked once |
+//! | [`stage2`] | a VM's stage-2 translation tables |
+//!
+//! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
+//! Lock order for all of it: host, then hypervisor (pool, ownership), then VM, then vCPU.
+
+pub mod range;
+pub mod stage2;
+
+pub use range::{IpaRange, PaRange, RangeError};
