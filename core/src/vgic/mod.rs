@@ -1,2 +1,430 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The virtual GICv3.
+//! The virtual GICv3 of one VM: distributor, redistributors, and what goes into list registers.
+//!
+//! ```text
+//!   IRQ_LINE      GICD/GICR accesses      ICC_SGIxR_EL1, ICC_DIR_EL1
+//!       |                 |                         |
+//!   +---v-----------------v-------------------------v---+
+//!   | lines.rs        dist.rs redist.rs regs.rs  sgi.rs |     physical PPI (timer)
+//!   |            one irq::Irq per interrupt             |<--- set_hw_ppi
+//!   +--------------------+------------------------^-----+
+//!                  flush | lr.rs                  | sync
+//!                   +----v------------------------+----+
+//!                   |  CpuInterface: ICH_LR, ICH_HCR   |  read and written by EL2
+//!                   +----------------------------------+
+//! ```
+//!
+//! Pure logic: EL2 (`hypervisor/`) owns the lock around a [`Vgic`], reads and writes the ICH_*_EL2
+//! registers, and acts on [`Kicks`]. Register behaviour follows the GIC architecture specification
+//! (Arm IHI 0069) with one Security state (GICD_CTLR.DS = 1), affinity routing always on, five
+//! priority bits, no LPIs. Reset state is what KVM gives its guests (everything in group 1).
+//!
+//! # What the caller guarantees
+//! 1. [`Vgic::flush`] right before entering a vCPU and [`Vgic::sync`] after every exit, with the
+//!    list registers and ICH_HCR_EL2 read back; both, or (if [`Vgic::needs_flush`] says no) neither.
+//! 2. So whenever a vCPU's own access or trap is emulated, that vCPU has been synced.
+//! 3. Every vCPU in returned [`Kicks`] is made to exit if it runs in the guest (it then syncs and
+//!    flushes) and is woken if it waits. A kick that comes between flush and entry must not be lost.
+//!    The vCPU that caused the change is never in its own [`Kicks`]: it flushes anyway.
+//!
+//! # Where the truth is
+//! Software's view of an interrupt is in its [`irq::Irq`]. While it sits in a list register of a vCPU
+//! that has been flushed and not synced ("inside"), that list register holds the truth of its active
+//! bit and of the pending bit moved there. Others may change the interrupt meanwhile: the change is
+//! noted, the vCPU is kicked, and `sync` merges both. Reads of pending and active bits meanwhile are
+//! as of its last entry; [`Vgic::held_elsewhere`] says whom to kick first for an exact answer.
+//!
+//! # Invariants
+//! - An interrupt is in at most one list register of one vCPU.
+//! - An active interrupt is kept, enabled or not, until it is deactivated. It stays with the vCPU
+//!   that acknowledged it even when GICD_IROUTER changes; its next pending state goes to the new one.
+//! - The most urgent presentable interrupt of a vCPU always gets a list register, so guests progress
+//!   however many are active. Nothing that stays outside is forgotten: ICH_HCR_EL2 asks for a
+//!   maintenance interrupt at the moment room appears, never one that is asserted at once.
+//!
+//! # Memory
+//! About 12 KiB, without pointers; all-zero bytes are a valid VM without vCPUs and SPIs.
+
+mod dist;
+mod irq;
+mod lines;
+mod lr;
+mod redist;
+mod regs;
+mod sgi;
+#[cfg(test)]
+mod tests;
+
+use crate::addr::VcpuId;
+use core::ops::{BitOr, BitOrAssign};
+use irq::{Flags, Irq};
+use lr::Slot;
+
+pub use lines::BadIntId;
+pub use lr::{CpuInterface, Hcr};
+pub use redist::REDIST_SIZE;
+
+/// Most vCPUs of a VM. Limited by [`Kicks`] and one byte in each interrupt: up to 64 works.
+pub const MAX_VCPUS: usize = 8;
+/// Most list registers of a CPU (architectural maximum).
+pub const MAX_LRS: usize = 16;
+/// Most shared peripheral interrupts: INTIDs 32 to 1019.
+pub const MAX_SPIS: usize = 988;
+/// SGIs and PPIs of each vCPU.
+const PRIVATE: usize = 32;
+const FIRST_SPI: u32 = 32;
+const FIRST_PPI: u32 = 16;
+const SPI_WORDS: usize = MAX_SPIS.div_ceil(64);
+
+const _: () = assert!(MAX_VCPUS <= 64);
+
+/// vCPUs whose virtual interrupts changed: kick those that run, wake those that wait.
+#[must_use = "a vCPU that is not kicked may sleep for ever"]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Kicks(
+    /// Bit n: vCPU n.
+    pub u64,
+);
+
+impl Kicks {
+    /// Nobody.
+    pub const NONE: Self = Self(0);
+
+    /// Whether there is nobody to kick.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether `vcpu` is to be kicked.
+    pub fn contains(self, vcpu: VcpuId) -> bool {
+        self.0 & bit(vcpu) != 0
+    }
+
+    /// The vCPUs, lowest first.
+    pub fn iter(self) -> impl Iterator<Item = VcpuId> {
+        ones(self.0).map(|n| VcpuId(u16::try_from(n).unwrap_or(u16::MAX)))
+    }
+
+    fn add(&mut self, vcpu: VcpuId) {
+        self.0 |= bit(vcpu);
+    }
+
+    fn without(self, vcpu: VcpuId) -> Self {
+        Self(self.0 & !bit(vcpu))
+    }
+}
+
+impl BitOr for Kicks {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Kicks {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// MPIDR_EL1.Aff2.Aff1.Aff0 of a vCPU. Sixteen vCPUs per Aff1, since an SGI's target list has
+/// sixteen bits.
+pub const fn affinity(vcpu: VcpuId) -> u32 {
+    let v = vcpu.0 as u32;
+    (v & 0xF) | (v >> 4) << 8
+}
+
+/// The vCPU of an affinity, whether it exists or not. Nothing where no vCPU can have it.
+pub const fn vcpu_of(affinity: u32) -> Option<VcpuId> {
+    if affinity & 0xFF > 0xF || affinity >> 16 != 0 {
+        return None;
+    }
+    let v = (affinity >> 8) << 4 | (affinity & 0xF);
+    if v < MAX_VCPUS as u32 { Some(VcpuId(v as u16)) } else { None }
+}
+
+/// The private part of a vCPU: redistributor, and bookkeeping of its list registers.
+struct Vcpu {
+    present: bool,
+    /// Flushed and not synced: its list registers may be live.
+    inside: bool,
+    /// Something changed since the last flush.
+    dirty: bool,
+    /// Inside, with something in a list register that has been disabled since: GICx_CTLR.RWP.
+    stale: bool,
+    /// GICR_WAKER.ProcessorSleep cleared.
+    awake: bool,
+    /// PSCI has turned it off: not a candidate for 1-of-N interrupts.
+    off: bool,
+    nr_lrs: u8,
+    used: u8,
+    /// Bit n: INTID n is [`Irq::busy`].
+    busy: u32,
+    irqs: [Irq; PRIVATE],
+    /// Physical INTID behind PPI 16 + n, 0 where there is none.
+    pintids: [u16; 16],
+    slots: [Slot; MAX_LRS],
+}
+
+impl Vcpu {
+    const ABSENT: Self = Self {
+        present: false,
+        inside: false,
+        dirty: false,
+        stale: false,
+        awake: false,
+        off: false,
+        nr_lrs: 0,
+        used: 0,
+        busy: 0,
+        irqs: {
+            let mut irqs = [Irq::RESET; PRIVATE];
+            let (sgis, _) = irqs.split_at_mut(16);
+            let mut rest = sgis;
+            while let [first, tail @ ..] = rest {
+                *first = Irq::RESET_SGI;
+                rest = tail;
+            }
+            irqs
+        },
+        pintids: [0; 16],
+        slots: [Slot::EMPTY; MAX_LRS],
+    };
+}
+
+/// The virtual GICv3 of one VM. See the module's text for what its caller guarantees.
+pub struct Vgic {
+    /// SPIs that exist: INTIDs 32..32 + nr_spis.
+    nr_spis: u16,
+    /// GICD_CTLR.EnableGrp0 and EnableGrp1.
+    group0: bool,
+    group1: bool,
+    /// Kicks found where none could be returned; part of the next answer.
+    owed: Kicks,
+    /// Bit n: SPI n is [`Irq::busy`].
+    spi_busy: [u64; SPI_WORDS],
+    spis: [Irq; MAX_SPIS],
+    vcpus: [Vcpu; MAX_VCPUS],
+}
+
+impl Vgic {
+    /// A distributor in reset state with SPIs 32 to `nr_spis` + 31, and no vCPUs. `nr_spis` is
+    /// rounded up to a multiple of 32 and limited to 32..=[`MAX_SPIS`].
+    pub const fn new(nr_spis: usize) -> Self {
+        let rounded = match nr_spis {
+            0..=32 => 32,
+            33..MAX_SPIS => nr_spis.next_multiple_of(32),
+            _ => MAX_SPIS,
+        };
+        let limited = if rounded > MAX_SPIS { MAX_SPIS } else { rounded };
+        Self {
+            nr_spis: limited as u16,
+            group0: false,
+            group1: false,
+            owed: Kicks::NONE,
+            spi_busy: [0; SPI_WORDS],
+            spis: [Irq::RESET; MAX_SPIS],
+            vcpus: [const { Vcpu::ABSENT }; MAX_VCPUS],
+        }
+    }
+
+    /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (ICH_VTR_EL2.ListRegs
+    /// + 1). Ignored past [`MAX_VCPUS`].
+    pub fn add_vcpu(&mut self, v: VcpuId, nr_lrs: usize) {
+        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
+            *vcpu = Vcpu {
+                present: true,
+                dirty: true,
+                nr_lrs: u8::try_from(nr_lrs.clamp(1, MAX_LRS)).unwrap_or(1),
+                ..Vcpu::ABSENT
+            };
+        }
+    }
+
+    /// Takes vCPU `v` away. SPIs it had not acknowledged go on to whoever they are routed to; those
+    /// active on it are deactivated, since nobody is left to do that.
+    pub fn remove_vcpu(&mut self, v: VcpuId) -> Kicks {
+        let mut kicks = core::mem::take(&mut self.owed);
+        if self.present(v).is_none() {
+            return kicks;
+        }
+        // As if it had exited before it ran.
+        self.unload(v);
+        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
+            *vcpu = Vcpu::ABSENT;
+        }
+        for intid in FIRST_SPI..self.end() {
+            self.update(v, intid, &mut kicks, |irq| {
+                if irq.holder() == Some(v) {
+                    irq.deactivate();
+                }
+            });
+        }
+        kicks.without(v)
+    }
+
+    /// Puts distributor and redistributors in reset state. vCPUs stay; none may be inside the guest.
+    pub fn reset(&mut self) {
+        self.group0 = false;
+        self.group1 = false;
+        self.owed = Kicks::NONE;
+        self.spi_busy = [0; SPI_WORDS];
+        self.spis.fill(Irq::RESET);
+        for vcpu in self.vcpus.iter_mut().filter(|v| v.present) {
+            *vcpu = Vcpu { present: true, dirty: true, nr_lrs: vcpu.nr_lrs, ..Vcpu::ABSENT };
+        }
+    }
+
+    /// Tells that PSCI turned `v` on or off: interrupts for any vCPU avoid those that are off.
+    /// Nothing else changes; a vCPU that is off keeps what is pending for it.
+    pub fn set_power(&mut self, v: VcpuId, on: bool) -> Kicks {
+        let mut kicks = core::mem::take(&mut self.owed);
+        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
+            vcpu.off = !on;
+        }
+        self.recheck_any(&mut kicks);
+        kicks.without(v)
+    }
+
+    // --- lookups ------------------------------------------------------------------------------
+
+    /// First INTID that does not exist.
+    fn end(&self) -> u32 {
+        FIRST_SPI.saturating_add(u32::from(self.nr_spis))
+    }
+
+    fn present(&self, v: VcpuId) -> Option<&Vcpu> {
+        self.vcpus.get(usize::from(v.0)).filter(|vcpu| vcpu.present)
+    }
+
+    fn present_mut(&mut self, v: VcpuId) -> Option<&mut Vcpu> {
+        self.vcpus.get_mut(usize::from(v.0)).filter(|vcpu| vcpu.present)
+    }
+
+    /// Present vCPUs.
+    fn vcpu_ids(&self) -> impl Iterator<Item = VcpuId> {
+        let present = self.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.present);
+        present.map(|(n, _)| VcpuId(u16::try_from(n).unwrap_or(u16::MAX)))
+    }
+
+    /// Interrupt `intid` as vCPU `v` sees it.
+    fn irq(&self, v: VcpuId, intid: u32) -> Option<&Irq> {
+        match intid.checked_sub(FIRST_SPI) {
+            None => self.present(v)?.irqs.get(intid as usize),
+            Some(spi) if spi < u32::from(self.nr_spis) => self.spis.get(spi as usize),
+            Some(_) => None,
+        }
+    }
+
+    fn irq_mut(&mut self, v: VcpuId, intid: u32) -> Option<&mut Irq> {
+        match intid.checked_sub(FIRST_SPI) {
+            None => self.present_mut(v)?.irqs.get_mut(intid as usize),
+            Some(spi) if spi < u32::from(self.nr_spis) => self.spis.get_mut(spi as usize),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether the distributor forwards interrupts of this one's group.
+    fn group_enabled(&self, irq: &Irq) -> bool {
+        if irq.has(Flags::GROUP1) { self.group1 } else { self.group0 }
+    }
+
+    /// Where a new pending state of an interrupt in `v`'s view goes.
+    fn target(&self, v: VcpuId, intid: u32, irq: &Irq) -> Option<VcpuId> {
+        if intid < FIRST_SPI {
+            return Some(v);
+        }
+        if irq.has(Flags::ANY) {
+            return self.any_target();
+        }
+        vcpu_of(irq.affinity()).filter(|&t| self.present(t).is_some())
+    }
+
+    /// Who takes interrupts that any vCPU may take: the first that is awake, on, or at least there.
+    fn any_target(&self) -> Option<VcpuId> {
+        self.vcpu_ids().min_by_key(|&v| {
+            let (off, asleep) = self.present(v).map_or((true, true), |c| (c.off, !c.awake));
+            (off, asleep, v)
+        })
+    }
+
+    /// The vCPU that has to deal with the interrupt as it is now.
+    fn concerned(&self, v: VcpuId, intid: u32, irq: &Irq) -> Option<VcpuId> {
+        if intid < FIRST_SPI {
+            return Some(v);
+        }
+        match irq.holder() {
+            Some(holder) if irq.active() || irq.in_lr() => Some(holder),
+            _ => self.target(v, intid, irq),
+        }
+    }
+
+    // --- changes --------------------------------------------------------------------------------
+
+    /// Changes one interrupt, and notes who has to look at it. The only way to do so outside lr.rs.
+    fn update(&mut self, v: VcpuId, intid: u32, kicks: &mut Kicks, change: impl FnOnce(&mut Irq)) {
+        if let Some(irq) = self.irq_mut(v, intid) {
+            change(irq);
+            self.changed(v, intid, kicks);
+        }
+    }
+
+    /// Keeps the busy bitmap true, and kicks the vCPU concerned if there is something for it to do.
+    fn changed(&mut self, v: VcpuId, intid: u32, kicks: &mut Kicks) {
+        let Some(irq) = self.irq(v, intid).copied() else { return };
+        match intid.checked_sub(FIRST_SPI) {
+            None => {
+                if let Some(vcpu) = self.present_mut(v) {
+                    let mask = 1u32.wrapping_shl(intid);
+                    vcpu.busy = if irq.busy() { vcpu.busy | mask } else { vcpu.busy & !mask };
+                }
+            }
+            Some(spi) => {
+                let mask = 1u64.wrapping_shl(spi);
+                if let Some(word) = self.spi_busy.get_mut((spi / 64) as usize) {
+                    *word = if irq.busy() { *word | mask } else { *word & !mask };
+                }
+            }
+        }
+        let due = irq.presentable() && self.group_enabled(&irq);
+        if (due || irq.active() || irq.in_lr())
+            && let Some(concerned) = self.concerned(v, intid, &irq)
+        {
+            self.kick(concerned, kicks);
+        }
+    }
+
+    fn kick(&mut self, v: VcpuId, kicks: &mut Kicks) {
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.dirty = true;
+            kicks.add(v);
+        }
+    }
+
+    /// The answer to "which vCPU is any?" may have changed.
+    fn recheck_any(&mut self, kicks: &mut Kicks) {
+        for word in 0..SPI_WORDS {
+            let busy = self.spi_busy.get(word).copied().unwrap_or(0);
+            for n in ones(busy) {
+                let spi = (word as u32).saturating_mul(64).saturating_add(n);
+                let intid = spi.saturating_add(FIRST_SPI);
+                if self.irq(VcpuId(0), intid).is_some_and(|irq| irq.has(Flags::ANY)) {
+                    self.changed(VcpuId(0), intid, kicks);
+                }
+            }
+        }
+    }
+}
+
+/// Positions of the set bits, lowest first.
+fn ones(mut bits: u64) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let n = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (n < 64).then_some(n)
+    })
+}
+
+fn bit(v: VcpuId) -> u64 {
+    1u64.checked_shl(u32::from(v.0)).unwrap_or(0)
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Interrupt inputs: what the VMM raises, and physical PPIs that belong to a vCPU.
+//!
+//! The ABI's IRQ_LINE has neither a reliable de-assert nor an EOI notification, so level 1 is a
+//! pulse: pending once, also while active, and not again after the EOI, however GICD_ICFGR is set.
+//! True levels ([`Vgic::set_level`]) are for our own extension.
+
+use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, Vgic};
+use crate::addr::{IntId, VcpuId};
+
+/// Not an interrupt that has an input: an SGI, past the last SPI, or a PPI of no vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no such interrupt line")]
+pub struct BadIntId;
+
+impl Vgic {
+    /// IRQ_LINE: `level` true makes the interrupt pending once. False lowers a level-triggered line
+    /// and withdraws what it raised and nobody acknowledged; an edge-triggered one ignores it.
+    ///
+    /// `target` names the vCPU of a PPI and is ignored for SPIs.
+    pub fn set_line(&mut self, intid: IntId, target: Option<VcpuId>, level: bool) -> Result<Kicks, BadIntId> {
+        let v = self.input(intid, target)?;
+        let mut kicks = core::mem::take(&mut self.owed);
+        self.update(v, intid.0, &mut kicks, |irq| if level { irq.pulse() } else { irq.lower() });
+        Ok(kicks)
+    }
+
+    /// Drives a line to `level` until the next call: a level-triggered interrupt is pending again
+    /// after each EOI while it is high; an edge-triggered one is pending once per rise.
+    pub fn set_level(
+        &mut self,
+        intid: IntId,
+        target: Option<VcpuId>,
+        level: bool,
+    ) -> Result<Kicks, BadIntId> {
+        let v = self.input(intid, target)?;
+        let mut kicks = core::mem::take(&mut self.owed);
+        self.update(v, intid.0, &mut kicks, |irq| irq.drive(level));
+        Ok(kicks)
+    }
+
+    /// PPI `intid` of `v` is the physical PPI `pintid` of the CPU that runs it, and has this level.
+    /// To be called between `sync` and `flush`, at least when the level may have changed.
+    ///
+    /// It goes to list registers with HW = 1, so that the guest's deactivation deactivates the
+    /// physical one. After an acknowledge the level counts as low until this is called again: if the
+    /// timer is still asserted then, the physical interrupt fires again after the deactivation.
+    /// No kick is needed, since only the CPU that is about to run `v` knows the level.
+    pub fn set_hw_ppi(&mut self, v: VcpuId, intid: IntId, pintid: u32, level: bool) {
+        let Some(n) = intid.0.checked_sub(FIRST_PPI) else { return };
+        let Some(vcpu) = self.present_mut(v) else { return };
+        let Some(physical) = vcpu.pintids.get_mut(n as usize) else { return };
+        *physical = u16::try_from(pintid).unwrap_or(0);
+        let Some(irq) = self.irq(v, intid.0) else { return };
+        if irq.has(Flags::HARDWARE) && irq.has(Flags::LINE) == level {
+            return;
+        }
+        let mut ignored = Kicks::NONE;
+        self.update(v, intid.0, &mut ignored, |irq| {
+            irq.set(Flags::HARDWARE, true);
+            irq.set(Flags::LINE, level);
+        });
+    }
+
+    /// Whether the physical PPI behind `intid` has to be active while `v` runs on this CPU: it is
+    /// active or pending for the guest, and would otherwise only interrupt again. EL2 writes the
+    /// physical active state to this, both ways, on each entry where the guest owns the PPI.
+    pub fn hw_ppi_in_flight(&self, v: VcpuId, intid: IntId) -> bool {
+        let ppi = intid.0 >= FIRST_PPI && intid.0 < FIRST_SPI;
+        self.irq(v, intid.0)
+            .is_some_and(|irq| ppi && irq.has(Flags::HARDWARE) && (irq.active() || irq.has(Flags::LINE)))
+    }
+
+    /// The vCPU in whose view to look `intid` up.
+    fn input(&self, intid: IntId, target: Option<VcpuId>) -> Result<VcpuId, BadIntId> {
+        let v = match intid.0 {
+            ..FIRST_PPI => return Err(BadIntId),
+            FIRST_PPI..FIRST_SPI => target.ok_or(BadIntId)?,
+            _ => VcpuId(0),
+        };
+        self.irq(v, intid.0).map(|_| v).ok_or(BadIntId)
+    }
+}

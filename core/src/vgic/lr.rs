@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What goes into list registers ([`Vgic::flush`]) and what comes back ([`Vgic::sync`]).
+//!
+//! # Who gets a list register
+//! If all that is pending or active fits, all of it. Otherwise, in this order:
+//! 1. the most urgent presentable interrupt, so that it can preempt whatever is active;
+//! 2. active interrupts by the priority of their acknowledge: the next to be ended first;
+//! 3. other presentable interrupts, by priority.
+//!
+//! "Urgent" counts interrupts of a group that the guest's CPU interface has disabled last.
+//!
+//! # How EL2 gets control when room appears
+//! - Presentable ones left outside: NPIE, when no list register is pending any more. One is, on
+//!   entry, so each such exit follows an acknowledge: no livelock. If the guest turns a group on or
+//!   off, VGrp*IE, since that changes the order.
+//! - Active ones left outside: an EOI of one counts in EOICount, and LRENPIE says so; ICC_DIR_EL1 is
+//!   trapped (TDIR), see [`Vgic::deactivate`].
+//! - An active one that has more to come (its level is high, its pending state belongs to another
+//!   vCPU or at another priority): the EOI bit of its list register.
+//!
+//! UIE is not used: "one or none valid" is asserted at once with a single list register.
+
+use super::irq::{Irq, LrState};
+use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, MAX_LRS, Vgic, ones};
+use crate::addr::{IntId, VcpuId};
+use bitflags::bitflags;
+
+bitflags! {
+    /// ICH_HCR_EL2.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Hcr: u32 {
+        /// Virtual CPU interface enabled.
+        const EN = 1 << 0;
+        /// Maintenance interrupt when at most one list register is valid.
+        const UIE = 1 << 1;
+        /// Maintenance interrupt when EOICount is not zero.
+        const LRENPIE = 1 << 2;
+        /// Maintenance interrupt when no list register is pending.
+        const NPIE = 1 << 3;
+        /// Maintenance interrupt when group 0 is enabled.
+        const VGRP0EIE = 1 << 4;
+        /// Maintenance interrupt when group 0 is disabled.
+        const VGRP0DIE = 1 << 5;
+        /// Maintenance interrupt when group 1 is enabled.
+        const VGRP1EIE = 1 << 6;
+        /// Maintenance interrupt when group 1 is disabled.
+        const VGRP1DIE = 1 << 7;
+        /// Trap ICC_DIR_EL1.
+        const TDIR = 1 << 14;
+    }
+}
+
+/// ICH_HCR_EL2.EOIcount, bits 31:27.
+const HCR_EOI_COUNT_SHIFT: u32 = 27;
+
+const VMCR_VENG0: u32 = 1 << 0;
+const VMCR_VENG1: u32 = 1 << 1;
+/// EOImode: the guest's EOI drops priority only, ICC_DIR_EL1 deactivates.
+const VMCR_VEOIM: u32 = 1 << 9;
+const VMCR_VPMR_SHIFT: u32 = 24;
+
+/// What EL2 writes to and reads from the virtual CPU interface.
+///
+/// `flush` fills `hcr` and `lr`; `sync` looks at `hcr` (for EOIcount), `vmcr` and `lr`. The rest is
+/// the guest's, for EL2 to save and restore.
+#[derive(Clone, Debug, Default)]
+pub struct CpuInterface {
+    /// ICH_HCR_EL2.
+    pub hcr: u32,
+    /// ICH_VMCR_EL2.
+    pub vmcr: u32,
+    /// ICH_LR<n>_EL2. `flush` zeroes those from `used` on, so what an earlier entry left in a
+    /// register can be overwritten from here.
+    pub lr: [u64; MAX_LRS],
+    /// List registers that hold something.
+    pub used: u8,
+    /// ICH_AP0R<n>_EL2.
+    pub ap0r: [u32; 4],
+    /// ICH_AP1R<n>_EL2.
+    pub ap1r: [u32; 4],
+}
+
+/// What was put in a list register, to recognise it when it comes back.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    intid: u16,
+    priority: u8,
+    /// Pending because the line is high, not because of a latch.
+    from_line: bool,
+}
+
+impl Slot {
+    pub const EMPTY: Self = Self { intid: 0, priority: 0, from_line: false };
+}
+
+/// ICH_LR<n>_EL2.
+#[derive(Clone, Copy)]
+struct ListRegister(u64);
+
+impl ListRegister {
+    const PENDING: u64 = 1 << 62;
+    const ACTIVE: u64 = 1 << 63;
+    const HW: u64 = 1 << 61;
+    const GROUP1: u64 = 1 << 60;
+    const PRIORITY_SHIFT: u32 = 48;
+    const PINTID_SHIFT: u32 = 32;
+    /// Maintenance interrupt when it becomes inactive (HW = 0 only).
+    const EOI: u64 = 1 << 41;
+
+    fn pending(self) -> bool {
+        self.0 & Self::PENDING != 0
+    }
+
+    fn active(self) -> bool {
+        self.0 & Self::ACTIVE != 0
+    }
+}
+
+/// An interrupt that wants a list register. Order is the order in which they get one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: Rank,
+    priority: u8,
+    intid: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The most urgent presentable one.
+    First,
+    Active,
+    Presentable,
+    /// Presentable, in a group that the guest's CPU interface has disabled.
+    Gated,
+}
+
+/// What does not fit, by kind.
+#[derive(Default)]
+struct Demand {
+    first: Option<Candidate>,
+    presentable: usize,
+    active: usize,
+}
+
+impl Vgic {
+    /// Chooses what goes into the list registers of `v` and how EL2 gets control back. Right before
+    /// entry, with `cpu.vmcr` as the guest has it.
+    ///
+    /// A second flush without entry in between is allowed: it starts with a [`Vgic::sync`] of `cpu`,
+    /// which must still be what the first one made.
+    pub fn flush(&mut self, v: VcpuId, cpu: &mut CpuInterface) {
+        if self.present(v).is_some_and(|vcpu| vcpu.inside) {
+            self.owed = self.sync(v, cpu);
+        }
+        cpu.hcr = Hcr::EN.bits();
+        cpu.lr = [0; MAX_LRS];
+        cpu.used = 0;
+        let Some(nr_lrs) = self.present(v).map(|vcpu| usize::from(vcpu.nr_lrs)) else { return };
+
+        let demand = self.demand(v, cpu.vmcr);
+        let overflow = demand.presentable.saturating_add(demand.active) > nr_lrs;
+        let mut chosen = [None; MAX_LRS];
+        let room = chosen.get_mut(..nr_lrs).unwrap_or_default();
+        self.for_each_candidate(v, cpu.vmcr, |candidate| {
+            let first = demand.first == Some(candidate);
+            insert(room, Candidate { rank: if first { Rank::First } else { candidate.rank }, ..candidate });
+        });
+
+        let mut left = demand;
+        for (n, candidate) in chosen.into_iter().flatten().enumerate() {
+            match candidate.rank {
+                Rank::Active => left.active = left.active.saturating_sub(1),
+                _ => left.presentable = left.presentable.saturating_sub(1),
+            }
+            let (lr, slot) = self.load(v, candidate, overflow);
+            if let Some(vcpu) = self.present_mut(v)
+                && let (Some(to), Some(note)) = (cpu.lr.get_mut(n), vcpu.slots.get_mut(n))
+            {
+                *to = lr.0;
+                *note = slot;
+                cpu.used = cpu.used.saturating_add(1);
+            }
+        }
+        cpu.hcr = self.control(&left, cpu.vmcr).bits();
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.inside = true;
+            vcpu.dirty = false;
+            vcpu.used = cpu.used;
+        }
+    }
+
+    /// Takes back what is in the list registers of `v`. After every exit that followed a
+    /// [`Vgic::flush`], with `cpu.lr` (those in use), `cpu.hcr` and `cpu.vmcr` read back. Otherwise it
+    /// does nothing.
+    pub fn sync(&mut self, v: VcpuId, cpu: &CpuInterface) -> Kicks {
+        let mut kicks = core::mem::take(&mut self.owed);
+        let Some(vcpu) = self.present(v).filter(|vcpu| vcpu.inside) else { return kicks };
+        let (slots, used) = (vcpu.slots, usize::from(vcpu.used));
+        // With EOImode 1 only ICC_DIR_EL1 deactivates, and that is trapped when it matters. (QEMU
+        // counts the EOIs too.)
+        if cpu.vmcr & VMCR_VEOIM == 0 {
+            for _ in 0..cpu.hcr >> HCR_EOI_COUNT_SHIFT {
+                self.end_outside(v, &mut kicks);
+            }
+        }
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.inside = false;
+            vcpu.stale = false;
+            vcpu.used = 0;
+            vcpu.dirty |= used > 0;
+        }
+        for (slot, &lr) in slots.iter().zip(&cpu.lr).take(used) {
+            let lr = ListRegister(lr);
+            self.update(v, u32::from(slot.intid), &mut kicks, |irq| {
+                irq.fold(LrState {
+                    pending: lr.pending(),
+                    active: lr.active(),
+                    priority: slot.priority,
+                    from_line: slot.from_line,
+                });
+            });
+        }
+        kicks.without(v)
+    }
+
+    /// Whether an interrupt waits for `v` that would end its WFI: presentable, its group enabled in
+    /// the CPU interface too, and more urgent than ICC_PMR_EL1. `v` has been synced. The running
+    /// priority is not looked at: WFI may end early.
+    pub fn has_deliverable(&self, v: VcpuId, vmcr: u32) -> bool {
+        let mut found = false;
+        self.for_each_candidate(v, vmcr, |candidate| {
+            let unmasked = u32::from(candidate.priority) < vmcr >> VMCR_VPMR_SHIFT;
+            found |= candidate.rank == Rank::Presentable && unmasked;
+        });
+        found
+    }
+
+    /// Whether `v` needs [`Vgic::flush`] before and [`Vgic::sync`] after the next entry. If not, its
+    /// virtual CPU interface can stay as the last flush left it, with all list registers empty.
+    pub fn needs_flush(&self, v: VcpuId) -> bool {
+        self.present(v).is_some_and(|vcpu| vcpu.dirty || vcpu.inside || vcpu.used > 0)
+    }
+
+    /// vCPU `v` has written `intid` to ICC_DIR_EL1 and that was trapped (TDIR). Any vCPU may
+    /// deactivate an SPI.
+    pub fn deactivate(&mut self, v: VcpuId, intid: IntId) -> Kicks {
+        let mut kicks = core::mem::take(&mut self.owed);
+        if self.irq(v, intid.0).is_some_and(|irq| irq.active() || irq.in_lr()) {
+            self.update(v, intid.0, &mut kicks, Irq::deactivate);
+        }
+        kicks.without(v)
+    }
+
+    /// Takes everything back from `v` as if it had not run since its flush.
+    pub(super) fn unload(&mut self, v: VcpuId) {
+        let Some(vcpu) = self.present(v).filter(|vcpu| vcpu.inside) else { return };
+        let (slots, used) = (vcpu.slots, usize::from(vcpu.used));
+        let mut ignored = Kicks::NONE;
+        for slot in slots.iter().take(used) {
+            self.update(v, u32::from(slot.intid), &mut ignored, |irq| {
+                irq.fold(LrState {
+                    pending: true,
+                    active: irq.active(),
+                    priority: slot.priority,
+                    from_line: slot.from_line,
+                });
+            });
+        }
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.inside = false;
+            vcpu.stale = false;
+            vcpu.used = 0;
+        }
+    }
+
+    // --- choosing ---------------------------------------------------------------------------------
+
+    /// Calls `f` with everything that wants a list register of `v`.
+    fn for_each_candidate(&self, v: VcpuId, vmcr: u32, mut f: impl FnMut(Candidate)) {
+        let Some(vcpu) = self.present(v) else { return };
+        let private = ones(u64::from(vcpu.busy));
+        let shared = self
+            .spi_busy
+            .iter()
+            .zip((FIRST_SPI..).step_by(64))
+            .flat_map(|(&word, first)| ones(word).map(move |n| first.saturating_add(n)));
+        for intid in private.chain(shared) {
+            if let Some(irq) = self.irq(v, intid)
+                && let Some(candidate) = self.candidate(v, intid, irq, vmcr)
+            {
+                f(candidate);
+            }
+        }
+    }
+
+    fn candidate(&self, v: VcpuId, intid: u32, irq: &Irq, vmcr: u32) -> Option<Candidate> {
+        if irq.in_lr() || self.concerned(v, intid, irq) != Some(v) {
+            return None;
+        }
+        if irq.active() {
+            return Some(Candidate { rank: Rank::Active, priority: irq.active_priority(), intid });
+        }
+        if !irq.presentable() || !self.group_enabled(irq) {
+            return None;
+        }
+        let gate = if irq.has(Flags::GROUP1) { VMCR_VENG1 } else { VMCR_VENG0 };
+        let rank = if vmcr & gate != 0 { Rank::Presentable } else { Rank::Gated };
+        Some(Candidate { rank, priority: irq.priority, intid })
+    }
+
+    fn demand(&self, v: VcpuId, vmcr: u32) -> Demand {
+        let mut demand = Demand::default();
+        self.for_each_candidate(v, vmcr, |candidate| {
+            if candidate.rank == Rank::Active {
+                demand.active = demand.active.saturating_add(1);
+            } else {
+                demand.presentable = demand.presentable.saturating_add(1);
+                demand.first = Some(demand.first.map_or(candidate, |first| first.min(candidate)));
+            }
+        });
+        demand
+    }
+
+    /// ICH_HCR_EL2 for what is left outside.
+    fn control(&self, left: &Demand, vmcr: u32) -> Hcr {
+        let mut hcr = Hcr::EN;
+        if left.presentable > 0 {
+            hcr |= Hcr::NPIE;
+            hcr |= if vmcr & VMCR_VENG0 != 0 { Hcr::VGRP0DIE } else { Hcr::VGRP0EIE };
+            hcr |= if vmcr & VMCR_VENG1 != 0 { Hcr::VGRP1DIE } else { Hcr::VGRP1EIE };
+        }
+        if left.active > 0 {
+            hcr |= Hcr::LRENPIE | Hcr::TDIR;
+        }
+        // An SPI may be deactivated by another vCPU than the one that has it in a list register.
+        if vmcr & VMCR_VEOIM != 0 && self.vcpu_ids().nth(1).is_some() {
+            hcr |= Hcr::TDIR;
+        }
+        hcr
+    }
+
+    /// Moves an interrupt to a list register.
+    fn load(&mut self, v: VcpuId, candidate: Candidate, overflow: bool) -> (ListRegister, Slot) {
+        let intid = candidate.intid;
+        let Some(irq) = self.irq(v, intid).copied() else { return (ListRegister(0), Slot::EMPTY) };
+        let pintid = self.pintid(v, intid, &irq);
+        let active = candidate.rank == Rank::Active;
+
+        // Pending along with active, if it will be presented here as soon as it is deactivated: then
+        // no exit is needed. When others wait outside, its turn is not decided here. A level is
+        // never pending while active: it may be low by then.
+        let follows = active
+            && irq.latched()
+            && irq.has(Flags::ENABLED)
+            && self.group_enabled(&irq)
+            && self.target(v, intid, &irq) == Some(v)
+            && irq.priority == irq.active_priority()
+            && !overflow;
+        let take_latch = irq.latched() && (!active || follows);
+        let from_line = !active && !take_latch;
+        let more = (active && irq.pending() && !follows) || irq.line_pending();
+
+        let mut lr = u64::from(intid);
+        lr |= u64::from(candidate.priority) << ListRegister::PRIORITY_SHIFT;
+        lr |= if irq.has(Flags::GROUP1) { ListRegister::GROUP1 } else { 0 };
+        lr |= if active { ListRegister::ACTIVE } else { 0 };
+        lr |= if take_latch || from_line { ListRegister::PENDING } else { 0 };
+        lr |= match pintid {
+            // Pending and active excludes HW; a latch has no physical counterpart.
+            Some(pintid) if !irq.latched() => {
+                ListRegister::HW | u64::from(pintid) << ListRegister::PINTID_SHIFT
+            }
+            // The physical PPI is EL2's to deactivate then: it needs to know when.
+            Some(_) => ListRegister::EOI,
+            None if more => ListRegister::EOI,
+            None => 0,
+        };
+        if let Some(irq) = self.irq_mut(v, intid) {
+            irq.load(v, take_latch);
+        }
+        let slot = Slot { intid: u16::try_from(intid).unwrap_or(0), priority: candidate.priority, from_line };
+        (ListRegister(lr), slot)
+    }
+
+    /// The physical PPI behind `intid` of `v`.
+    fn pintid(&self, v: VcpuId, intid: u32, irq: &Irq) -> Option<u16> {
+        let n = intid.checked_sub(FIRST_PPI).filter(|_| irq.has(Flags::HARDWARE))?;
+        self.present(v)?.pintids.get(n as usize).copied().filter(|&p| p != 0)
+    }
+
+    /// The guest ended an interrupt that was in no list register. EOIs nest, so it is the most urgent
+    /// of those acknowledged.
+    fn end_outside(&mut self, v: VcpuId, kicks: &mut Kicks) {
+        let mut ended: Option<(bool, u8, u32)> = None;
+        self.for_each_candidate(v, 0, |candidate| {
+            if candidate.rank == Rank::Active {
+                let irq = self.irq(v, candidate.intid);
+                let acked = irq.is_some_and(|irq| irq.has(Flags::ACKED));
+                let key = (!acked, candidate.priority, candidate.intid);
+                ended = Some(ended.map_or(key, |other| other.min(key)));
+            }
+        });
+        if let Some((_, _, intid)) = ended {
+            self.update(v, intid, kicks, Irq::deactivate);
+        }
+    }
+}
+
+/// Keeps the first `room.len()` candidates, in order.
+fn insert(room: &mut [Option<Candidate>], new: Candidate) {
+    let mut new = new;
+    for place in room {
+        match place {
+            Some(old) if *old <= new => {}
+            Some(old) => core::mem::swap(old, &mut new),
+            None => {
+                *place = Some(new);
+                return;
+            }
+        }
+    }
+}
