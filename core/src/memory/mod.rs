@@ -4,11 +4,14 @@
 //! | module | what |
 //! |---|---|
 //! | [`range`] | runs of pages, checked once |
+//! | [`ownership`] | who owns RAM, and what may become of it |
 //! | [`stage2`] | a VM's stage-2 translation tables |
 //!
 //! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
 //! Lock order for all of it: host, then hypervisor (pool, ownership), then VM, then vCPU.
 
+mod granule;
+pub mod ownership;
 pub mod range;
 pub mod stage2;
 

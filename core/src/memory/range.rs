@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn boundaries() {
-        const TOP: u64 = u64::MAX & !(PAGE_SIZE - 1);
+        const TOP: u64 = !(PAGE_SIZE - 1);
         let cases: &[(u64, u64, Result<(), RangeError>)] = &[
             (0, 0, Err(RangeError::Empty)),
             (0, 1, Err(RangeError::Unaligned)),
