@@ -19,5 +19,8 @@
 )]
 
 pub mod addr;
+pub mod fdt;
 pub mod memory;
+pub mod platform;
+pub mod vcpu;
 pub mod vgic;

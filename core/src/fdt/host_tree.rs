@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The device tree that the host VM gets: the machine's, less the hypervisor's memory and the boot
+//! modules, plus the node that a GenieZone driver looks for.
+
+use arrayvec::ArrayString;
+use core::fmt::Write;
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
+
+use super::machine::{HostImage, Region};
+use super::writer::{NoSpace, Writer};
+
+/// Nodes deeper than this are left out.
+const MAX_DEPTH: u32 = 16;
+
+/// Writes the host's tree into `buffer` and returns the bytes used. It is `source` with these
+/// differences:
+///
+/// - `hypervisor` ranges stand in `/reserved-memory` with `no-map`;
+/// - `/chosen` has the host's boot arguments and initrd, and no boot modules;
+/// - `/hypervisor` (`mediatek,geniezone`) is there; another hypervisor's node is not.
+pub fn write(
+    source: Fdt<'_>,
+    buffer: &mut [u8],
+    host: &HostImage<'_>,
+    hypervisor: &[Region],
+) -> Result<usize, NoSpace> {
+    let reservations = source.memory_reservations().map(|r| (r.address(), r.size()));
+    let mut w = Writer::new(buffer, reservations)?;
+    let root = source.root();
+    w.begin_node("")?;
+    for p in root.properties() {
+        w.property(p.name(), p.value())?;
+    }
+    w.begin_node("hypervisor")?;
+    w.property("compatible", b"mediatek,geniezone\0")?;
+    w.end_node()?;
+
+    let mut seen_chosen = false;
+    let mut seen_reserved = false;
+    for child in root.children() {
+        match child.name() {
+            "chosen" => {
+                seen_chosen = true;
+                chosen(&mut w, Some(child), host)?;
+            }
+            "reserved-memory" => {
+                seen_reserved = true;
+                reserved(&mut w, Some(child), hypervisor)?;
+            }
+            "hypervisor" => {}
+            _ => copy(&mut w, child, MAX_DEPTH)?,
+        }
+    }
+    if !seen_chosen {
+        chosen(&mut w, None, host)?;
+    }
+    if !seen_reserved {
+        reserved(&mut w, None, hypervisor)?;
+    }
+    w.end_node()?;
+    w.finish()
+}
+
+fn copy(w: &mut Writer<'_>, node: FdtNode<'_>, depth: u32) -> Result<(), NoSpace> {
+    let Some(depth) = depth.checked_sub(1) else { return Ok(()) };
+    w.begin_node(node.name())?;
+    for p in node.properties() {
+        w.property(p.name(), p.value())?;
+    }
+    for child in node.children() {
+        copy(w, child, depth)?;
+    }
+    w.end_node()
+}
+
+fn chosen(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, host: &HostImage<'_>) -> Result<(), NoSpace> {
+    const OURS: [&str; 3] = ["bootargs", "linux,initrd-start", "linux,initrd-end"];
+    w.begin_node("chosen")?;
+    if let Some(old) = old {
+        for p in old.properties().filter(|p| !OURS.contains(&p.name())) {
+            w.property(p.name(), p.value())?;
+        }
+    }
+    let mut bootargs = arrayvec::ArrayVec::<u8, 2048>::new();
+    bootargs.try_extend_from_slice(host.bootargs.as_bytes()).map_err(|_| NoSpace)?;
+    bootargs.try_push(0).map_err(|_| NoSpace)?;
+    w.property("bootargs", &bootargs)?;
+    if let Some(initrd) = host.initrd {
+        w.property("linux,initrd-start", &initrd.base.to_be_bytes())?;
+        w.property("linux,initrd-end", &initrd.end().to_be_bytes())?;
+    }
+    if let Some(old) = old {
+        for child in old.children().filter(|c| c.name_without_address() != "module") {
+            copy(w, child, MAX_DEPTH)?;
+        }
+    }
+    w.end_node()
+}
+
+fn reserved(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, ranges: &[Region]) -> Result<(), NoSpace> {
+    w.begin_node("reserved-memory")?;
+    match old {
+        Some(old) => {
+            for p in old.properties() {
+                w.property(p.name(), p.value())?;
+            }
+        }
+        None => {
+            w.property("#address-cells", &2u32.to_be_bytes())?;
+            w.property("#size-cells", &2u32.to_be_bytes())?;
+            w.property("ranges", &[])?;
+        }
+    }
+    for range in ranges {
+        let mut name = ArrayString::<32>::new();
+        write!(name, "gzvm@{:x}", range.base).map_err(|_| NoSpace)?;
+        w.begin_node(&name)?;
+        let mut reg = [0; 16];
+        let (base, size) = reg.split_at_mut(8);
+        base.copy_from_slice(&range.base.to_be_bytes());
+        size.copy_from_slice(&range.size.to_be_bytes());
+        w.property("reg", &reg)?;
+        w.property("no-map", &[])?;
+        w.end_node()?;
+    }
+    if let Some(old) = old {
+        for child in old.children() {
+            copy(w, child, MAX_DEPTH)?;
+        }
+    }
+    w.end_node()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fdt::machine::{Machine, UartKind};
+
+    fn sample(buffer: &mut [u8]) -> usize {
+        let mut w = Writer::new(buffer, [(0x1000, 0x2000)].into_iter()).unwrap();
+        w.begin_node("").unwrap();
+        w.property("#address-cells", &2u32.to_be_bytes()).unwrap();
+        w.property("#size-cells", &2u32.to_be_bytes()).unwrap();
+        w.property("model", b"test,board\0").unwrap();
+        w.begin_node("memory@40000000").unwrap();
+        w.property("device_type", b"memory\0").unwrap();
+        let reg: Vec<u8> = [0x4000_0000u64, 0x8000_0000].iter().flat_map(|v| v.to_be_bytes()).collect();
+        w.property("reg", &reg).unwrap();
+        w.end_node().unwrap();
+        w.begin_node("pl011@9000000").unwrap();
+        w.property("compatible", b"arm,pl011\0arm,primecell\0").unwrap();
+        let reg: Vec<u8> = [0x900_0000u64, 0x1000].iter().flat_map(|v| v.to_be_bytes()).collect();
+        w.property("reg", &reg).unwrap();
+        w.end_node().unwrap();
+        w.begin_node("psci").unwrap();
+        w.property("compatible", b"arm,psci-1.0\0arm,psci-0.2\0").unwrap();
+        w.property("method", b"smc\0").unwrap();
+        w.end_node().unwrap();
+        w.begin_node("chosen").unwrap();
+        w.property("stdout-path", b"/pl011@9000000\0").unwrap();
+        w.begin_node("module@50000000").unwrap();
+        w.property("compatible", b"multiboot,module\0multiboot,kernel\0").unwrap();
+        let reg: Vec<u8> = [0x5000_0000u64, 0x100_0000].iter().flat_map(|v| v.to_be_bytes()).collect();
+        w.property("reg", &reg).unwrap();
+        w.property("bootargs", b"console=ttyAMA0\0").unwrap();
+        w.end_node().unwrap();
+        w.end_node().unwrap();
+        w.end_node().unwrap();
+        w.finish().unwrap()
+    }
+
+    #[test]
+    fn the_host_sees_no_hypervisor_memory_and_no_modules() {
+        let mut source = vec![0; 8192];
+        let len = sample(&mut source);
+        let fdt = Fdt::new(&source[..len]).unwrap();
+        let machine = Machine::from_fdt(fdt);
+        assert_eq!(machine.model, "test,board");
+        assert_eq!(machine.uart.unwrap().kind, UartKind::Pl011);
+        let host = machine.host.unwrap();
+        assert_eq!(host.bootargs, "console=ttyAMA0");
+        assert_eq!(host.kernel, Region { base: 0x5000_0000, size: 0x100_0000 });
+        assert_eq!(machine.reserved.as_slice(), &[Region { base: 0x1000, size: 0x2000 }]);
+
+        let mut out = vec![0; 16384];
+        let hyp = [Region { base: 0x7F00_0000, size: 0x100_0000 }];
+        let len = write(fdt, &mut out, &host, &hyp).unwrap();
+        let edited = Fdt::new(&out[..len]).unwrap();
+        let again = Machine::from_fdt(edited);
+        assert!(again.host.is_none());
+        assert!(again.reserved.contains(&hyp[0]));
+        let node = edited.find_node("/hypervisor").unwrap();
+        assert_eq!(node.property("compatible").unwrap().value(), b"mediatek,geniezone\0");
+        let chosen = edited.find_node("/chosen").unwrap();
+        assert_eq!(chosen.property("bootargs").unwrap().value(), b"console=ttyAMA0\0");
+        assert!(edited.find_node("/reserved-memory/gzvm@7f000000").unwrap().property("no-map").is_some());
+    }
+
+    #[test]
+    fn too_small_a_buffer_is_an_error_at_every_size() {
+        let mut source = vec![0; 8192];
+        let len = sample(&mut source);
+        let fdt = Fdt::new(&source[..len]).unwrap();
+        let host = HostImage { kernel: Region::default(), initrd: None, bootargs: "" };
+        for size in 0..400 {
+            assert_eq!(write(fdt, &mut vec![0; size], &host, &[]), Err(NoSpace));
+        }
+    }
+}

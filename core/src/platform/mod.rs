@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The virtual platform that a guest finds, and what the host may ask of the firmware.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`psci`] | a guest's power states and calls (PSCI 1.1) |
+//! | [`smccc`] | which firmware and hypervisor calls a guest is answered |
+//! | [`host_calls`] | which SMCs of the host go to the firmware |
+//! | [`id_registers`] | what of the CPU a guest is told |
+
+pub mod host_calls;
+pub mod id_registers;
+pub mod psci;
+pub mod smccc;
