@@ -5,6 +5,8 @@
 //! |---|---|
 //! | [`range`] | runs of pages, checked once |
 //! | [`ownership`] | who owns RAM, and what may become of it |
+//! | [`pool`] | the hypervisor's own pages, and who is charged for them |
+//! | [`slots`] | which addresses of a VM are memory, and the region buffer |
 //! | [`stage2`] | a VM's stage-2 translation tables |
 //!
 //! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
@@ -12,7 +14,9 @@
 
 mod granule;
 pub mod ownership;
+pub mod pool;
 pub mod range;
+pub mod slots;
 pub mod stage2;
 
 pub use range::{IpaRange, PaRange, RangeError};
