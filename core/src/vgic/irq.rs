@@ -8,7 +8,8 @@
 //! `DROP_PENDING`, `DROP_ACTIVE` and `SET_ACTIVE`, and takes effect when the register comes back.
 //!
 //! # Invariants
-//! - `LR_LATCH`, `DROP_PENDING`, `DROP_ACTIVE`, `SET_ACTIVE` are clear unless `IN_LR` is set.
+//! - `LR_LATCH`, `LR_PULSE`, `DROP_PENDING`, `DROP_ACTIVE`, `SET_ACTIVE` are clear unless `IN_LR` is.
+//! - `PULSE` is clear unless `LATCH` is set.
 //! - `holder` names a vCPU only while `ACTIVE` or `IN_LR` is set. For SGIs and PPIs it is the owner.
 //! - All bytes zero is a valid, inactive interrupt.
 
@@ -52,6 +53,8 @@ bitflags! {
         const HARDWARE = 1 << 13;
         /// GICD_IROUTER.Interrupt_Routing_Mode: any vCPU.
         const ANY = 1 << 14;
+        /// What `PULSE` says, of the pending bit in the list register.
+        const LR_PULSE = 1 << 15;
     }
 }
 
@@ -172,8 +175,7 @@ impl Irq {
     /// The line rose and nobody will say when it falls: pending once, whatever GICD_ICFGR says.
     pub fn pulse(&mut self) {
         // What software latched before is not withdrawn with the line.
-        let in_lr = self.has(Flags::LR_LATCH) && !self.has(Flags::DROP_PENDING);
-        if !self.latched() && !in_lr {
+        if !self.latched() {
             self.flags.insert(Flags::PULSE);
         }
         self.flags.insert(Flags::LATCH);
@@ -182,8 +184,14 @@ impl Irq {
     /// The line fell: a level-triggered pulse that nobody has acknowledged is withdrawn.
     pub fn lower(&mut self) {
         self.flags.remove(Flags::LINE);
-        if self.has(Flags::PULSE) && !self.has(Flags::EDGE) {
-            self.unpend();
+        if self.has(Flags::EDGE) {
+            return;
+        }
+        if self.has(Flags::PULSE) {
+            self.flags.remove(Flags::LATCH.union(Flags::PULSE));
+        }
+        if self.has(Flags::LR_PULSE) {
+            self.flags.insert(Flags::DROP_PENDING);
         }
     }
 
@@ -235,7 +243,8 @@ impl Irq {
     pub fn load(&mut self, vcpu: VcpuId, take_latch: bool) {
         self.flags.insert(Flags::IN_LR);
         if take_latch {
-            self.flags.remove(Flags::LATCH);
+            self.set(Flags::LR_PULSE, self.has(Flags::PULSE));
+            self.flags.remove(Flags::LATCH.union(Flags::PULSE));
             self.flags.insert(Flags::LR_LATCH);
         }
         self.holder = u8::try_from(vcpu.0).map_or(0, |v| v.saturating_add(1));
@@ -245,10 +254,9 @@ impl Irq {
     pub fn fold(&mut self, lr: LrState) {
         let had_latch = self.has(Flags::LR_LATCH);
         if had_latch && lr.pending && !self.has(Flags::DROP_PENDING) {
+            let only_pulses = self.has(Flags::LR_PULSE) && self.has(Flags::PULSE) == self.latched();
+            self.set(Flags::PULSE, only_pulses);
             self.flags.insert(Flags::LATCH);
-        }
-        if !self.latched() {
-            self.flags.remove(Flags::PULSE);
         }
         let acknowledged = (had_latch || lr.from_line) && !lr.pending;
         if !lr.pending {
@@ -267,6 +275,7 @@ impl Irq {
         self.flags.remove(
             Flags::IN_LR
                 .union(Flags::LR_LATCH)
+                .union(Flags::LR_PULSE)
                 .union(Flags::DROP_PENDING)
                 .union(Flags::DROP_ACTIVE)
                 .union(Flags::SET_ACTIVE),

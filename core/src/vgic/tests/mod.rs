@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Tests of the virtual GIC.
+//!
+//! - [`cpu`]: a simulated virtual CPU interface, the part of the hardware that works on list registers.
+//! - [`oracle`]: a GICv3 without list registers, written for clarity, knowing nothing of the rest.
+//! - [`machine`]: two vCPUs on simulated CPUs, and an EL2 that flushes, syncs and kicks.
+//! - [`property`]: random operations on machine and oracle.
+//! - [`directed`]: the cases in which others failed. [`registers`]: register by register, and sweeps.
+
+mod cpu;
+mod directed;
+mod machine;
+mod oracle;
+mod property;
+mod registers;
