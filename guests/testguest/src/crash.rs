@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Ways for a guest to end, for tests of what the VMM says and does about each.
+
+use core::arch::asm;
+
+use gzvm_guest_kit::psci::function;
+use gzvm_guest_kit::{arch, machine, println, psci};
+
+/// An address that neither memory nor a device is at, in gz's map and in QEMU's.
+const NOWHERE: u64 = 0x3000_0000;
+const TEST_DEVICE: u64 = 0x0009_0000;
+
+/// `off`, `reset`, `panic`, `unmapped-read`, `unmapped-write`, `unmapped-exec`, `ldp-device`,
+/// `writeback-device`, `exec-device`, `hang` (interrupts off, spinning), `wfi` (nothing that could
+/// wake it), `all-off` (the last CPU turns itself off), `memory-end` (past the end of memory).
+pub fn run(how: &str) {
+    println!("[CRASH] {how}");
+    match how {
+        "off" => return,
+        "reset" => drop(psci::call(function::SYSTEM_RESET, &[])),
+        "panic" => panic!("as asked"),
+        // SAFETY: the guest is to end by it.
+        "unmapped-read" => drop(unsafe { gzvm_guest_kit::mmio::load32(NOWHERE) }),
+        // SAFETY: the guest is to end by it.
+        "unmapped-write" => unsafe { gzvm_guest_kit::mmio::store32(NOWHERE, 1) },
+        "unmapped-exec" => jump(NOWHERE),
+        // SAFETY: the guest is to end by it.
+        "ldp-device" => unsafe { asm!("ldp {}, {}, [{}]", out(reg) _, out(reg) _, in(reg) TEST_DEVICE) },
+        // SAFETY: the guest is to end by it.
+        "writeback-device" => unsafe { asm!("ldr {0:w}, [{1}], #4", out(reg) _, inout(reg) TEST_DEVICE => _) },
+        "exec-device" => jump(TEST_DEVICE),
+        "hang" => loop {
+            arch::cpu_relax();
+        },
+        "wfi" => loop {
+            arch::wfi();
+        },
+        "all-off" => psci::cpu_off(),
+        "memory-end" => {
+            let end = machine::get().memory.iter().map(|m| m.end()).max().unwrap_or(NOWHERE);
+            // SAFETY: the guest is to end by it.
+            unsafe { gzvm_guest_kit::mmio::store64(end, 1) };
+        }
+        _ => println!("unknown way to crash"),
+    }
+    println!("[SURVIVED] {how}");
+}
+
+fn jump(address: u64) {
+    // SAFETY: the guest is to end by it.
+    let f: extern "C" fn() = unsafe { core::mem::transmute(address as usize) };
+    f();
+}

@@ -1,0 +1,721 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Interrupt delivery: SGIs, more pending and active interrupts than list registers, priorities,
+//! and every order of disable, end and deactivate.
+//!
+//! Most cases poll ICC_IAR1_EL1 with IRQs masked: that fixes the order of events. Between two
+//! reads a hypervisor may have to refill list registers, so "nothing" is believed after a while.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
+use gzvm_guest_kit::case::{Case, Outcome};
+use gzvm_guest_kit::gic::{self, SPURIOUS, gicd};
+use gzvm_guest_kit::{ArrayVec, arch, cases, check, check_eq, fail, machine, read_sysreg, skip, smp, timer, write_sysreg};
+
+use crate::util::{Random, everywhere, exit_of_kind, join_second, start_second};
+
+pub const CASES: &[Case] = cases!["interrupts":
+    sgi_to_itself, sgi_to_the_other, sgi_broadcast, sgi_ping_pong, sgis_from_all_to_all, sgi_out_of_range,
+    wfi_wakes_by_sgi, pending_spi, pending_ppi_and_sgi, many_pending_in_priority_order,
+    many_pending_of_one_priority, many_active_split_end, nested_priorities, priority_mask,
+    pending_while_active, disabled_is_not_delivered, disabled_while_active, cleared_pending_is_gone,
+    active_set_by_software, distributor_disabled, group_disabled_at_the_cpu, end_without_deactivate,
+    split_end_in_other_order, routed_to_the_other, rerouted_while_pending, random_walk,
+];
+
+/// SPIs that nothing drives: gz's virtio lines without drivers, QEMU's without guests.
+const FIRST_SPI: u32 = 36;
+const SPI_COUNT: u32 = 20;
+
+fn spis() -> core::ops::Range<u32> {
+    FIRST_SPI..FIRST_SPI + SPI_COUNT
+}
+
+/// Acknowledges the next interrupt, waiting for it up to a second.
+fn take() -> u32 {
+    let mut intid = SPURIOUS;
+    timer::wait_ms(1000, || {
+        intid = gic::acknowledge();
+        intid != SPURIOUS
+    });
+    intid
+}
+
+/// What can be acknowledged although nothing should be pending.
+fn nothing() -> u32 {
+    for i in 0..4 {
+        let intid = gic::acknowledge();
+        if intid != SPURIOUS {
+            gic::end(intid);
+            return intid;
+        }
+        exit_of_kind(i);
+    }
+    timer::wait_ms(1, || false);
+    let intid = gic::acknowledge();
+    if intid != SPURIOUS {
+        gic::end(intid);
+    }
+    intid
+}
+
+fn check_nothing(what: &str) -> Outcome {
+    check_eq!(nothing(), SPURIOUS, "interrupt although {what}");
+    Ok(())
+}
+
+fn check_taken(expected: u32, what: &str) -> Outcome {
+    check_eq!(take(), expected, "interrupt, {what}");
+    Ok(())
+}
+
+/// Enables the test SPIs as edge-triggered and routes them here; afterwards everything is as new.
+fn with_spis(f: impl FnOnce() -> Outcome) -> Outcome {
+    for intid in spis() {
+        gic::disable(intid);
+        gic::set_edge(intid, true);
+        gic::set_bit(gicd::ICPENDR, intid);
+        gic::set_bit(gicd::ICACTIVER, intid);
+        gic::set_priority(intid, gic::DEFAULT_PRIORITY);
+        gic::route(intid, arch::mpidr());
+        gic::enable(intid);
+    }
+    gic::set_eoi_mode(false);
+    let outcome = f();
+    arch::irq_disable();
+    gic::init_distributor();
+    gic::init_cpu();
+    outcome
+}
+
+fn pend(intid: u32) {
+    gic::set_bit(gicd::ISPENDR, intid);
+}
+
+fn is_active(intid: u32) -> bool {
+    gic::bit(gicd::ISACTIVER, intid)
+}
+
+fn sgi_to_itself() -> Outcome {
+    for round in 0..10 {
+        for intid in 0..16 {
+            gic::send_sgi(arch::mpidr(), intid);
+            let taken = take();
+            if taken != SPURIOUS {
+                gic::end(taken);
+            }
+            check_eq!(taken, intid, "round {round}");
+        }
+    }
+    check_nothing("all SGIs were taken")
+}
+
+static COUNT: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
+static READY: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(false);
+
+fn count(intid: u32) {
+    if let Some(n) = COUNT.get(intid as usize) {
+        n.fetch_add(1, SeqCst);
+    }
+}
+
+fn reset_counts(handler: fn(u32)) {
+    COUNT.iter().for_each(|n| n.store(0, SeqCst));
+    READY.store(false, SeqCst);
+    STOP.store(false, SeqCst);
+    gic::set_handler(handler);
+}
+
+fn taking_interrupts() {
+    gic::init_cpu();
+    arch::irq_enable();
+    READY.store(true, SeqCst);
+    while !STOP.load(SeqCst) {
+        arch::cpu_relax();
+    }
+}
+
+fn second_takes_interrupts() -> Outcome {
+    start_second(taking_interrupts)?;
+    check!(timer::wait_ms(5000, || READY.load(SeqCst)), "CPU 1 is not ready");
+    Ok(())
+}
+
+fn stop_second() -> Outcome {
+    STOP.store(true, SeqCst);
+    join_second()
+}
+
+fn sgi_to_the_other() -> Outcome {
+    reset_counts(count);
+    second_takes_interrupts()?;
+    for round in 0..20 {
+        for (intid, n) in COUNT.iter().enumerate() {
+            let before = n.load(SeqCst);
+            gic::send_sgi(machine::get().cpus[1], intid as u32);
+            let came = timer::wait_ms(2000, || n.load(SeqCst) > before);
+            if !came {
+                stop_second()?;
+                fail!("SGI {intid} did not come, round {round}");
+            }
+        }
+    }
+    stop_second()
+}
+
+fn sgi_broadcast() -> Outcome {
+    reset_counts(count);
+    second_takes_interrupts()?;
+    for _ in 0..50 {
+        let before = COUNT[9].load(SeqCst);
+        gic::send_sgi_others(9);
+        let came = timer::wait_ms(2000, || COUNT[9].load(SeqCst) > before);
+        if !came {
+            stop_second()?;
+            fail!("the other CPU did not get it");
+        }
+    }
+    let to_itself = nothing();
+    stop_second()?;
+    check_eq!(to_itself, SPURIOUS, "SGI to all but this CPU came here");
+    Ok(())
+}
+
+fn sgi_ping_pong() -> Outcome {
+    reset_counts(|intid| {
+        count(intid);
+        if arch::cpu_index() == 1 {
+            gic::send_sgi(machine::get().cpus[0], 2);
+        }
+    });
+    second_takes_interrupts()?;
+    arch::irq_enable();
+    let mut lost = None;
+    for round in 0..1000 {
+        gic::send_sgi(machine::get().cpus[1], 1);
+        if !timer::wait_ms(3000, || COUNT[2].load(SeqCst) > round) {
+            lost = Some(round);
+            break;
+        }
+    }
+    arch::irq_disable();
+    stop_second()?;
+    check_eq!(lost, None, "round without an answer");
+    Ok(())
+}
+
+/// All CPUs send to all; the last SGI of each kind must arrive everywhere.
+fn sgis_from_all_to_all() -> Outcome {
+    static GOT: [AtomicU32; gzvm_guest_kit::MAX_CPUS] = [const { AtomicU32::new(0) }; gzvm_guest_kit::MAX_CPUS];
+    static DONE: AtomicU32 = AtomicU32::new(0);
+    GOT.iter().for_each(|g| g.store(0, SeqCst));
+    DONE.store(0, SeqCst);
+    gic::set_handler(|intid| {
+        GOT[arch::cpu_index()].fetch_or(1 << intid, SeqCst);
+    });
+    everywhere(|| {
+        arch::irq_enable();
+        let me = arch::cpu_index();
+        for i in 0..500 {
+            for cpu in 0..smp::count() {
+                gic::send_sgi(machine::get().cpus[cpu], (me + i) as u32 % 16);
+            }
+        }
+        DONE.fetch_add(1, SeqCst);
+        let all = timer::wait_ms(10_000, || {
+            DONE.load(SeqCst) as usize == smp::count() && GOT[me].load(SeqCst) == 0xFFFF
+        });
+        check!(all, "CPU {me} got the SGIs {:#x} only", GOT[me].load(SeqCst));
+        Ok(())
+    })
+}
+
+/// Targets that do not exist: nothing happens.
+fn sgi_out_of_range() -> Outcome {
+    for value in [0x00FF_0001, 0xFF << 32 | 1, 0xFF << 48 | 1, 0x8000, 0, 0xFF << 56] {
+        gic::send_sgi_raw(value | 4 << 24);
+    }
+    // The range selector counts only where the CPU interface has it (ICC_CTLR_EL1.RSS).
+    if read_sysreg!("S3_0_C12_C12_4") & 1 << 18 != 0 {
+        gic::send_sgi_raw(0xF << 44 | 4 << 24 | 1);
+    }
+    check_nothing("no SGI was for this CPU")
+}
+
+/// CPU 1 sleeps by WFI; each SGI must wake it.
+fn wfi_wakes_by_sgi() -> Outcome {
+    reset_counts(count);
+    start_second(|| {
+        gic::init_cpu();
+        READY.store(true, SeqCst);
+        while !STOP.load(SeqCst) {
+            arch::irq_disable();
+            if !STOP.load(SeqCst) {
+                arch::wfi();
+            }
+            arch::irq_enable();
+        }
+    })?;
+    check!(timer::wait_ms(5000, || READY.load(SeqCst)), "CPU 1 is not ready");
+    let mut lost = None;
+    let mut random = Random(7);
+    for round in 0..300 {
+        let before = COUNT[3].load(SeqCst);
+        gic::send_sgi(machine::get().cpus[1], 3);
+        if !timer::wait_ms(5000, || COUNT[3].load(SeqCst) > before) {
+            lost = Some(round);
+            break;
+        }
+        // Some SGIs hit the CPU on its way to sleep.
+        for _ in 0..random.next() % 2000 {
+            arch::cpu_relax();
+        }
+    }
+    STOP.store(true, SeqCst);
+    gic::send_sgi(machine::get().cpus[1], 4);
+    join_second()?;
+    check_eq!(lost, None, "round without a wake-up");
+    Ok(())
+}
+
+fn pending_spi() -> Outcome {
+    with_spis(|| {
+        for intid in spis() {
+            pend(intid);
+            check!(gic::bit(gicd::ISPENDR, intid), "INTID {intid} does not read as pending");
+            check_taken(intid, "set pending")?;
+            check!(is_active(intid), "INTID {intid} does not read as active");
+            check!(!gic::bit(gicd::ISPENDR, intid), "INTID {intid} reads as pending and active");
+            gic::end(intid);
+            check!(!is_active(intid), "INTID {intid} reads as active after EOI");
+        }
+        check_nothing("all SPIs were taken")
+    })
+}
+
+fn pending_ppi_and_sgi() -> Outcome {
+    let ppi = machine::get().timer_intid;
+    // Edge by software: the timer's PPI is level-sensitive, its latch works nonetheless.
+    gic::set_bit(gicd::ICENABLER, ppi);
+    for intid in [3, 15] {
+        pend(intid);
+        check_taken(intid, "pended through GICR_ISPENDR0")?;
+        gic::end(intid);
+    }
+    check_nothing("all were taken")
+}
+
+fn many_pending_in_priority_order() -> Outcome {
+    with_spis(|| {
+        let priority = |i: u32| (8 + 8 * (i * 7 % SPI_COUNT)) as u8;
+        for round in 0..3 {
+            for (i, intid) in spis().enumerate() {
+                gic::set_priority(intid, priority(i as u32));
+            }
+            for intid in spis() {
+                pend(intid);
+            }
+            let mut last = 0;
+            for n in 0..SPI_COUNT {
+                let intid = take();
+                check!(spis().contains(&intid), "round {round}: interrupt number {n} is {intid}");
+                let p = priority(intid - FIRST_SPI);
+                check_eq!(gic::running_priority(), p, "running priority with {intid}");
+                check!(p > last, "round {round}: priority {p:#x} after {last:#x}");
+                last = p;
+                gic::end(intid);
+            }
+            check_nothing("all were taken")?;
+        }
+        Ok(())
+    })
+}
+
+fn many_pending_of_one_priority() -> Outcome {
+    with_spis(|| {
+        for round in 0..20 {
+            for intid in spis() {
+                pend(intid);
+            }
+            let mut seen = 0u32;
+            for n in 0..SPI_COUNT {
+                let intid = take();
+                check!(spis().contains(&intid), "round {round}: interrupt number {n} is {intid}");
+                check!(seen & 1 << (intid - FIRST_SPI) == 0, "{intid} twice");
+                seen |= 1 << (intid - FIRST_SPI);
+                gic::end(intid);
+            }
+            check_nothing("all were taken")?;
+        }
+        Ok(())
+    })
+}
+
+/// More active interrupts than list registers: EOImode 1, all dropped, then all deactivated.
+fn many_active_split_end() -> Outcome {
+    with_spis(|| {
+        gic::set_eoi_mode(true);
+        for round in 0..4 {
+            let mut taken: ArrayVec<u32, 32> = ArrayVec::new();
+            for intid in spis() {
+                pend(intid);
+            }
+            for n in 0..SPI_COUNT {
+                let intid = take();
+                check!(spis().contains(&intid), "round {round}: interrupt number {n} is {intid}");
+                taken.push(intid);
+                gic::end(intid);
+            }
+            for &intid in &taken {
+                check!(is_active(intid), "round {round}: {intid} is not active");
+            }
+            check_nothing("all are active")?;
+            if round % 2 == 1 {
+                taken.reverse();
+            }
+            for &intid in &taken {
+                gic::deactivate(intid);
+                check!(!is_active(intid), "round {round}: {intid} is active after DIR");
+            }
+        }
+        Ok(())
+    })
+}
+
+fn nested_priorities() -> Outcome {
+    with_spis(|| {
+        // Binary point 0: every priority preempts a lower one.
+        let mut stack: ArrayVec<u32, 32> = ArrayVec::new();
+        for (i, intid) in spis().take(10).enumerate() {
+            gic::set_priority(intid, (0xF0 - 0x10 * i) as u8);
+            pend(intid);
+            check_taken(intid, "preempting")?;
+            stack.push(intid);
+        }
+        while let Some(intid) = stack.pop() {
+            gic::end(intid);
+            check!(!is_active(intid), "{intid} is active after EOI");
+            let running = stack.last().map_or(0xFF, |_| (0xF0 - 0x10 * (stack.len() - 1)) as u8);
+            check_eq!(gic::running_priority(), running, "running priority after EOI of {intid}");
+        }
+        check_nothing("all have ended")
+    })
+}
+
+fn priority_mask() -> Outcome {
+    with_spis(|| {
+        gic::set_priority(FIRST_SPI, 0xB0);
+        write_sysreg!("S3_0_C4_C6_0", 0xA0); // ICC_PMR_EL1
+        arch::isb();
+        pend(FIRST_SPI);
+        check_nothing("the mask is above")?;
+        write_sysreg!("S3_0_C4_C6_0", 0xFF);
+        arch::isb();
+        check_taken(FIRST_SPI, "with the mask raised")?;
+        gic::end(FIRST_SPI);
+        Ok(())
+    })
+}
+
+fn pending_while_active() -> Outcome {
+    with_spis(|| {
+        for mode in [false, true] {
+            gic::set_eoi_mode(mode);
+            pend(FIRST_SPI);
+            check_taken(FIRST_SPI, "the first time")?;
+            pend(FIRST_SPI);
+            check_nothing("it is active")?;
+            gic::end(FIRST_SPI);
+            if mode {
+                check_nothing("it is not deactivated")?;
+                gic::deactivate(FIRST_SPI);
+            }
+            check_taken(FIRST_SPI, "the second time")?;
+            gic::end(FIRST_SPI);
+            if mode {
+                gic::deactivate(FIRST_SPI);
+            }
+            check_nothing("it came twice")?;
+        }
+        Ok(())
+    })
+}
+
+fn disabled_is_not_delivered() -> Outcome {
+    with_spis(|| {
+        gic::disable(FIRST_SPI);
+        pend(FIRST_SPI);
+        check_nothing("it is disabled")?;
+        check!(gic::bit(gicd::ISPENDR, FIRST_SPI), "not pending");
+        gic::enable(FIRST_SPI);
+        check_taken(FIRST_SPI, "enabled")?;
+        gic::end(FIRST_SPI);
+        // Disabled after it may have reached a list register.
+        pend(FIRST_SPI);
+        exit_of_kind(1);
+        gic::disable(FIRST_SPI);
+        check_nothing("it was disabled while pending")?;
+        gic::enable(FIRST_SPI);
+        check_taken(FIRST_SPI, "enabled again")?;
+        gic::end(FIRST_SPI);
+        Ok(())
+    })
+}
+
+fn disabled_while_active() -> Outcome {
+    with_spis(|| {
+        for mode in [false, true] {
+            gic::set_eoi_mode(mode);
+            pend(FIRST_SPI);
+            check_taken(FIRST_SPI, "the first time")?;
+            gic::disable(FIRST_SPI);
+            check!(is_active(FIRST_SPI), "disabling took the active state away");
+            pend(FIRST_SPI);
+            gic::end(FIRST_SPI);
+            if mode {
+                check!(is_active(FIRST_SPI), "priority drop took the active state away");
+                gic::deactivate(FIRST_SPI);
+            }
+            check!(!is_active(FIRST_SPI), "still active, mode {mode}");
+            check_nothing("it is disabled")?;
+            gic::enable(FIRST_SPI);
+            check_taken(FIRST_SPI, "enabled again")?;
+            gic::end(FIRST_SPI);
+            if mode {
+                gic::deactivate(FIRST_SPI);
+            }
+        }
+        Ok(())
+    })
+}
+
+fn cleared_pending_is_gone() -> Outcome {
+    with_spis(|| {
+        for intid in spis() {
+            pend(intid);
+        }
+        exit_of_kind(1);
+        for intid in spis() {
+            gic::set_bit(gicd::ICPENDR, intid);
+        }
+        check_nothing("pending was cleared")?;
+        pend(FIRST_SPI);
+        check_taken(FIRST_SPI, "afterwards")?;
+        gic::set_bit(gicd::ICPENDR, FIRST_SPI);
+        check!(is_active(FIRST_SPI), "clearing pending took the active state away");
+        gic::end(FIRST_SPI);
+        check_nothing("it has ended")
+    })
+}
+
+fn active_set_by_software() -> Outcome {
+    with_spis(|| {
+        gic::set_bit(gicd::ISACTIVER, FIRST_SPI);
+        check!(is_active(FIRST_SPI), "not active");
+        pend(FIRST_SPI);
+        check_nothing("it is active")?;
+        gic::set_bit(gicd::ICACTIVER, FIRST_SPI);
+        check!(!is_active(FIRST_SPI), "still active");
+        check_taken(FIRST_SPI, "once inactive")?;
+        // Taken back by software instead of EOI's deactivation.
+        gic::set_bit(gicd::ICACTIVER, FIRST_SPI);
+        gic::end(FIRST_SPI);
+        check!(!is_active(FIRST_SPI), "active in the end");
+        check_nothing("it has ended")
+    })
+}
+
+fn distributor_disabled() -> Outcome {
+    with_spis(|| {
+        let d = gic::distributor();
+        let ctlr = d.read32(gicd::CTLR);
+        d.write32(gicd::CTLR, ctlr & !3);
+        pend(FIRST_SPI);
+        check_nothing("the distributor is disabled")?;
+        d.write32(gicd::CTLR, ctlr);
+        check_taken(FIRST_SPI, "with the distributor enabled")?;
+        gic::end(FIRST_SPI);
+        Ok(())
+    })
+}
+
+fn group_disabled_at_the_cpu() -> Outcome {
+    with_spis(|| {
+        write_sysreg!("S3_0_C12_C12_7", 0); // ICC_IGRPEN1_EL1
+        arch::isb();
+        pend(FIRST_SPI);
+        check_nothing("the group is disabled")?;
+        write_sysreg!("S3_0_C12_C12_7", 1);
+        arch::isb();
+        check_taken(FIRST_SPI, "with the group enabled")?;
+        gic::end(FIRST_SPI);
+        Ok(())
+    })
+}
+
+/// EOImode 0 with DIR, EOImode 1 without: no harm, and everything can be mended.
+fn end_without_deactivate() -> Outcome {
+    with_spis(|| {
+        gic::set_eoi_mode(true);
+        pend(FIRST_SPI);
+        check_taken(FIRST_SPI, "the first time")?;
+        gic::end(FIRST_SPI);
+        gic::set_eoi_mode(false);
+        check!(is_active(FIRST_SPI), "not active");
+        gic::set_bit(gicd::ICACTIVER, FIRST_SPI);
+        check!(!is_active(FIRST_SPI), "still active");
+        // What is not active is ended and deactivated.
+        gic::set_eoi_mode(true);
+        gic::deactivate(FIRST_SPI);
+        gic::deactivate(FIRST_SPI + 1);
+        gic::deactivate(1000);
+        gic::set_eoi_mode(false);
+        pend(FIRST_SPI);
+        check_taken(FIRST_SPI, "afterwards")?;
+        gic::end(FIRST_SPI);
+        check_nothing("it has ended")
+    })
+}
+
+/// Deactivation in every order of three interrupts.
+fn split_end_in_other_order() -> Outcome {
+    with_spis(|| {
+        gic::set_eoi_mode(true);
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            for i in 0..3 {
+                gic::set_priority(FIRST_SPI + i, (0xC0 - 0x20 * i) as u8);
+                pend(FIRST_SPI + i);
+                check_taken(FIRST_SPI + i, "nested")?;
+            }
+            for i in [2, 1, 0] {
+                gic::end(FIRST_SPI + i);
+            }
+            for i in order {
+                gic::deactivate(FIRST_SPI + i);
+                check!(!is_active(FIRST_SPI + i), "{order:?}: still active");
+            }
+            check_eq!(gic::running_priority(), 0xFF, "running priority");
+            check_nothing("all have ended")?;
+        }
+        Ok(())
+    })
+}
+
+static ROUTED: AtomicU32 = AtomicU32::new(0);
+
+fn note_routed(intid: u32) {
+    ROUTED.store(intid, SeqCst);
+}
+
+fn routed_to_the_other() -> Outcome {
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    with_spis(|| {
+        reset_counts(note_routed);
+        second_takes_interrupts()?;
+        let mut lost = None;
+        for intid in spis() {
+            gic::route(intid, machine::get().cpus[1]);
+            ROUTED.store(0, SeqCst);
+            pend(intid);
+            if !timer::wait_ms(2000, || ROUTED.load(SeqCst) == intid) {
+                lost = Some(intid);
+                break;
+            }
+        }
+        let here = nothing();
+        stop_second()?;
+        check_eq!(lost, None, "SPI that did not come");
+        check_eq!(here, SPURIOUS, "SPI that came to the wrong CPU");
+        Ok(())
+    })
+}
+
+fn rerouted_while_pending() -> Outcome {
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    with_spis(|| {
+        reset_counts(note_routed);
+        second_takes_interrupts()?;
+        // Masked here, so that it stays pending.
+        ROUTED.store(0, SeqCst);
+        write_sysreg!("S3_0_C4_C6_0", 0x10);
+        arch::isb();
+        pend(FIRST_SPI);
+        exit_of_kind(1);
+        gic::route(FIRST_SPI, machine::get().cpus[1]);
+        let came = timer::wait_ms(2000, || ROUTED.load(SeqCst) == FIRST_SPI);
+        write_sysreg!("S3_0_C4_C6_0", 0xFF);
+        arch::isb();
+        let here = nothing();
+        stop_second()?;
+        check!(came, "it did not come to the other CPU");
+        check_eq!(here, SPURIOUS, "it came here as well");
+        Ok(())
+    })
+}
+
+/// Random operations against a model of pending, active and enabled; EOImode 1.
+fn random_walk() -> Outcome {
+    #[derive(Clone, Copy, Default)]
+    struct Model {
+        enabled: bool,
+        pending: bool,
+        active: bool,
+        running: bool,
+    }
+    with_spis(|| {
+        gic::set_eoi_mode(true);
+        let mut random = Random(0x1234_5678_9ABC);
+        let mut model = [Model { enabled: true, ..Model::default() }; SPI_COUNT as usize];
+        for step in 0..3000 {
+            let i = (random.next() % u64::from(SPI_COUNT)) as usize;
+            let intid = FIRST_SPI + i as u32;
+            let m = &mut model[i];
+            match random.next() % 8 {
+                0 => {
+                    gic::enable(intid);
+                    m.enabled = true;
+                }
+                1 => {
+                    gic::disable(intid);
+                    m.enabled = false;
+                }
+                2 | 3 => {
+                    pend(intid);
+                    m.pending = true;
+                }
+                4 => {
+                    gic::set_bit(gicd::ICPENDR, intid);
+                    m.pending = false;
+                }
+                5 if m.active && !m.running => {
+                    gic::deactivate(intid);
+                    m.active = false;
+                }
+                _ => {
+                    // All have one priority: one is taken, dropped, and stays active.
+                    let deliverable = model.iter().any(|m| m.enabled && m.pending && !m.active);
+                    let taken = if deliverable { take() } else { nothing() };
+                    if !deliverable {
+                        check_eq!(taken, SPURIOUS, "step {step}: interrupt");
+                        continue;
+                    }
+                    check!(spis().contains(&taken), "step {step}: took {taken}");
+                    let m = &mut model[(taken - FIRST_SPI) as usize];
+                    check!(m.enabled && m.pending && !m.active, "step {step}: took {taken}");
+                    m.pending = false;
+                    m.active = true;
+                    gic::end(taken);
+                }
+            }
+            let m = model[i];
+            check_eq!(gic::bit(gicd::ISPENDR, intid), m.pending, "step {step}: {intid} pending");
+            check_eq!(is_active(intid), m.active, "step {step}: {intid} active");
+            check_eq!(gic::bit(gicd::ISENABLER, intid), m.enabled, "step {step}: {intid} enabled");
+        }
+        Ok(())
+    })
+}
