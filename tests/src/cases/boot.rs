@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Boot tier: the EL2 image alone, and with bare-metal guests in the host's place.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::BOOT_LIMIT;
+use crate::{
+    harness::{Case, Context, Tier},
+    layout::Layout,
+    machine::{Boot, Kernel, Machine},
+    results::Results,
+};
+
+/// CPU models that differ in what EL2 offers: without VHE (Armv8.0), with it, servers, everything.
+pub const CPUS: [&str; 4] = ["cortex-a53", "cortex-a76", "neoverse-n1", "max"];
+
+/// The tests of this file.
+#[must_use]
+pub fn cases(_layout: &Layout) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for cpu in CPUS {
+        cases.push(Case::new(
+            Tier::Boot,
+            format!("boot::testhost::{cpu}"),
+            &["hypervisor.Image", "guest-testhost.Image"],
+            move |context| results_of_testhost(context, cpu, 4, "2G"),
+        ));
+    }
+    for (smp, memory) in [(1, "1G"), (2, "4G"), (8, "64G")] {
+        cases.push(Case::new(
+            Tier::Boot,
+            format!("boot::testhost::{smp}_cpus_{memory}"),
+            &["hypervisor.Image", "guest-testhost.Image"],
+            move |context| results_of_testhost(context, "max", smp, memory),
+        ));
+    }
+    cases
+}
+
+/// The bare-metal test program as host VM; it reports by result lines, then powers off.
+fn results_of_testhost(context: &Context, cpu: &str, smp: u32, memory: &str) -> Result<()> {
+    let host =
+        Kernel { image: context.layout.part("guest-testhost.Image"), initrd: None, arguments: String::new() };
+    let mut machine =
+        Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) });
+    cpu.clone_into(&mut machine.cpu);
+    machine.smp = smp;
+    memory.clone_into(&mut machine.memory);
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("[DONE]", BOOT_LIMIT)?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}

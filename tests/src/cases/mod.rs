@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The list of system tests, and what they share.
+
+pub mod boot;
+pub mod linux;
+pub mod walkthrough;
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cpio::Archive,
+    harness::{Case, Context},
+    initrd::Extra,
+    layout::Layout,
+    machine::{Boot, Kernel, Machine},
+};
+
+/// Parts of the whole path from the hypervisor to a guest.
+pub const WHOLE: &[&str] = &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio"];
+/// Parts of the peer's path: the same VMM and guest on KVM.
+pub const PEER: &[&str] = &["gz", "host-initrd.cpio"];
+/// For what takes no long computing: start of a kernel, an answer. Emulated, on a busy PC.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Kernel arguments of every Linux host. A panic resets, which ends QEMU.
+pub const HOST_ARGUMENTS: &str = "console=ttyAMA0 panic=-1 quiet";
+
+/// All tests of all tiers.
+#[must_use]
+pub fn all(layout: &Layout) -> Vec<Case> {
+    let mut cases = boot::cases(layout);
+    cases.extend(walkthrough::cases());
+    cases.extend(linux::cases());
+    cases
+}
+
+/// What runs at EL2 below a Linux host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// Our hypervisor.
+    Gzvm,
+    /// The host kernel itself, with KVM.
+    Kvm,
+}
+
+impl Host {
+    /// Its boot with this initial RAM disk and these further kernel arguments.
+    #[must_use]
+    pub fn boot(self, layout: &Layout, initrd: PathBuf, arguments: &str) -> Boot {
+        let kvm = if self == Self::Kvm { " gz.hypervisor=kvm" } else { "" };
+        let kernel = Kernel {
+            image: layout.kernel(),
+            initrd: Some(initrd),
+            arguments: format!("{HOST_ARGUMENTS}{kvm} {arguments}").trim_end().to_owned(),
+        };
+        match self {
+            Self::Gzvm => Boot::Hypervisor { image: layout.part("hypervisor.Image"), host: Some(kernel) },
+            Self::Kvm => Boot::Direct(kernel),
+        }
+    }
+}
+
+/// A machine with a Linux host that runs `script` with `extras` at hand, then powers off.
+///
+/// # Errors
+/// If the initial RAM disk can't be written.
+pub fn scripted(context: &Context, host: Host, script: &str, extras: &[Extra]) -> Result<Machine> {
+    let mut archive = Archive::new();
+    for extra in extras.iter().chain([&Extra::script(script)]) {
+        archive.file(&extra.path, extra.mode, &extra.content);
+    }
+    // Linux unpacks one archive after the other.
+    let base = context.layout.part("host-initrd.cpio");
+    let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
+    initrd.extend(archive.finish());
+    let initrd = context.write("initrd.cpio", &initrd)?;
+    Ok(Machine::new(host.boot(&context.layout, initrd, "gz.mode=script")))
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Cargo for the Arm targets: one target folder of their own (`target/arm`), so that they neither wait for native builds
+//! nor invalidate them.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use gzvm_tests::layout::Layout;
+use serde_json::Value;
+
+use crate::{
+    process,
+    setup::rust::{self, BARE, LINUX},
+};
+
+/// A crate of the workspace.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Has it a program?
+    pub program: bool,
+}
+
+/// The crates of the workspace.
+///
+/// # Errors
+/// If a manifest is wrong.
+pub fn packages(layout: &Layout) -> Result<Vec<Package>> {
+    let text = process::output(
+        process::cargo().args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(&layout.root),
+    )?;
+    let value: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    let mut found = Vec::new();
+    for package in value["packages"].as_array().into_iter().flatten() {
+        let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap_or_default());
+        let program = package["targets"].as_array().into_iter().flatten().any(|target| {
+            target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+        });
+        found.push(Package {
+            name: package["name"].as_str().unwrap_or_default().to_owned(),
+            folder: manifest.parent().unwrap_or(Path::new("")).to_path_buf(),
+            program,
+        });
+    }
+    Ok(found)
+}
+
+/// Cargo with an Arm target.
+pub fn arm(layout: &Layout, verb: &str, target: &str) -> Command {
+    let mut cargo = process::cargo();
+    cargo.arg(verb).args(["--release", "--target", target, "--target-dir"]).arg(layout.target.join("arm"));
+    cargo.current_dir(&layout.root).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env_remove("RUSTC");
+    if let Some(wrapper) = rust::wrapper(layout) {
+        cargo.env("RUSTC", wrapper);
+    }
+    cargo
+}
+
+/// Builds the packages and returns their programs or static libraries: target name and file.
+///
+/// # Errors
+/// If they don't build; the compiler's messages are on the terminal.
+pub fn build(layout: &Layout, target: &str, packages: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = arm(layout, "build", target);
+    for package in packages {
+        cargo.args(["-p", package]);
+    }
+    finish(cargo)
+}
+
+/// Builds a library package as a static library.
+///
+/// # Errors
+/// As [`build`].
+pub fn static_library(layout: &Layout, package: &str) -> Result<PathBuf> {
+    let mut cargo = arm(layout, "rustc", BARE);
+    cargo.args(["-p", package, "--lib", "--crate-type", "staticlib"]);
+    let files = finish(cargo)?;
+    let found =
+        files.into_iter().map(|(_, file)| file).find(|file| file.extension().is_some_and(|e| e == "a"));
+    found.with_context(|| format!("{package} gave no static library"))
+}
+
+/// Builds a static Linux program.
+///
+/// # Errors
+/// As [`build`].
+pub fn linux_programs(layout: &Layout, packages: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    build(layout, LINUX, packages)
+}
+
+fn finish(mut cargo: Command) -> Result<Vec<(String, PathBuf)>> {
+    cargo.args(["--quiet", "--message-format", "json-render-diagnostics"]);
+    cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = cargo.output().context("can't start cargo")?;
+    if !output.status.success() {
+        bail!("{} failed", process::line(&cargo));
+    }
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        if message["reason"] != "compiler-artifact" {
+            continue;
+        }
+        let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        if let Some(file) = message["executable"].as_str() {
+            found.push((name, PathBuf::from(file)));
+            continue;
+        }
+        for file in message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if file.ends_with(".a") {
+                found.push((name.clone(), PathBuf::from(file)));
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `cargo xtask build`: every part that runs in the emulated machine, finished in `target/gz`.
+//!
+//! A part that is not in the source tree is left out with a note. Files are written only when their content changes.
+
+pub mod cargo;
+pub mod driver;
+mod rootfs;
+
+use std::{fs, path::Path, process::Command, time::Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use gzvm_tests::layout::Layout;
+
+use self::cargo::Package;
+use crate::{process, setup::rust::BARE};
+
+/// A part that can be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The EL2 image: hypervisor.Image, hypervisor.elf
+    Hypervisor,
+    /// Bare-metal guests: guest-NAME.Image
+    Guests,
+    /// The host's driver: gzvm.ko
+    Driver,
+    /// The VMM, a static Linux program: gz
+    Gz,
+    /// Initial RAM disks and the guest's disk
+    Rootfs,
+}
+
+/// All parts, in the order of their dependence.
+pub const ALL: [Part; 5] = [Part::Hypervisor, Part::Guests, Part::Driver, Part::Gz, Part::Rootfs];
+
+/// Package names of the parts that are single crates.
+const HYPERVISOR: &str = "gzvm-hypervisor";
+const VMM: &str = "gz";
+
+/// Builds these parts.
+///
+/// # Errors
+/// At the first part that fails.
+pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
+    fs::create_dir_all(&layout.out).with_context(|| format!("can't make {}", layout.out.display()))?;
+    let packages = cargo::packages(layout)?;
+    let has = |name: &str| packages.iter().any(|package| package.name == name);
+    for part in parts {
+        let begin = Instant::now();
+        let built = match part {
+            Part::Hypervisor if has(HYPERVISOR) => hypervisor(layout).map(|()| true),
+            Part::Guests => guests(layout, &packages),
+            Part::Driver if has(driver::PACKAGE) && layout.root.join("driver/Kbuild").is_file() => {
+                driver::build(layout).map(|()| true)
+            }
+            Part::Gz if has(VMM) => vmm(layout).map(|()| true),
+            Part::Rootfs => rootfs(layout).map(|()| true),
+            _ => Ok(false),
+        };
+        let name = part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        if built.with_context(|| format!("building {name}"))? {
+            eprintln!("  built {name} ({:.1} s)", begin.elapsed().as_secs_f64());
+        } else {
+            eprintln!("  {name}: not in the source tree, left out");
+        }
+    }
+    Ok(())
+}
+
+fn hypervisor(layout: &Layout) -> Result<()> {
+    let programs = cargo::build(layout, BARE, &[HYPERVISOR])?;
+    let (_, elf) = programs.first().context("the hypervisor's crate has no program")?;
+    copy_if_changed(elf, &layout.part("hypervisor.elf"))?;
+    flatten(layout, elf, "hypervisor.Image")
+}
+
+fn guests(layout: &Layout, packages: &[Package]) -> Result<bool> {
+    let folder = layout.root.join("guests");
+    let names: Vec<_> = packages
+        .iter()
+        .filter(|package| package.folder.starts_with(&folder) && package.program)
+        .map(|package| package.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return Ok(false);
+    }
+    for (name, elf) in cargo::build(layout, BARE, &names)? {
+        let name = name.strip_prefix("guest-").unwrap_or(&name);
+        copy_if_changed(&elf, &layout.part(&format!("guest-{name}.elf")))?;
+        flatten(layout, &elf, &format!("guest-{name}.Image"))?;
+    }
+    Ok(true)
+}
+
+fn vmm(layout: &Layout) -> Result<()> {
+    let programs = cargo::linux_programs(layout, &[VMM])?;
+    let (_, file) =
+        programs.iter().find(|(name, _)| name == VMM).context("the VMM's crate has no program gz")?;
+    // The host's RAM disk holds it: without debug information it is a tenth of the size.
+    let stripped = layout.part("gz.new");
+    process::run(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&stripped).arg(file))?;
+    copy_if_changed(&stripped, &layout.part("gz"))
+}
+
+fn rootfs(layout: &Layout) -> Result<()> {
+    rootfs::guest(layout)?;
+    rootfs::disk(layout)?;
+    rootfs::host(layout)
+}
+
+/// A flat image of a program for a bare machine.
+fn flatten(layout: &Layout, elf: &Path, name: &str) -> Result<()> {
+    let new = layout.part(&format!("{name}.new"));
+    process::run(Command::new("aarch64-linux-gnu-objcopy").args(["-O", "binary"]).arg(elf).arg(&new))?;
+    copy_if_changed(&new, &layout.part(name))
+}
+
+/// Copies a file and its permission bits, unless the copy has this content already.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from).with_context(|| format!("can't read {}", from.display()))?;
+    write_if_changed(to, &content)?;
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    Ok(())
+}
+
+/// Writes a file as a whole: who reads it at the same time sees the old or the new one.
+fn write_if_changed(to: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let mut new = to.as_os_str().to_owned();
+    new.push(".part");
+    fs::write(&new, content).with_context(|| format!("can't write {}", to.display()))?;
+    fs::rename(&new, to)?;
+    Ok(())
+}
