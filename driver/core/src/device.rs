@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Probing the hypervisor, and the ioctls of `/dev/gzvm` itself.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use gzvm_abi::hypercall::{EXT_MAGIC, Function, PROBE_VERSION, cap};
+use gzvm_abi::ioctl;
+
+use crate::hypercall::call;
+use crate::kernel::print::{pr_err, pr_info, pr_warn};
+use crate::kernel::{Result, code, pa_bits, uaccess};
+use crate::vm::Vm;
+
+/// Pages in the largest block of demand paging, and entries in the mailbox.
+pub const BLOCK_PAGES: u64 = 512;
+const DEFAULT_DESTROY_BATCH: u64 = 128;
+
+static MAP_BATCH: AtomicU64 = AtomicU64::new(BLOCK_PAGES);
+static DESTROY_BATCH: AtomicU64 = AtomicU64::new(DEFAULT_DESTROY_BATCH);
+static EXTENSIONS: AtomicBool = AtomicBool::new(false);
+
+/// Pages in one MAP_GUEST_BLOCK; divides [`BLOCK_PAGES`].
+pub fn map_batch() -> u64 {
+    MAP_BATCH.load(Ordering::Relaxed)
+}
+
+/// Pages in one step of DESTROY_VM.
+pub fn destroy_batch() -> u64 {
+    DESTROY_BATCH.load(Ordering::Relaxed)
+}
+
+/// Does the hypervisor have the extensions of this project?
+pub fn has_extensions() -> bool {
+    EXTENSIONS.load(Ordering::Relaxed)
+}
+
+/// Meets the hypervisor. On an error the log says why.
+pub fn probe() -> Result {
+    let (major, minor, sub) = PROBE_VERSION;
+    let version = call(Function::Probe, [major, minor, sub]).map_err(|e| {
+        pr_err!(
+            "no GenieZone hypervisor for driver version {major}.{minor} answers (PROBE: error {})",
+            -e.to_errno()
+        );
+        code::ENODEV
+    })?;
+
+    let batch = match call(Function::EnableCap, [0, cap::QUERY_HYP_BATCH_PAGES]) {
+        Ok(reply) if reply.x1 != 0 && BLOCK_PAGES.is_multiple_of(reply.x1) => reply.x1,
+        Ok(reply) => {
+            pr_err!("the hypervisor maps {} pages at a time, which does not divide {BLOCK_PAGES}", reply.x1);
+            return Err(code::EFAULT);
+        }
+        Err(_) => BLOCK_PAGES,
+    };
+    MAP_BATCH.store(batch, Ordering::Relaxed);
+
+    let batch = match call(Function::EnableCap, [0, cap::QUERY_DESTROY_BATCH_PAGES]) {
+        Ok(reply) if reply.x1.is_power_of_two() => reply.x1,
+        Ok(reply) => {
+            pr_warn!("the hypervisor destroys {} pages at a time: using {DEFAULT_DESTROY_BATCH}", reply.x1);
+            DEFAULT_DESTROY_BATCH
+        }
+        Err(_) => DEFAULT_DESTROY_BATCH,
+    };
+    DESTROY_BATCH.store(batch, Ordering::Relaxed);
+
+    let ours = matches!(call(Function::ExtInfo, []), Ok(reply) if reply.x1 == EXT_MAGIC);
+    EXTENSIONS.store(ours, Ordering::Relaxed);
+    pr_info!(
+        "GenieZone hypervisor {}.{}.{}, driver {major}.{minor}.{sub}{}",
+        version.x1 as u32,
+        version.x2 as u32,
+        version.x3,
+        if ours { ", with extensions" } else { "" }
+    );
+    Ok(())
+}
+
+/// An ioctl of `/dev/gzvm`.
+pub fn ioctl(cmd: u32, arg: u64) -> Result<i64> {
+    match cmd {
+        ioctl::CREATE_VM => Vm::create(arg),
+        ioctl::CHECK_EXTENSION => check_extension(arg),
+        _ => Err(code::ENOTTY),
+    }
+}
+
+/// CHECK_EXTENSION: `arg` points to the capability, which the answer overwrites.
+pub fn check_extension(arg: u64) -> Result<i64> {
+    let answer: u64 = match uaccess::read::<u64>(arg)? {
+        cap::PROTECTED_VM => 1,
+        cap::VM_GPA_SIZE => pa_bits().into(),
+        _ => return Err(code::EOPNOTSUPP),
+    };
+    uaccess::write(arg, &answer)?;
+    Ok(0)
+}

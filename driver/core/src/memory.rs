@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A VM's memory: slots, demand paging, pages given back.
+//!
+//! All calls that give or take pages run under the VM's memory mutex, which also guards the mailbox. Pages come from the
+//! creator's address space, which is the caller's ([`Vm`](crate::vm::Vm) sees to that).
+//!
+//! Demand paging brings in the whole 2 MiB block around a fault the first time, clipped to the slot; what can't be
+//! pinned around the faulting page is left out. Later faults in that block (pages the guest gave back, or left out)
+//! bring in one page.
+
+use gzvm_abi::hypercall::{Constituent, Function, REGION_BUFFER_SIZE, RegionHeader};
+use gzvm_abi::ioctl::UserspaceMemoryRegion;
+use gzvm_abi::{MAX_MEMSLOTS, PAGE_SIZE};
+
+use crate::device::{self, BLOCK_PAGES};
+use crate::hypercall::{call, retry};
+use crate::kernel::page::Pages;
+use crate::kernel::{Result, code, mm, task};
+use crate::pins::Pins;
+
+/// Most pages in a slot.
+const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
+/// How often a call that finds the hypervisor busy is made.
+const BUSY_TRIES: u32 = 10_000;
+/// Constituents that fit in the region buffer after the header.
+const MAX_CONSTITUENTS: usize = 510;
+
+/// Contents of the region buffer.
+#[derive(zerocopy::FromBytes, zerocopy::IntoBytes)]
+#[repr(C)]
+struct RegionBuffer {
+    header: RegionHeader,
+    constituents: [Constituent; MAX_CONSTITUENTS],
+    unused: u64,
+}
+const _: () = assert!(size_of::<RegionBuffer>() as u64 == REGION_BUFFER_SIZE);
+
+/// How guest pages come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Paging {
+    /// All of a slot when it is registered.
+    Eager,
+    /// One page a fault.
+    Single,
+    /// A block around each fault.
+    Block,
+}
+
+struct Slot {
+    id: u32,
+    gfn: u64,
+    pages: u64,
+    user_addr: u64,
+    pins: Pins,
+}
+
+impl Slot {
+    fn end(&self) -> u64 {
+        self.gfn.saturating_add(self.pages)
+    }
+
+    fn contains(&self, gfn: u64) -> bool {
+        (self.gfn..self.end()).contains(&gfn)
+    }
+
+    /// Address in the creator of a page of this slot.
+    fn user_addr(&self, gfn: u64) -> Result<u64> {
+        gfn.checked_sub(self.gfn)
+            .and_then(|n| n.checked_mul(PAGE_SIZE))
+            .and_then(|offset| self.user_addr.checked_add(offset))
+            .ok_or(code::EFAULT)
+    }
+
+    /// Pins pages from `gfn` on, none of which is pinned, and records them. How many, at least one; their PFNs are in
+    /// `pfns` then.
+    fn pin(&mut self, gfn: u64, pfns: &mut [u64]) -> Result<usize> {
+        self.pins.prepare(gfn)?;
+        let got = mm::pin(self.user_addr(gfn)?, pfns)?;
+        for at in 0..got {
+            let Some(&pfn) = pfns.get(at) else { break };
+            if let Err(e) = self.pins.record(gfn.saturating_add(at as u64), pfn) {
+                // Not reached: the callers looked. The pins without an entry must not stay.
+                mm::unpin(pfns.get_mut(at..got).unwrap_or_default());
+                return Err(e);
+            }
+        }
+        Ok(got)
+    }
+}
+
+/// The slots of a VM and what is needed to fill them.
+pub struct Memory {
+    vm_id: u16,
+    paging: Paging,
+    slots: [Option<Slot>; MAX_MEMSLOTS],
+    mailbox: Pages<0>,
+}
+
+impl Memory {
+    /// No slots. Allocates the mailbox.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            vm_id: 0,
+            paging: Paging::Eager,
+            slots: [const { None }; MAX_MEMSLOTS],
+            mailbox: Pages::new()?,
+        })
+    }
+
+    /// Physical address of the page through which PFNs are passed.
+    pub fn mailbox_pa(&self) -> u64 {
+        self.mailbox.pa()
+    }
+
+    /// Tells which VM this is of, and how its pages come in.
+    pub fn start(&mut self, vm_id: u16, paging: Paging) {
+        self.vm_id = vm_id;
+        self.paging = paging;
+    }
+
+    /// SET_USER_MEMORY_REGION.
+    ///
+    /// EINVAL: slot number, alignment, size, wrap, or a hole in the caller's mapping. EFAULT: nothing mapped at the address, or the
+    /// hypervisor refuses the purpose. EEXIST: the slot is in use or overlaps another.
+    pub fn set_region(&mut self, region: &UserspaceMemoryRegion) -> Result {
+        let place = usize::try_from(region.slot).map_err(|_| code::EINVAL)?;
+        let aligned =
+            (region.guest_phys_addr | region.memory_size | region.userspace_addr).is_multiple_of(PAGE_SIZE);
+        let (gfn, pages) = (region.guest_phys_addr / PAGE_SIZE, region.memory_size / PAGE_SIZE);
+        let end = region.guest_phys_addr.checked_add(region.memory_size).ok_or(code::EINVAL)? / PAGE_SIZE;
+        if place >= MAX_MEMSLOTS || !aligned || pages > MAX_SLOT_PAGES {
+            return Err(code::EINVAL);
+        }
+        mm::check_user_range(region.userspace_addr, region.memory_size.max(1))?;
+        if pages == 0 {
+            return Err(code::EINVAL);
+        }
+        let taken = |s: &Slot| s.id == region.slot || (gfn < s.end() && s.gfn < end);
+        if self.slots.iter().flatten().any(taken) {
+            return Err(code::EEXIST);
+        }
+
+        let slot = Slot {
+            id: region.slot,
+            gfn,
+            pages,
+            user_addr: region.userspace_addr,
+            pins: Pins::new(gfn, pages)?,
+        };
+        let mut buffer = Pages::<1>::new()?;
+        let vm = u64::from(self.vm_id);
+        call(
+            Function::MemregionPurpose,
+            [vm, region.guest_phys_addr, region.memory_size, region.flags.into()],
+        )
+        .map_err(|_| code::EFAULT)?;
+        let header = RegionHeader {
+            slot: slot.id,
+            constituent_cnt: 0,
+            total_pages: pages,
+            gpa: region.guest_phys_addr,
+        };
+        buffer.store::<_, 0>(header);
+        call(Function::SetMemregion, [vm, REGION_BUFFER_SIZE, buffer.pa()])?;
+
+        let entry = self.slots.get_mut(place).ok_or(code::EINVAL)?;
+        // From here on the slot stays whatever happens: the hypervisor may hold pages of it.
+        let slot = entry.insert(slot);
+        if self.paging == Paging::Eager {
+            populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Brings all pages of all slots in, for a VM that must not fault.
+    pub fn populate_all(&mut self) -> Result {
+        let mut buffer = Pages::new()?;
+        for slot in self.slots.iter_mut().flatten() {
+            populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)?;
+        }
+        self.paging = Paging::Eager;
+        Ok(())
+    }
+
+    /// How pages come in.
+    pub fn paging(&self) -> Paging {
+        self.paging
+    }
+
+    /// A guest touched `gpa`, which is not mapped. ERESTARTSYS: a signal came first, let the guest try again.
+    pub fn fault(&mut self, gpa: u64) -> Result {
+        let gfn = gpa / PAGE_SIZE;
+        let slot = self.slots.iter_mut().flatten().find(|s| s.contains(gfn)).ok_or(code::EFAULT)?;
+        match self.paging {
+            Paging::Eager => Err(code::EFAULT),
+            Paging::Single => {
+                let pfn = one_page(slot, gfn)?;
+                let args = [self.vm_id.into(), slot.id.into(), pfn, gfn, 1];
+                patiently(|| call(Function::MapGuest, args).map(drop))
+            }
+            Paging::Block => {
+                if slot.pins.block_is_empty(gfn)
+                    && map_window(self.vm_id, slot, gfn, self.mailbox.as_mut_array())?
+                {
+                    return Ok(());
+                }
+                let [first, ..] = self.mailbox.as_mut_array::<u64, { BLOCK_PAGES as usize }>();
+                *first = one_page(slot, gfn)?;
+                map_block(self.vm_id, slot.id, gfn, 1)
+            }
+        }
+    }
+
+    /// The guest gave the page at `gpa` back, and the hypervisor has unmapped it.
+    pub fn relinquish(&mut self, gpa: u64) {
+        let gfn = gpa / PAGE_SIZE;
+        if let Some(slot) = self.slots.iter_mut().flatten().find(|s| s.contains(gfn)) {
+            slot.pins.release(gfn);
+        }
+    }
+}
+
+/// Makes a call of the hypervisor again while it is busy.
+fn patiently(f: impl FnMut() -> Result) -> Result {
+    retry(BUSY_TRIES, f, || {
+        task::cond_resched();
+        if task::signal_pending() { Err(code::ERESTARTSYS) } else { Ok(()) }
+    })
+}
+
+fn map_block(vm: u16, slot: u32, gfn: u64, pages: u64) -> Result {
+    patiently(|| call(Function::MapGuestBlock, [vm.into(), slot.into(), gfn, pages]).map(drop))
+}
+
+/// The PFN under `gfn`, pinned now if it was not.
+fn one_page(slot: &mut Slot, gfn: u64) -> Result<u64> {
+    if let Some(pfn) = slot.pins.get(gfn) {
+        return Ok(pfn);
+    }
+    let mut pfn = [0];
+    slot.pin(gfn, &mut pfn)?;
+    let [pfn] = pfn;
+    Ok(pfn)
+}
+
+/// Maps the block around `fault`, of which no page is pinned. Did that include `fault`?
+fn map_window(
+    vm: u16,
+    slot: &mut Slot,
+    fault: u64,
+    mailbox: &mut [u64; BLOCK_PAGES as usize],
+) -> Result<bool> {
+    let block = fault - fault % BLOCK_PAGES;
+    let end = block.saturating_add(BLOCK_PAGES).min(slot.end());
+    let mut at = block.max(slot.gfn);
+    let mut served = false;
+    while at < end {
+        let want = device::map_batch().min(end - at);
+        let pfns = mailbox.get_mut(..want as usize).ok_or(code::EINVAL)?;
+        // A neighbour that can't be had is no reason to fail; the faulting page itself is tried again alone.
+        let Ok(got) = slot.pin(at, pfns) else { break };
+        let got = got as u64;
+        let mapped = map_block(vm, slot.id, at, got);
+        if (at..at.saturating_add(got)).contains(&fault) {
+            mapped?;
+            served = true;
+        } else if mapped.is_err() {
+            break;
+        }
+        if got < want {
+            break;
+        }
+        at = at.saturating_add(got);
+    }
+    Ok(served)
+}
+
+/// Brings in all pages of a slot that are not there, through the region buffer.
+fn populate(vm: u16, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages<0>) -> Result {
+    let mut gfn = slot.gfn;
+    while gfn < slot.end() {
+        if task::signal_pending() {
+            return Err(code::EINTR);
+        }
+        // One chunk at most per block, so that runs of pages fit the buffer even if none are contiguous.
+        let chunk_end = (gfn.saturating_add(MAX_CONSTITUENTS as u64))
+            .min(slot.end())
+            .min((gfn / BLOCK_PAGES).saturating_add(1).saturating_mul(BLOCK_PAGES));
+        let [region] = buffer.as_mut_array::<RegionBuffer, 1>();
+        let mut runs = 0;
+        let mut at = gfn;
+        while at < chunk_end {
+            let pfns = scratch.as_mut_array::<u64, { BLOCK_PAGES as usize }>();
+            let got = match slot.pins.get(at) {
+                Some(pfn) => {
+                    let [first, ..] = pfns;
+                    *first = pfn;
+                    1
+                }
+                None => {
+                    let free = (at..chunk_end).take_while(|&g| slot.pins.get(g).is_none()).count();
+                    slot.pin(at, pfns.get_mut(..free).ok_or(code::EINVAL)?)?
+                }
+            };
+            for &pfn in pfns.iter().take(got) {
+                add_page(&mut region.constituents, &mut runs, pfn)?;
+            }
+            at = at.saturating_add(got as u64);
+        }
+        region.header = RegionHeader {
+            slot: slot.id,
+            constituent_cnt: runs as u32,
+            total_pages: at - gfn,
+            gpa: gfn.saturating_mul(PAGE_SIZE),
+        };
+        let pa = buffer.pa();
+        patiently(|| call(Function::SetMemregion, [vm.into(), REGION_BUFFER_SIZE, pa]).map(drop))?;
+        task::cond_resched();
+        gfn = at;
+    }
+    Ok(())
+}
+
+/// Appends a page to runs of contiguous ones.
+fn add_page(runs: &mut [Constituent], used: &mut usize, pfn: u64) -> Result {
+    let address = pfn.checked_mul(PAGE_SIZE).ok_or(code::EINVAL)?;
+    if let Some(last) = used.checked_sub(1).and_then(|i| runs.get_mut(i))
+        && last.address.saturating_add(u64::from(last.pg_cnt).saturating_mul(PAGE_SIZE)) == address
+    {
+        last.pg_cnt = last.pg_cnt.saturating_add(1);
+        return Ok(());
+    }
+    let run = runs.get_mut(*used).ok_or(code::EINVAL)?;
+    *run = Constituent { address, pg_cnt: 1, ..Constituent::default() };
+    *used = used.saturating_add(1);
+    Ok(())
+}

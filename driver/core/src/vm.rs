@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A VM: its ioctls, and its end.
+//!
+//! References: the VM's file, each vCPU's file, each irqfd. The last to go destroys it, in this order: vCPUs, the VM (as
+//! often as the hypervisor says busy), then pins and pages. If the hypervisor refuses, everything it may still use
+//! is leaked.
+//!
+//! Only the process that created it may use it: ioctls from another address space are EIO, since slots are addresses of the
+//! creator.
+
+use gzvm_abi::MAX_VCPUS;
+use gzvm_abi::hypercall::{Function, Tuple, cap};
+use gzvm_abi::ioctl::{
+    self, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+};
+
+use crate::counters::VMS;
+use crate::device::{BLOCK_PAGES, check_extension, destroy_batch};
+use crate::hypercall::{call, retry};
+use crate::ioeventfd::IoEventFds;
+use crate::irqfd::IrqFds;
+use crate::kernel::mm::Mm;
+use crate::kernel::page::Pages;
+use crate::kernel::print::{pr_err, pr_info};
+use crate::kernel::sync::{Class, Mutex};
+use crate::kernel::{Arc, KBox, OnceBox, Result, code, file, task, uaccess};
+use crate::memory::{Memory, Paging};
+use crate::vcpu::Vcpu;
+
+const PAGE_SIZE: u64 = gzvm_abi::PAGE_SIZE;
+/// Tries of a call that must not sleep.
+const ATOMIC_TRIES: u32 = 100;
+/// Calls of DESTROY_VM in a row before it gets some rest.
+const DESTROY_BURST: u32 = 1 << 16;
+
+/// A VM.
+pub struct Vm {
+    id: u16,
+    mm: Mm,
+    /// Taken out only at the end.
+    memory: Option<Mutex<Memory>>,
+    vcpus: [OnceBox<Vcpu>; MAX_VCPUS],
+    creating: Mutex<()>,
+    ioeventfds: IoEventFds,
+    irqfds: IrqFds,
+}
+
+/// A vCPU's file: keeps the VM.
+pub struct VcpuFile {
+    vm: Arc<Vm>,
+    index: usize,
+}
+
+impl Vm {
+    /// CREATE_VM: a new VM's file descriptor.
+    pub fn create(vm_type: u64) -> Result<i64> {
+        let vm = Arc::new(Self::new(vm_type)?)?;
+        file::vm_fd(vm)
+    }
+
+    fn new(vm_type: u64) -> Result<Self> {
+        let memory = Memory::new()?;
+        let mailbox = memory.mailbox_pa();
+        let mm = Mm::current()?;
+        let creating = Mutex::new(Class::Create, ())?;
+        let ioeventfds = IoEventFds::new()?;
+        let irqfds = IrqFds::new()?;
+        let memory = Mutex::new(Class::Memory, memory)?;
+
+        let id = call(Function::CreateVm, [vm_type])?.x1 as u16;
+        let demand =
+            |cap, args: [u64; 2]| call(Function::EnableCap, [id.into(), cap, args[0], args[1]]).is_ok();
+        let paging = if !demand(cap::ENABLE_DEMAND_PAGING, [0, 0]) {
+            Paging::Eager
+        } else if demand(cap::BLOCK_BASED_DEMAND_PAGING, [BLOCK_PAGES * PAGE_SIZE, mailbox]) {
+            Paging::Block
+        } else {
+            Paging::Single
+        };
+        if !demand(cap::ENABLE_IDLE, [0, 0]) {
+            pr_info!("VM {id}: the hypervisor handles idle vCPUs itself");
+        }
+        memory.lock().start(id, paging);
+        VMS.add(1);
+        Ok(Self {
+            id,
+            mm,
+            memory: Some(memory),
+            vcpus: [const { OnceBox::new() }; MAX_VCPUS],
+            creating,
+            ioeventfds,
+            irqfds,
+        })
+    }
+
+    /// An ioctl of the VM's file.
+    pub fn ioctl(this: &Arc<Self>, cmd: u32, arg: u64) -> Result<i64> {
+        if !this.mm.is_current() {
+            return Err(code::EIO);
+        }
+        let done = |()| 0;
+        match cmd {
+            ioctl::CHECK_EXTENSION => check_extension(arg),
+            ioctl::CREATE_VCPU => Self::create_vcpu(this, arg),
+            ioctl::SET_USER_MEMORY_REGION => {
+                let region = uaccess::read::<UserspaceMemoryRegion>(arg)?;
+                this.memory()?.lock_interruptible()?.set_region(&region).map(done)
+            }
+            ioctl::IRQ_LINE => {
+                let line = uaccess::read::<IrqLevel>(arg)?;
+                let vcpu = line.irq >> 16 & 0xFF | (line.irq >> 28) << 8;
+                this.irq_line(vcpu as u16, (line.irq & 0xFFFF).into(), line.level.into()).map(done)
+            }
+            ioctl::IRQFD => this.irqfds.set(this, &uaccess::read::<Irqfd>(arg)?).map(done),
+            ioctl::IOEVENTFD => this.ioeventfds.set(&uaccess::read::<Ioeventfd>(arg)?).map(done),
+            ioctl::ENABLE_CAP => this.enable_cap(arg).map(done),
+            ioctl::CREATE_DEVICE => this.create_device(uaccess::read::<CreateDevice>(arg)?).map(done),
+            ioctl::SET_DTB_CONFIG => {
+                let dtb = uaccess::read::<DtbConfig>(arg)?;
+                call(Function::SetDtbConfig, [this.id.into(), dtb.dtb_addr, dtb.dtb_size]).map(|_| 0)
+            }
+            _ => Err(code::ENOTTY),
+        }
+    }
+
+    fn memory(&self) -> Result<&Mutex<Memory>> {
+        self.memory.as_ref().ok_or(code::EIO)
+    }
+
+    fn create_vcpu(this: &Arc<Self>, id: u64) -> Result<i64> {
+        let index = usize::try_from(id).map_err(|_| code::EINVAL)?;
+        let place = this.vcpus.get(index).ok_or(code::EINVAL)?;
+        let _lock = this.creating.lock_interruptible()?;
+        if place.get().is_some() {
+            return Err(code::EEXIST);
+        }
+        let vcpu = Vcpu::create(Tuple { vm: this.id, vcpu: index as u16 })?;
+        let fd = file::vcpu_fd(index as u32, KBox::new(VcpuFile { vm: Arc::clone(this), index })?)?;
+        // Only after the descriptor, which may fail. Users of the descriptor that are faster wait for the lock.
+        let _ = place.set(vcpu);
+        Ok(fd)
+    }
+
+    /// ENABLE_CAP: only what makes a VM protected. EINVAL for all else.
+    fn enable_cap(&self, arg: u64) -> Result {
+        let mut request = uaccess::read::<EnableCap>(arg)?;
+        let [command, a1, a2, a3, a4] = request.args;
+        if request.cap != cap::PROTECTED_VM {
+            return Err(code::EINVAL);
+        }
+        let enable = || call(Function::EnableCap, [self.id.into(), request.cap, command, a1, a2, a3, a4]);
+        match command {
+            cap::protected::GET_PVMFW_SIZE => {
+                let size = enable().map_err(|_| code::EINVAL)?.x1;
+                let [_, answer, ..] = &mut request.args;
+                *answer = size;
+                uaccess::write(arg, &request)
+            }
+            cap::protected::SET_PVMFW_GPA | cap::protected::SET_PROTECTED_VM => {
+                // A protected VM may fault only by blocks: what can't is filled now.
+                let mut memory = self.memory()?.lock_interruptible()?;
+                if memory.paging() == Paging::Single {
+                    memory.populate_all()?;
+                }
+                enable().map(drop)
+            }
+            _ => Err(code::EINVAL),
+        }
+    }
+
+    fn create_device(&self, mut device: CreateDevice) -> Result {
+        if device.attr_size > PAGE_SIZE {
+            return Err(code::EINVAL);
+        }
+        let attributes = Pages::<0>::new()?;
+        let page = Pages::<0>::new()?;
+        if device.attr_size != 0 {
+            attributes.fill_from_user(device.attr_addr, device.attr_size as usize)?;
+            device.attr_addr = attributes.pa();
+        } else {
+            device.attr_addr = 0;
+        }
+        page.store::<CreateDevice, 0>(device);
+        call(Function::CreateDevice, [self.id.into(), page.pa()]).map(drop)
+    }
+
+    /// Sets an interrupt line, and lets idle vCPUs look. EFAULT if the hypervisor refuses. Any context.
+    pub fn irq_line(&self, vcpu: u16, irq: u64, level: u64) -> Result {
+        let tuple = Tuple { vm: self.id, vcpu };
+        let line = || call(Function::IrqLine, [tuple.to_reg(), irq, level]);
+        let result = retry(ATOMIC_TRIES, line, || Ok(()));
+        // After the interrupt is latched, so that whoever wakes finds it.
+        if level != 0 {
+            self.wake_others(u16::MAX);
+        }
+        result.map(drop).map_err(|_| code::EFAULT)
+    }
+
+    /// Lets idle vCPUs except `me` look for interrupts. Any context.
+    pub fn wake_others(&self, me: u16) {
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            if index != usize::from(me)
+                && let Some(vcpu) = vcpu.get()
+            {
+                vcpu.wake();
+            }
+        }
+    }
+
+    /// The guest touched a page that is not there.
+    pub fn fault(&self, gpa: u64) -> Result {
+        self.memory()?.lock_interruptible()?.fault(gpa)
+    }
+
+    /// The guest gave a page back.
+    pub fn relinquish(&self, gpa: u64) {
+        if let Ok(memory) = self.memory() {
+            memory.lock().relinquish(gpa);
+        }
+    }
+
+    /// Its ioeventfds.
+    pub fn ioeventfds(&self) -> &IoEventFds {
+        &self.ioeventfds
+    }
+
+    /// Its irqfds.
+    pub fn irqfds(&self) -> &IrqFds {
+        &self.irqfds
+    }
+
+    /// The VM's file is closed: vCPU files may go on, eventfds no longer.
+    pub fn release(this: Arc<Self>) {
+        this.irqfds.clear();
+        this.ioeventfds.clear();
+    }
+}
+
+impl VcpuFile {
+    /// An ioctl of the vCPU's file.
+    pub fn ioctl(&self, cmd: u32, arg: u64) -> Result<i64> {
+        if !self.vm.mm.is_current() {
+            return Err(code::EIO);
+        }
+        let vcpu = self.vcpu()?;
+        match cmd {
+            ioctl::RUN => vcpu.run(&self.vm, arg),
+            ioctl::SET_ONE_REG => vcpu.set_reg(&uaccess::read(arg)?),
+            ioctl::GET_ONE_REG => vcpu.get_reg(&uaccess::read(arg)?),
+            _ => Err(code::ENOTTY),
+        }
+        .map(|()| 0)
+    }
+
+    fn vcpu(&self) -> Result<&Vcpu> {
+        let place = self.vm.vcpus.get(self.index).ok_or(code::EIO)?;
+        if let Some(vcpu) = place.get() {
+            return Ok(vcpu);
+        }
+        // Being created just now.
+        let _lock = self.vm.creating.lock_interruptible()?;
+        place.get().ok_or(code::EIO)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The shared pages must outlive the VM in the hypervisor, should DESTROY_VCPU fail.
+        let vcpus = self.vcpus.each_mut().map(OnceBox::take);
+        for vcpu in vcpus.iter().flatten() {
+            vcpu.destroy();
+        }
+        let mut calls = 0_u32;
+        let result = loop {
+            match call(Function::DestroyVm, [self.id.into(), destroy_batch()]) {
+                Err(code::EAGAIN) => task::cond_resched(),
+                other => break other,
+            }
+            calls = calls.wrapping_add(1);
+            if calls.is_multiple_of(DESTROY_BURST) {
+                task::msleep(1);
+            }
+        };
+        if let Err(e) = result {
+            pr_err!(
+                "VM {}: the hypervisor does not destroy it (error {}). Its memory stays pinned until the machine restarts",
+                self.id,
+                -e.to_errno()
+            );
+            core::mem::forget(vcpus);
+            core::mem::forget(self.memory.take());
+        }
+        VMS.sub(1);
+    }
+}
