@@ -84,6 +84,9 @@ pub fn build(layout: &Layout, target: &str, packages: &[&str]) -> Result<Vec<(St
 pub fn static_library(layout: &Layout, package: &str) -> Result<PathBuf> {
     let mut cargo = arm(layout, "rustc", BARE);
     cargo.args(["-p", package, "--lib", "--crate-type", "staticlib"]);
+    // As a whole, so that one object needs nothing of the core library but what it holds itself.
+    cargo.args(["--config", "profile.release.lto=\"fat\"", "--config", "profile.release.codegen-units=1"]);
+    cargo.args(["--config", "profile.release.debug=0"]);
     let files = finish(cargo)?;
     let found =
         files.into_iter().map(|(_, file)| file).find(|file| file.extension().is_some_and(|e| e == "a"));

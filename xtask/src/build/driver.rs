@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! `gzvm.ko`: the driver's Rust logic as one object, then the kernel's own build system for the shim and the module.
+//! `gzvm.ko`: the driver's Rust logic as a static library, then the kernel's own build system for the shim and the module
+//! (`driver/Kbuild` takes from the library what belongs in a module).
 //!
 //! It is built in `target/gz/driver-build`, a copy of the sources, so the repository stays clean.
 
 use std::{
     fs,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -29,19 +29,12 @@ pub fn build(layout: &Layout) -> Result<()> {
     for entry in fs::read_dir(layout.root.join("driver"))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let source = name == "Kbuild" || name.ends_with(".c") || name.ends_with(".h") || name.ends_with(".S");
+        let source = name == "Kbuild" || name.ends_with(".c") || name.ends_with(".h") || name.ends_with(".lds");
         if path.is_file() && source {
             copy_if_changed(&path, &place.join(name))?;
         }
     }
-    // kbuild takes an object that it did not make itself under this name.
-    let object = place.join("gzvm_core.o.new");
-    link_object(&library, &object)?;
-    copy_if_changed(&object, &place.join("gzvm_core.o_shipped"))?;
-    let command_file = place.join(".gzvm_core.o.cmd");
-    if !command_file.exists() {
-        fs::write(command_file, "")?;
-    }
+    copy_if_changed(&library, &place.join("libgzvm_driver_core.a"))?;
     let mut make = Command::new("make");
     make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
     make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
@@ -49,11 +42,4 @@ pub fn build(layout: &Layout) -> Result<()> {
     make.env_remove("MAKEFLAGS").stdin(Stdio::null());
     process::run(&mut make).context("the kernel's build system")?;
     copy_if_changed(&place.join("gzvm.ko"), &layout.part("gzvm.ko"))
-}
-
-/// One relocatable object with what the shim calls (symbols `gzvm_rust_*`… are kept as the library exports them).
-fn link_object(library: &Path, object: &Path) -> Result<()> {
-    let mut link = Command::new("aarch64-linux-gnu-ld");
-    link.args(["-r", "--whole-archive"]).arg(library).arg("-o").arg(object);
-    process::run(&mut link).context("linking the driver's Rust part")
 }
