@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Safe wrappers over the ioctls of `/dev/gzvm`, shaped like the crate kvm-ioctls.
+//!
+//! - [`Gzvm`] is the device: it makes VMs and answers capability queries.
+//! - [`VmFd`] is a VM: memory slots, interrupts, eventfds, devices, vCPUs.
+//! - [`VcpuFd`] is a vCPU: registers and [`run`](VcpuFd::run), which returns a [`VcpuExit`].
+//!
+//! Structures and numbers come from the crate `gzvm-abi`. Every failing call returns an [`Error`]
+//! that keeps the kernel's errno; nothing is retried and nothing is logged here.
+//!
+//! Unlike KVM's, a gzvm vCPU has no shared mapping: RUN takes a 264-byte buffer, which the driver
+//! copies in and out. [`VcpuFd`] owns that buffer.
+
+mod vcpu;
+mod vm;
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use gzvm_abi::ioctl;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_val};
+
+pub use vcpu::{ImmediateExit, VcpuExit, VcpuFd};
+pub use vm::{IrqChipDevice, VmFd};
+/// An errno.
+pub use vmm_sys_util::errno::Error;
+/// Result with an errno.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where the driver puts its device.
+pub const DEVICE_PATH: &str = "/dev/gzvm";
+/// Capability of [`Gzvm::check_extension`]: bits of guest physical address space.
+pub const CAP_ARM_VM_IPA_SIZE: u64 = 0xA5;
+/// Capability of [`Gzvm::check_extension`]: protected VMs.
+pub const CAP_ARM_PROTECTED_VM: u64 = 0xFFBA_DAB1;
+
+/// The device `/dev/gzvm`.
+#[derive(Debug)]
+pub struct Gzvm {
+    device: File,
+}
+
+impl Gzvm {
+    /// Opens [`DEVICE_PATH`].
+    ///
+    /// # Errors
+    /// ENOENT: no driver, or the driver found no hypervisor. EACCES: no permission.
+    pub fn new() -> Result<Self> {
+        Self::with_path(DEVICE_PATH)
+    }
+
+    /// Opens the device at another path.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn with_path(path: impl AsRef<Path>) -> Result<Self> {
+        let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)?;
+        Ok(Self { device })
+    }
+
+    /// Makes a VM. `vm_type` is 0 in all known drivers.
+    ///
+    /// # Errors
+    /// ENOMEM, or what the hypervisor's refusal maps to.
+    pub fn create_vm(&self, vm_type: u64) -> Result<VmFd> {
+        // SAFETY: CREATE_VM takes a plain value and touches no memory of ours.
+        let fd = check(unsafe { ioctl_with_val(&self.device, ioctl::CREATE_VM.into(), vm_type) })?;
+        // SAFETY: the driver has just returned this descriptor to us, so nobody else owns it.
+        Ok(VmFd::new(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Asks for a capability: `None` where the driver does not know it.
+    ///
+    /// # Errors
+    /// Any errno but EOPNOTSUPP.
+    pub fn check_extension(&self, capability: u64) -> Result<Option<u64>> {
+        check_extension(&self.device, capability)
+    }
+}
+
+impl AsRawFd for Gzvm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+/// The driver overwrites the capability with the answer.
+fn check_extension(file: &File, capability: u64) -> Result<Option<u64>> {
+    let mut value = capability;
+    // SAFETY: CHECK_EXTENSION reads and writes exactly one u64 at the pointer.
+    match check(unsafe { ioctl_with_mut_ref(file, ioctl::CHECK_EXTENSION.into(), &mut value) }) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.errno() == libc::EOPNOTSUPP => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Negative results of ioctl(2) become the calling thread's errno.
+fn check(result: libc::c_int) -> Result<libc::c_int> {
+    if result < 0 { Err(Error::last()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_is_kept() {
+        let error = Gzvm::with_path("/nonexistent/gzvm").unwrap_err();
+        assert_eq!(error.errno(), libc::ENOENT);
+        // A file that is no such device refuses the ioctl, with the kernel's own errno.
+        let null = Gzvm::with_path("/dev/null").unwrap();
+        assert_eq!(null.create_vm(0).unwrap_err().errno(), libc::ENOTTY);
+        assert_eq!(null.check_extension(CAP_ARM_VM_IPA_SIZE).unwrap_err().errno(), libc::ENOTTY);
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A VM's file descriptor.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+
+use gzvm_abi::ioctl::{
+    self, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
+
+use crate::{Result, VcpuFd, check, check_extension};
+
+/// The interrupt controller's parts, as [`VmFd::create_device`] makes them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IrqChipDevice {
+    /// GICv3 distributor.
+    VgicV3Distributor,
+    /// GICv3 redistributors: those of all vCPUs, in one run of 128 KiB frames.
+    VgicV3Redistributor,
+}
+
+/// A VM. It lives until this and every [`VcpuFd`] made from it are closed.
+#[derive(Debug)]
+pub struct VmFd {
+    vm: File,
+}
+
+impl VmFd {
+    pub(crate) fn new(vm: File) -> Self {
+        Self { vm }
+    }
+
+    /// Asks for a capability of this VM: `None` where the driver does not know it.
+    ///
+    /// # Errors
+    /// Any errno but EOPNOTSUPP.
+    pub fn check_extension(&self, capability: u64) -> Result<Option<u64>> {
+        check_extension(&self.vm, capability)
+    }
+
+    /// Switches a capability on. Some answer in `args`.
+    ///
+    /// # Errors
+    /// EINVAL: unknown to driver or hypervisor.
+    pub fn enable_cap(&self, capability: u64, args: &mut [u64; 5]) -> Result<()> {
+        let mut request = EnableCap { cap: capability, args: *args };
+        // SAFETY: ENABLE_CAP reads, and may write back, exactly one `EnableCap`.
+        check(unsafe { ioctl_with_mut_ref(&self.vm, ioctl::ENABLE_CAP.into(), &mut request) })?;
+        *args = request.args;
+        Ok(())
+    }
+
+    /// Gives the VM a memory slot.
+    ///
+    /// `region.memory_size` must equal the size of the whole mapping (VMA) that holds
+    /// `region.userspace_addr`. There is no way to take a slot back.
+    ///
+    /// # Errors
+    /// EINVAL: slot, alignment or size; EFAULT: the hypervisor refused; ENOMEM.
+    ///
+    /// # Safety
+    /// The guest reads and writes that memory for as long as the VM lives: it must stay mapped, and
+    /// must hold nothing that Rust references point to.
+    pub unsafe fn set_user_memory_region(&self, region: UserspaceMemoryRegion) -> Result<()> {
+        // SAFETY: the call reads one structure; what it sets in motion is the caller's promise.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::SET_USER_MEMORY_REGION.into(), &region) })?;
+        Ok(())
+    }
+
+    /// Sets the level of SPI number `spi` (INTID - 32).
+    ///
+    /// # Errors
+    /// EFAULT: the hypervisor refused.
+    pub fn set_irq_line(&self, spi: u32, active: bool) -> Result<()> {
+        let line = IrqLevel { irq: spi, level: active.into() };
+        // SAFETY: IRQ_LINE reads exactly one `IrqLevel`.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::IRQ_LINE.into(), &line) })?;
+        Ok(())
+    }
+
+    /// Each signal of `fd` makes SPI number `spi` pending once.
+    ///
+    /// # Errors
+    /// EBUSY: `fd` is tied already; EBADF, ENOMEM.
+    pub fn register_irqfd(&self, fd: &EventFd, spi: u32) -> Result<()> {
+        self.irqfd(fd, spi, 0)
+    }
+
+    /// Undoes [`register_irqfd`](Self::register_irqfd).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn unregister_irqfd(&self, fd: &EventFd, spi: u32) -> Result<()> {
+        self.irqfd(fd, spi, ioctl::IRQFD_DEASSIGN)
+    }
+
+    fn irqfd(&self, fd: &EventFd, gsi: u32, flags: u32) -> Result<()> {
+        let fd = fd.as_raw_fd().cast_unsigned();
+        let request = Irqfd { fd, gsi, flags, resamplefd: 0, pad: [0; 16] };
+        // SAFETY: IRQFD reads exactly one `Irqfd`, and takes its own reference to the eventfd.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::IRQFD.into(), &request) })?;
+        Ok(())
+    }
+
+    /// Guest writes of `len` bytes (0: any size) to `address` signal `fd` instead of leaving RUN;
+    /// with `datamatch`, only writes of that value.
+    ///
+    /// # Errors
+    /// EEXIST: overlaps another; EINVAL, EBADF.
+    pub fn register_ioevent(
+        &self,
+        fd: &EventFd,
+        address: u64,
+        len: u32,
+        datamatch: Option<u64>,
+    ) -> Result<()> {
+        self.ioevent(fd, address, len, datamatch, 0)
+    }
+
+    /// Undoes [`register_ioevent`](Self::register_ioevent) with the same arguments.
+    ///
+    /// # Errors
+    /// ENOENT: there is none such.
+    pub fn unregister_ioevent(
+        &self,
+        fd: &EventFd,
+        address: u64,
+        len: u32,
+        datamatch: Option<u64>,
+    ) -> Result<()> {
+        self.ioevent(fd, address, len, datamatch, ioctl::IOEVENTFD_DEASSIGN)
+    }
+
+    fn ioevent(&self, fd: &EventFd, addr: u64, len: u32, datamatch: Option<u64>, flags: u32) -> Result<()> {
+        let matching = if datamatch.is_some() { ioctl::IOEVENTFD_DATAMATCH } else { 0 };
+        let request = Ioeventfd {
+            datamatch: datamatch.unwrap_or(0),
+            addr,
+            len,
+            fd: fd.as_raw_fd(),
+            flags: flags | matching,
+            pad: [0; 36],
+        };
+        // SAFETY: IOEVENTFD reads exactly one `Ioeventfd`, and takes its own reference to the
+        // eventfd.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::IOEVENTFD.into(), &request) })?;
+        Ok(())
+    }
+
+    /// Makes a part of the interrupt controller at guest physical `address`.
+    ///
+    /// # Errors
+    /// ENOMEM, EFAULT, EINVAL.
+    pub fn create_device(&self, device: IrqChipDevice, address: u64, size: u64) -> Result<()> {
+        let dev_type = match device {
+            IrqChipDevice::VgicV3Distributor => ioctl::DEVICE_VGIC_V3_DIST,
+            IrqChipDevice::VgicV3Redistributor => ioctl::DEVICE_VGIC_V3_REDIST,
+        };
+        let mut request = CreateDevice {
+            dev_type,
+            id: 0,
+            flags: 0,
+            dev_addr: address,
+            dev_reg_size: size,
+            attr_addr: 0,
+            attr_size: 0,
+        };
+        // SAFETY: CREATE_DEVICE reads and writes exactly one `CreateDevice`; with a zero attr_size
+        // it follows no pointer.
+        check(unsafe { ioctl_with_mut_ref(&self.vm, ioctl::CREATE_DEVICE.into(), &mut request) })?;
+        Ok(())
+    }
+
+    /// Tells the hypervisor where the guest's device tree is.
+    ///
+    /// # Errors
+    /// What the hypervisor's refusal maps to.
+    pub fn set_dtb_config(&self, address: u64, size: u64) -> Result<()> {
+        let config = DtbConfig { dtb_addr: address, dtb_size: size };
+        // SAFETY: SET_DTB_CONFIG reads exactly one `DtbConfig`.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::SET_DTB_CONFIG.into(), &config) })?;
+        Ok(())
+    }
+
+    /// Makes vCPU `id`. All but vCPU 0 stay off until the guest turns them on through PSCI.
+    ///
+    /// # Errors
+    /// EINVAL: `id` is 8 or more; ENOMEM.
+    pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd> {
+        // SAFETY: CREATE_VCPU takes a plain value and touches no memory of ours.
+        let fd = check(unsafe { ioctl_with_val(&self.vm, ioctl::CREATE_VCPU.into(), id.into()) })?;
+        // SAFETY: the driver has just returned this descriptor to us, so nobody else owns it.
+        Ok(VcpuFd::new(unsafe { File::from_raw_fd(fd) }))
+    }
+}
+
+impl AsRawFd for VmFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.vm.as_raw_fd()
+    }
+}

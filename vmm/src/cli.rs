@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use gzvm_abi::MAX_VCPUS;
+
+use crate::hypervisor::Kind;
+
+const EXIT_CODES: &str = "\
+Console:
+  Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A, Ctrl-A h tells these keys.
+
+Exit codes:
+  0        the guest powered off
+  1        gz or the host's hypervisor failed
+  2        wrong command line
+  3        the guest asked for a reset (a Linux guest that panics does, with panic=-1)
+  4        the guest crashed: it can't go on, or (--strict-mmio) used an unmapped address
+  5        ended from the console (Ctrl-A x)
+  64..127  a bare-metal guest wrote 0..63 to the test device
+  128+N    ended by signal N (SIGINT 130, SIGTERM 143, SIGHUP 129)
+
+Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, GICv3 at 0x3fff0000, virtio-mmio from
+0x2000000, RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
+run). The guest finds all of them in its device tree.
+
+Examples:
+  gz run --kernel Image --initrd initrd.cpio --disk root.img --cpus 2 --mem 1G
+  gz run --hypervisor kvm --kernel Image --disk root.img,ro --cmdline 'console=ttyS0 root=/dev/vda'";
+
+/// The GenieZone virtual machine monitor.
+#[derive(Parser, Debug)]
+#[command(name = "gz", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs a guest, its console on standard input and output.
+    Run(RunOptions),
+}
+
+/// Options of `gz run`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+#[command(after_help = EXIT_CODES)]
+pub struct RunOptions {
+    /// Guest kernel: an uncompressed arm64 Image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Raw disk image or block device, as /dev/vda, /dev/vdb, ...; read-only with `,ro`
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub disks: Vec<DiskOption>,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
+    pub cpus: u8,
+
+    /// RAM: in MiB, or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub mem: MemSize,
+
+    /// The whole kernel command line
+    #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
+    pub cmdline: String,
+
+    /// The host's hypervisor
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Kind::Gzvm)]
+    pub hypervisor: Kind,
+
+    /// An access to an unmapped address is a crash; otherwise it is logged, reads as all ones and
+    /// writes nowhere
+    #[arg(long)]
+    pub strict_mmio: bool,
+
+    /// The guest's random seed, for runs that repeat; otherwise it comes from the host
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+
+    /// Messages on standard error: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    pub log_level: tracing::Level,
+}
+
+/// `FILE[,ro]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskOption {
+    /// The image.
+    pub path: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, read_only) = match text.strip_suffix(",ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err("no file named".into());
+        }
+        Ok(Self { path: path.into(), read_only })
+    }
+}
+
+/// A size of memory, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemSize(pub u64);
+
+impl FromStr for MemSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let (number, unit) = text.split_at(digits.len());
+        let shift = match unit {
+            "K" | "k" => 10,
+            "" | "M" | "m" => 20,
+            "G" | "g" => 30,
+            "T" | "t" => 40,
+            _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T, as in 512M")),
+        };
+        let number: u64 = number.parse().map_err(|_| "not a number; write it as 512M or 2G".to_owned())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| "too large".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(arguments: &[&str]) -> Result<RunOptions, ErrorKind> {
+        let all = ["gz", "run"].iter().chain(arguments);
+        let Command::Run(options) = Cli::try_parse_from(all).map_err(|error| error.kind())?.command;
+        Ok(options)
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let options = parse(&["--kernel", "Image"]).unwrap();
+        assert_eq!((options.cpus, options.mem, options.hypervisor), (1, MemSize(512 << 20), Kind::Gzvm));
+        assert_eq!(options.cmdline, "console=ttyS0 panic=-1");
+        assert!(options.disks.is_empty() && options.initrd.is_none() && !options.strict_mmio);
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let options = parse(&[
+            "--kernel",
+            "k",
+            "--initrd",
+            "i",
+            "--disk",
+            "a.img",
+            "--disk",
+            "b,c.img,ro",
+            "--cpus",
+            "8",
+            "--mem",
+            "2G",
+            "--cmdline",
+            "root=/dev/vda rw",
+            "--hypervisor",
+            "kvm",
+            "--strict-mmio",
+            "--log-level",
+            "debug",
+        ])
+        .unwrap();
+        let [a, b] = options.disks.as_slice() else { panic!("{options:?}") };
+        assert_eq!((a.path.to_str(), a.read_only), (Some("a.img"), false));
+        assert_eq!((b.path.to_str(), b.read_only), (Some("b,c.img"), true));
+        assert_eq!((options.cpus, options.mem.0, options.hypervisor), (8, 2 << 30, Kind::Kvm));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        assert_eq!(parse(&[]), Err(ErrorKind::MissingRequiredArgument));
+        for wrong in [["--cpus", "0"], ["--cpus", "9"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
+        {
+            assert_eq!(
+                parse(&["--kernel", "k", wrong[0], wrong[1]]),
+                Err(ErrorKind::ValueValidation),
+                "{wrong:?}"
+            );
+        }
+        assert_eq!(parse(&["--kernel", "k", "--hypervisor", "xen"]), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn sizes() {
+        let size = |text: &str| text.parse::<MemSize>().map(|size| size.0);
+        assert_eq!(size("512"), Ok(512 << 20));
+        assert_eq!(size("8192K"), Ok(8 << 20));
+        assert_eq!(size("1T"), Ok(1 << 40));
+        assert!(
+            size("99999999999999G").is_err()
+                && size("").is_err()
+                && size("M").is_err()
+                && size("-1").is_err()
+        );
+    }
+}

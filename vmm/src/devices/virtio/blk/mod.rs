@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! virtio-blk (virtio 1.2, section 5.2): one queue, a raw file or block device behind it.
+//!
+//! - [`disk`]: the file: opening, checking, locking, reading and writing.
+//! - [`request`]: one request: from a descriptor chain to a status byte.
+//! - here: the device, and the thread that serves the queue.
+
+pub mod disk;
+pub mod request;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
+use disk::{Disk, SECTOR_SIZE};
+
+const QUEUE_SIZE: u16 = 256;
+/// A request has a header and a status beside its data.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+/// A disk as a virtio device.
+pub struct Blk {
+    disk: Arc<Disk>,
+    worker: Option<Worker>,
+}
+
+/// The thread that serves the queue, and how to end it.
+struct Worker {
+    thread: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+    queue: ReadyQueueHandle,
+}
+
+type ReadyQueueHandle = Arc<vmm_sys_util::eventfd::EventFd>;
+
+impl Blk {
+    /// A device without a driver.
+    pub fn new(disk: Disk) -> Self {
+        Self { disk: Arc::new(disk), worker: None }
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_FLUSH
+            | u64::from(self.disk.read_only()) << VIRTIO_BLK_F_RO
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // capacity (sectors), size_max, seg_max.
+        let mut config = [0_u8; 16];
+        let (capacity, rest) = config.split_at_mut(8);
+        capacity.copy_from_slice(&(self.disk.size() / SECTOR_SIZE).to_le_bytes());
+        if let Some(seg_max) = rest.get_mut(4..) {
+            seg_max.copy_from_slice(&SEG_MAX.to_le_bytes());
+        }
+        let available = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+        for (to, from) in data.iter_mut().zip(available.unwrap_or_default()) {
+            *to = *from;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.reset();
+        let Activation { memory, features, interrupt, queues } = activation;
+        let Some(ReadyQueue { queue, notify, .. }) = queues.into_iter().next() else { return Ok(()) };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut server = Server {
+            disk: self.disk.clone(),
+            memory,
+            queue,
+            interrupt,
+            // Without the flush command, a write is done when it is on the medium (5.2.6.2).
+            write_through: features >> VIRTIO_BLK_F_FLUSH & 1 == 0,
+        };
+        let (stopped, woken) = (stop.clone(), notify.clone());
+        let thread = thread::Builder::new().name("gz-blk".into()).spawn(move || {
+            // Requests may have come before the thread.
+            let mut result = server.serve();
+            while result.is_ok() && woken.read().is_ok() && !stopped.load(Ordering::Acquire) {
+                result = server.serve();
+            }
+            if let Err(error) = result {
+                // What is left of the queue can't be trusted; only a reset by the driver helps.
+                tracing::warn!("virtio-blk: the guest broke its queue: {error}");
+            }
+        })?;
+        self.worker = Some(Worker { thread, stop, queue: notify });
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        let Some(worker) = self.worker.take() else { return };
+        worker.stop.store(true, Ordering::Release);
+        if worker.queue.write(1).is_err() || worker.thread.join().is_err() {
+            tracing::warn!("virtio-blk: the worker thread did not end well");
+        }
+    }
+}
+
+impl Drop for Blk {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+/// What the thread works on.
+struct Server {
+    disk: Arc<Disk>,
+    memory: GuestMemoryMmap,
+    queue: Queue,
+    interrupt: Arc<Interrupt>,
+    write_through: bool,
+}
+
+impl Server {
+    /// Serves until the queue is empty.
+    ///
+    /// # Errors
+    /// The rings are nonsense.
+    fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            self.queue.disable_notification(&self.memory)?;
+            let mut served = false;
+            while let Some(chain) = self.queue.iter(&self.memory)?.next() {
+                let head = chain.head_index();
+                let written = request::execute(&self.disk, &self.memory, chain, self.write_through);
+                self.queue.add_used(&self.memory, head, written)?;
+                served = true;
+            }
+            if served && self.queue.needs_notification(&self.memory)? {
+                self.interrupt.used_buffer();
+            }
+            if !self.queue.enable_notification(&self.memory)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loader::tests::TempFile;
+    use std::time::{Duration, Instant};
+    use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::EventFd;
+
+    #[test]
+    fn config_tells_the_capacity() {
+        let file = TempFile::new("blk-config", &[0; 5 * 512]);
+        let blk = Blk::new(Disk::open(&file.0, false).unwrap());
+        let mut capacity = [0; 8];
+        blk.read_config(0, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), 5);
+        let mut seg_max = [0; 4];
+        blk.read_config(12, &mut seg_max);
+        assert_eq!(u32::from_le_bytes(seg_max), 254);
+        let mut beyond = [7; 4];
+        blk.read_config(14, &mut beyond);
+        assert_eq!(beyond, [0, 0, 7, 7]);
+        blk.read_config(u64::MAX, &mut beyond);
+        assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 0);
+        drop(blk);
+        let blk = Blk::new(Disk::open(&file.0, true).unwrap());
+        assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 1);
+    }
+
+    #[test]
+    fn a_queue_is_served_by_its_thread() {
+        let file = TempFile::new("blk-serve", &[0x33; 1024]);
+        let mut blk = Blk::new(Disk::open(&file.0, false).unwrap());
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let ring = MockSplitQueue::new(&memory, 16);
+        let next = VRING_DESC_F_NEXT as u16;
+        let write = VRING_DESC_F_WRITE as u16;
+        let descriptors = [
+            RawDescriptor::from(Descriptor::new(0x8000, 16, next, 1)),
+            RawDescriptor::from(Descriptor::new(0x9000, 512, next | write, 2)),
+            RawDescriptor::from(Descriptor::new(0xA000, 1, write, 0)),
+        ];
+        // Read sector 1.
+        memory.write_obj(0_u64, GuestAddress(0x8000)).unwrap();
+        memory.write_obj(1_u64, GuestAddress(0x8008)).unwrap();
+        memory.write_obj(0xEE_u8, GuestAddress(0xA000)).unwrap();
+        ring.build_desc_chain(&descriptors).unwrap();
+
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let notify = Arc::new(EventFd::new(0).unwrap());
+        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
+        let queue = ring.create_queue().unwrap();
+        blk.activate(Activation {
+            memory: memory.clone(),
+            features: blk.features(),
+            interrupt: interrupt.clone(),
+            queues: vec![ReadyQueue { index: 0, queue, notify: notify.clone() }],
+        })
+        .unwrap();
+        notify.write(1).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while line.read().is_err() {
+            assert!(Instant::now() < deadline, "no interrupt");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(interrupt.status(), 1);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0xA000)).unwrap(), 0);
+        assert_eq!(memory.read_obj::<u32>(GuestAddress(0x9000 + 508)).unwrap(), 0x3333_3333);
+        blk.reset();
+        assert!(blk.worker.is_none());
+    }
+}

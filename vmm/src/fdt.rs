@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The guest's device tree: what [`crate::layout`] says, in the form the guest reads.
+
+use vm_fdt::{Error, FdtWriter};
+
+use crate::layout::{self, DeviceRange};
+
+/// What varies from guest to guest.
+#[derive(Clone, Debug)]
+pub struct Config<'a> {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Bytes of RAM.
+    pub ram_size: u64,
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// Initrd: first address and length.
+    pub initrd: Option<(u64, u64)>,
+    /// Number of virtio-mmio devices.
+    pub virtio_devices: u32,
+    /// Entropy for the guest: 8 bytes place the kernel, the rest seeds its random numbers.
+    pub seed: [u8; 64],
+}
+
+const PHANDLE_GIC: u32 = 1;
+const PHANDLE_CLOCK: u32 = 2;
+
+// Cells of an interrupt specifier (GICv3 binding).
+const GIC_SPI: u32 = 0;
+const GIC_PPI: u32 = 1;
+const EDGE_RISING: u32 = 1;
+const LEVEL_HIGH: u32 = 4;
+const LEVEL_LOW: u32 = 8;
+
+/// Writes the tree.
+///
+/// # Errors
+/// A command line with a NUL byte in it.
+pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_u32("interrupt-parent", PHANDLE_GIC)?;
+    fdt.property_string("compatible", "linux,dummy-virt")?;
+    fdt.property_string("model", "GenieZone virtual machine")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    chosen(&mut fdt, config)?;
+    memory(&mut fdt, config.ram_size)?;
+    cpus(&mut fdt, config.vcpus)?;
+    gic(&mut fdt, config.vcpus)?;
+    timer(&mut fdt)?;
+    psci(&mut fdt)?;
+    serial(&mut fdt)?;
+    rtc(&mut fdt)?;
+    test_device(&mut fdt)?;
+    for index in 0..config.virtio_devices {
+        virtio(&mut fdt, index)?;
+    }
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn reg(fdt: &mut FdtWriter, device: DeviceRange) -> Result<(), Error> {
+    fdt.property_array_u64("reg", &[device.base, device.size])
+}
+
+fn chosen(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
+    let node = fdt.begin_node("chosen")?;
+    fdt.property_string("bootargs", config.cmdline)?;
+    fdt.property_string("stdout-path", &format!("/uart@{:x}", layout::SERIAL.base))?;
+    if let Some((start, size)) = config.initrd {
+        fdt.property_u64("linux,initrd-start", start)?;
+        fdt.property_u64("linux,initrd-end", start.saturating_add(size))?;
+    }
+    let (kaslr, rng) = config.seed.split_at(8);
+    fdt.property("kaslr-seed", kaslr)?;
+    fdt.property("rng-seed", rng)?;
+    fdt.end_node(node)
+}
+
+fn memory(fdt: &mut FdtWriter, ram_size: u64) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("memory@{:x}", layout::RAM_BASE))?;
+    fdt.property_string("device_type", "memory")?;
+    fdt.property_array_u64("reg", &[layout::RAM_BASE, ram_size])?;
+    fdt.end_node(node)
+}
+
+/// MPIDR_EL1 is the vCPU's number: both back ends make Aff0 so, for up to 16 vCPUs.
+fn cpus(fdt: &mut FdtWriter, vcpus: u8) -> Result<(), Error> {
+    let node = fdt.begin_node("cpus")?;
+    fdt.property_u32("#address-cells", 1)?;
+    fdt.property_u32("#size-cells", 0)?;
+    for id in 0..vcpus {
+        let cpu = fdt.begin_node(&format!("cpu@{id:x}"))?;
+        fdt.property_string("device_type", "cpu")?;
+        fdt.property_string("compatible", "arm,armv8")?;
+        fdt.property_string("enable-method", "psci")?;
+        fdt.property_u32("reg", id.into())?;
+        fdt.end_node(cpu)?;
+    }
+    fdt.end_node(node)
+}
+
+fn gic(fdt: &mut FdtWriter, vcpus: u8) -> Result<(), Error> {
+    let (distributor, redistributors) = (layout::GIC_DISTRIBUTOR, layout::gic_redistributors(vcpus));
+    let node = fdt.begin_node(&format!("intc@{:x}", distributor.base))?;
+    fdt.property_string("compatible", "arm,gic-v3")?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_array_u64(
+        "reg",
+        &[distributor.base, distributor.size, redistributors.base, redistributors.size],
+    )?;
+    fdt.property_phandle(PHANDLE_GIC)?;
+    fdt.end_node(node)
+}
+
+fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("timer")?;
+    fdt.property_string("compatible", "arm,armv8-timer")?;
+    let cells: Vec<u32> = layout::TIMER_PPIS.iter().flat_map(|&ppi| [GIC_PPI, ppi, LEVEL_LOW]).collect();
+    fdt.property_array_u32("interrupts", &cells)?;
+    fdt.property_null("always-on")?;
+    fdt.end_node(node)
+}
+
+fn psci(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("psci")?;
+    let compatible = ["arm,psci-1.0", "arm,psci-0.2"].map(String::from);
+    fdt.property_string_list("compatible", compatible.into())?;
+    fdt.property_string("method", "hvc")?;
+    fdt.end_node(node)
+}
+
+fn serial(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("uart@{:x}", layout::SERIAL.base))?;
+    fdt.property_string("compatible", "ns16550a")?;
+    reg(fdt, layout::SERIAL)?;
+    fdt.property_u32("clock-frequency", layout::SERIAL_CLOCK_HZ)?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::SERIAL_SPI, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
+/// PL031, though crosvm says PL030: stock arm64 kernels have a driver for the former only.
+fn rtc(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let clock = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", 24_000_000)?;
+    fdt.property_phandle(PHANDLE_CLOCK)?;
+    fdt.end_node(clock)?;
+
+    let node = fdt.begin_node(&format!("rtc@{:x}", layout::RTC.base))?;
+    let compatible = ["arm,pl031", "arm,primecell"].map(String::from);
+    fdt.property_string_list("compatible", compatible.into())?;
+    reg(fdt, layout::RTC)?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::RTC_SPI, LEVEL_HIGH])?;
+    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(node)
+}
+
+fn test_device(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("test@{:x}", layout::TEST_DEVICE.base))?;
+    fdt.property_string("compatible", "geniezone,test-device")?;
+    reg(fdt, layout::TEST_DEVICE)?;
+    fdt.end_node(node)
+}
+
+fn virtio(fdt: &mut FdtWriter, index: u32) -> Result<(), Error> {
+    let device = layout::virtio(index);
+    let node = fdt.begin_node(&format!("virtio_mmio@{:x}", device.base))?;
+    fdt.property_string("compatible", "virtio,mmio")?;
+    reg(fdt, device)?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::virtio_spi(index), EDGE_RISING])?;
+    fdt.property_null("dma-coherent")?;
+    fdt.end_node(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dtoolkit::fdt::Fdt;
+    use dtoolkit::{Node, Property};
+
+    fn tree(vcpus: u8, virtio_devices: u32) -> Vec<u8> {
+        let mut seed = [0; 64];
+        seed[7] = 9;
+        let config = Config {
+            vcpus,
+            ram_size: 512 << 20,
+            cmdline: "console=ttyS0 panic=-1",
+            initrd: Some((0x8400_0000, 0x1234)),
+            virtio_devices,
+            seed,
+        };
+        build(&config).unwrap()
+    }
+
+    /// A property's bytes, read by an independent parser.
+    fn property(blob: &[u8], path: &str, name: &str) -> Vec<u8> {
+        let fdt = Fdt::new(blob).unwrap();
+        let node = fdt.find_node(path).unwrap_or_else(|| panic!("no {path}"));
+        node.property(name).unwrap_or_else(|| panic!("{path} has no {name}")).value().to_vec()
+    }
+
+    fn cells(values: &[u32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_be_bytes()).collect()
+    }
+
+    #[test]
+    fn chosen_tells_command_line_initrd_and_seeds() {
+        let blob = tree(1, 0);
+        assert_eq!(property(&blob, "/chosen", "bootargs"), b"console=ttyS0 panic=-1\0");
+        assert_eq!(property(&blob, "/chosen", "linux,initrd-start"), 0x8400_0000_u64.to_be_bytes());
+        assert_eq!(property(&blob, "/chosen", "linux,initrd-end"), 0x8400_1234_u64.to_be_bytes());
+        assert_eq!(property(&blob, "/chosen", "kaslr-seed"), [0, 0, 0, 0, 0, 0, 0, 9]);
+        assert_eq!(property(&blob, "/chosen", "rng-seed").len(), 56);
+        assert_eq!(property(&blob, "/chosen", "stdout-path"), b"/uart@3f8\0");
+    }
+
+    #[test]
+    fn gic_and_cpus_follow_the_number_of_vcpus() {
+        let blob = tree(3, 0);
+        let regs = cells(&[0, 0x3FFF_0000, 0, 0x1_0000, 0, 0x3FF9_0000, 0, 0x6_0000]);
+        assert_eq!(property(&blob, "/intc@3fff0000", "reg"), regs);
+        assert_eq!(property(&blob, "/cpus/cpu@2", "reg"), cells(&[2]));
+        assert_eq!(property(&blob, "/cpus/cpu@2", "enable-method"), b"psci\0");
+        assert!(Fdt::new(&blob).unwrap().find_node("/cpus/cpu@3").is_none());
+    }
+
+    #[test]
+    fn devices_are_where_the_layout_says() {
+        let blob = tree(1, 2);
+        assert_eq!(property(&blob, "/virtio_mmio@2000200", "reg"), cells(&[0, 0x0200_0200, 0, 0x200]));
+        assert_eq!(property(&blob, "/virtio_mmio@2000200", "interrupts"), cells(&[0, 5, 1]));
+        assert!(Fdt::new(&blob).unwrap().find_node("/virtio_mmio@2000400").is_none());
+        assert_eq!(property(&blob, "/uart@3f8", "interrupts"), cells(&[0, 0, 1]));
+        assert_eq!(property(&blob, "/memory@80000000", "reg"), cells(&[0, 0x8000_0000, 0, 512 << 20]));
+        let timer = cells(&[1, 13, 8, 1, 14, 8, 1, 11, 8, 1, 10, 8]);
+        assert_eq!(property(&blob, "/timer", "interrupts"), timer);
+        assert_eq!(property(&blob, "/psci", "method"), b"hvc\0");
+    }
+
+    #[test]
+    fn command_line_with_nul_is_an_error() {
+        let config = Config {
+            vcpus: 1,
+            ram_size: 16 << 20,
+            cmdline: "a\0b",
+            initrd: None,
+            virtio_devices: 0,
+            seed: [0; 64],
+        };
+        assert!(build(&config).is_err());
+    }
+}

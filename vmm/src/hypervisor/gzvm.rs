@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! GenieZone: the sequence of ioctls that crosvm uses, so that any driver that serves crosvm serves
+//! us.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use gzvm_abi::hypercall::purpose;
+use gzvm_abi::ioctl::UserspaceMemoryRegion;
+use gzvm_abi::run::{exception, reason};
+use gzvm_abi::{MAX_VCPUS, reg};
+use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Vcpu, Vm, open_error, system_event};
+use crate::exit::EndReason;
+use crate::layout;
+use crate::memory::GuestRam;
+
+const MISSING: &str = "the host must run under the GenieZone hypervisor with gzvm.ko loaded \
+    (`dmesg | grep gzvm` says why the driver did not start); `--hypervisor kvm` uses KVM instead";
+
+/// What a guest gets as x0 of a call that nobody knows: SMCCC's NOT_SUPPORTED.
+const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
+
+/// See [`super::create`].
+///
+/// # Errors
+/// No driver, or a call that failed.
+pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+    if usize::from(vcpus) > MAX_VCPUS {
+        anyhow::bail!("--cpus {vcpus}: GenieZone's limit is {MAX_VCPUS}");
+    }
+    let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
+    let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
+    let region = UserspaceMemoryRegion {
+        slot: 0,
+        flags: purpose::GUEST_MEM,
+        guest_phys_addr: layout::RAM_BASE,
+        memory_size: ram.size(),
+        userspace_addr: ram.host_address(),
+    };
+    // SAFETY: `GuestVm` and every `GuestVcpu` own a share of the mapping, and guest memory is only
+    // reached through vm-memory's volatile accesses.
+    unsafe { vm.set_user_memory_region(region) }.context("gzvm: can't give the VM its RAM")?;
+
+    let (distributor, redistributors) = (layout::GIC_DISTRIBUTOR, layout::gic_redistributors(vcpus));
+    vm.create_device(IrqChipDevice::VgicV3Distributor, distributor.base, distributor.size)
+        .context("gzvm: can't create the GIC's distributor")?;
+    // As crosvm: the base of all, the size of one. The hypervisor knows the number of vCPUs.
+    vm.create_device(IrqChipDevice::VgicV3Redistributor, redistributors.base, layout::GIC_REDISTRIBUTOR_SIZE)
+        .context("gzvm: can't create the GIC's redistributors")?;
+
+    let mut machine = Vec::with_capacity(vcpus.into());
+    for id in 0..vcpus {
+        let fd = vm.create_vcpu(id).with_context(|| format!("gzvm: can't create vCPU {id}"))?;
+        machine.push(Box::new(GuestVcpu { fd, id, _ram: ram.clone() }) as Box<dyn Vcpu>);
+    }
+    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _ram: ram.clone() }), vcpus: machine })
+}
+
+struct GuestVm {
+    fd: VmFd,
+    // Keeps the RAM mapped as long as the VM lives.
+    _ram: GuestRam,
+}
+
+impl Vm for GuestVm {
+    fn register_irqfd(&self, fd: &EventFd, spi: u32) -> anyhow::Result<()> {
+        self.fd.register_irqfd(fd, spi).with_context(|| format!("gzvm: no irqfd for SPI {spi}"))
+    }
+
+    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()> {
+        self.fd
+            .register_ioevent(fd, address, 4, value.map(u64::from))
+            .with_context(|| format!("gzvm: no ioeventfd at {address:#x}"))
+    }
+
+    fn set_fdt(&self, address: u64, size: u64) -> anyhow::Result<()> {
+        self.fd.set_dtb_config(address, size).context("gzvm: the device tree's place was refused")
+    }
+}
+
+struct GuestVcpu {
+    fd: VcpuFd,
+    id: u8,
+    // Keeps the RAM mapped as long as the vCPU can run.
+    _ram: GuestRam,
+}
+
+impl Kick for ImmediateExit {
+    fn kick(&self) {
+        self.set(true);
+    }
+}
+
+impl Vcpu for GuestVcpu {
+    fn set_boot_state(&mut self, boot: Option<BootState>) -> anyhow::Result<()> {
+        // crosvm's order: X0, PC, PSTATE.
+        let mut registers = Vec::with_capacity(3);
+        if let Some(BootState { entry, fdt }) = boot {
+            registers.extend([(reg::X0, fdt), (reg::PC, entry)]);
+        }
+        registers.push((reg::PSTATE, BOOT_PSTATE));
+        for (register, value) in registers {
+            self.fd
+                .set_one_reg(register, value)
+                .with_context(|| format!("gzvm: can't set register {register:#x} of vCPU {}", self.id))?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> Exit<'_> {
+        let id = self.id;
+        match self.fd.run() {
+            Ok(VcpuExit::MmioRead(address, data)) => Exit::MmioRead { address, data },
+            Ok(VcpuExit::MmioWrite(address, data)) => Exit::MmioWrite { address, data },
+            Ok(VcpuExit::Again(_)) => Exit::Again,
+            Ok(other) => seldom(id, other),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Again,
+            Err(error) => Exit::End(EndReason::VmmError(format!("gzvm: can't run vCPU {id}: {error}"))),
+        }
+    }
+
+    fn kick(&self) -> Arc<dyn Kick> {
+        Arc::new(self.fd.immediate_exit())
+    }
+}
+
+/// Exits off the hot path: events, calls and crashes.
+#[cold]
+fn seldom(id: u8, exit: VcpuExit) -> Exit<'static> {
+    let crash = |text: String| Exit::End(EndReason::Crash(text));
+    match exit {
+        VcpuExit::SystemEvent(event) => {
+            let count = usize::try_from(event.ndata).unwrap_or(usize::MAX).min(event.data.len());
+            system_event(id, event.type_, event.data.get(..count).unwrap_or_default())
+        }
+        VcpuExit::Shutdown => Exit::End(EndReason::PowerOff),
+        VcpuExit::Hypercall(args) => {
+            tracing::debug!("vCPU {id}: hypercall {args:x?} is nobody's");
+            if let Some(x0) = args.first_mut() {
+                *x0 = SMCCC_NOT_SUPPORTED;
+            }
+            Exit::Again
+        }
+        VcpuExit::Exception(e) => {
+            let kind = match e.exception {
+                exception::PAGE_FAULT => "page fault that the host could not serve (is it out of memory?)",
+                _ => "exception",
+            };
+            let (number, code, address) = (e.exception, e.error_code, e.fault_gpa);
+            crash(format!("vCPU {id}: {kind} {number}, error code {code:#x}, guest address {address:#x}"))
+        }
+        VcpuExit::FailEntry(fail) => crash(format!(
+            "vCPU {id} can't be entered on CPU {}: reason {}{}",
+            fail.cpu,
+            fail.hardware_entry_failure_reason,
+            name_reason(fail.hardware_entry_failure_reason)
+        )),
+        VcpuExit::InternalError(error) => {
+            let count = usize::try_from(error.ndata).unwrap_or(usize::MAX).min(error.data.len());
+            let data = error.data.get(..count).unwrap_or_default();
+            let name = name_reason(error.suberror.into());
+            crash(format!(
+                "vCPU {id}: the hypervisor can't go on: error {}{name}, data {data:x?}",
+                error.suberror
+            ))
+        }
+        VcpuExit::Debug => crash(format!("vCPU {id}: debug event without a debugger")),
+        VcpuExit::BadMmio(mmio) => crash(format!(
+            "vCPU {id}: {} of {} bytes at {:#x}, a size that no access has",
+            if mmio.is_write == 0 { "load" } else { "store" },
+            mmio.size,
+            mmio.phys_addr
+        )),
+        other @ (VcpuExit::Unknown(_)
+        | VcpuExit::Again(_)
+        | VcpuExit::MmioRead(..)
+        | VcpuExit::MmioWrite(..)) => {
+            Exit::End(EndReason::VmmError(format!("gzvm: vCPU {id}: exit {other:x?} is unknown")))
+        }
+    }
+}
+
+/// Our hypervisor's reasons; others count their own way.
+fn name_reason(number: u64) -> &'static str {
+    match number {
+        reason::NO_VCPU => " (no such vCPU)",
+        reason::ALREADY_RUNNING => " (it runs already)",
+        reason::DYING => " (the VM is being destroyed)",
+        reason::UNDECODABLE => " (an access to a device, or to no memory, that can't be decoded)",
+        reason::UNEXPECTED_EXIT => " (an unexpected exception)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gzvm_abi::run::{Exception, InternalError, SystemEvent};
+
+    fn crash_text(exit: VcpuExit) -> String {
+        match seldom(3, exit) {
+            Exit::End(EndReason::Crash(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn crashes_tell_all_there_is() {
+        let exception = Exception { exception: 1, error_code: 0x77, fault_gpa: 0xDEAD_0000 };
+        let text = crash_text(VcpuExit::Exception(exception));
+        assert!(text.contains("vCPU 3") && text.contains("0x77") && text.contains("0xdead0000"), "{text}");
+        let mut data = [0; 16];
+        data[1] = 0xAB;
+        let text = crash_text(VcpuExit::InternalError(InternalError { suberror: 4, ndata: 2, data }));
+        assert!(text.contains("error 4") && text.contains("[0, ab]"), "{text}");
+        // A count from the other side that is too large does no harm.
+        crash_text(VcpuExit::InternalError(InternalError { suberror: 4, ndata: u32::MAX, data }));
+    }
+
+    #[test]
+    fn unknown_hypercalls_are_not_supported() {
+        let mut args = [0xC600_0001, 2, 3, 4, 5, 6, 7, 8];
+        assert!(matches!(seldom(0, VcpuExit::Hypercall(&mut args)), Exit::Again));
+        assert_eq!(args[0], u64::MAX);
+    }
+
+    #[test]
+    fn power_events() {
+        let event = SystemEvent { type_: 1, ndata: u32::MAX, data: [0; 16] };
+        assert!(matches!(seldom(0, VcpuExit::SystemEvent(event)), Exit::End(EndReason::PowerOff)));
+        assert!(matches!(seldom(0, VcpuExit::Shutdown), Exit::End(EndReason::PowerOff)));
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The host's hypervisor behind one trait: [`gzvm`] through `/dev/gzvm`, [`kvm`] through
+//! `/dev/kvm`. The rest of the VMM does not know which; guests get the same machine from both.
+//!
+//! ```text
+//!  create ─► RAM slot, GIC, vCPUs ─► irqfd, ioeventfd ─► device tree ─► boot registers ─► run
+//! ```
+//!
+//! A vCPU runs in a thread of its own. To get it out of the guest: raise the VM's stop flag, call
+//! [`Kick::kick`], then send the thread [`KICK_SIGNAL`](crate::signals::kick_signal). Whatever
+//! the interleaving, the thread meets one of the three before it enters the guest again.
+
+pub mod gzvm;
+#[cfg(target_arch = "aarch64")]
+pub mod kvm;
+
+use std::sync::Arc;
+
+use gzvm_abi::run::system_event;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::exit::EndReason;
+use crate::memory::GuestRam;
+
+/// Which hypervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Kind {
+    /// GenieZone, through /dev/gzvm.
+    Gzvm,
+    /// KVM, through /dev/kvm.
+    Kvm,
+}
+
+/// Why [`Vcpu::run`] came back.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// A load that a device must answer, before the next run.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8 bytes for the answer.
+        data: &'a mut [u8],
+    },
+    /// A store.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// 1, 2, 4 or 8 bytes.
+        data: &'a [u8],
+    },
+    /// The VM ends.
+    End(EndReason),
+    /// Nothing to do: a signal, a kick, or the hypervisor's own affairs.
+    Again,
+}
+
+/// Makes a vCPU leave [`Vcpu::run`], together with a signal to its thread; see the module.
+pub trait Kick: Send + Sync {
+    /// From any thread.
+    fn kick(&self);
+}
+
+/// A vCPU.
+pub trait Vcpu: Send {
+    /// Sets the registers of a vCPU that has not run: EL1h with interrupts masked; vCPU 0 also gets
+    /// the kernel's entry, and the device tree's address in x0.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_boot_state(&mut self, boot: Option<BootState>) -> anyhow::Result<()>;
+
+    /// Runs the guest until something needs us.
+    fn run(&mut self) -> Exit<'_>;
+
+    /// What makes it leave.
+    fn kick(&self) -> Arc<dyn Kick>;
+}
+
+/// Where vCPU 0 starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootState {
+    /// PC.
+    pub entry: u64,
+    /// X0.
+    pub fdt: u64,
+}
+
+/// PSTATE of every vCPU at its start: D, A, I, F masked, EL1h.
+pub const BOOT_PSTATE: u64 = 0x3C5;
+
+/// A VM with its RAM and interrupt controller.
+pub trait Vm: Send + Sync {
+    /// Each signal of `fd` makes SPI number `spi` pending once.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn register_irqfd(&self, fd: &EventFd, spi: u32) -> anyhow::Result<()>;
+
+    /// 32-bit guest writes to `address`, of `value` if given, signal `fd` and need no exit.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()>;
+
+    /// Tells where the device tree is, where the hypervisor cares.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_fdt(&self, address: u64, size: u64) -> anyhow::Result<()>;
+}
+
+/// A VM and its vCPUs, in order.
+pub struct Machine {
+    /// The VM.
+    pub vm: Box<dyn Vm>,
+    /// Its vCPUs.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+}
+
+/// Makes a VM with `ram`, a GICv3 as [`crate::layout`] has it, and `vcpus` vCPUs.
+///
+/// # Errors
+/// No such hypervisor on this host, or it refused; the text says what to do.
+pub fn create(kind: Kind, ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+    match kind {
+        Kind::Gzvm => gzvm::create(ram, vcpus),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Kvm => kvm::create(ram, vcpus),
+        #[cfg(not(target_arch = "aarch64"))]
+        Kind::Kvm => {
+            anyhow::bail!("--hypervisor kvm: guests are arm64, and this gz was built for another host")
+        }
+    }
+}
+
+/// A system event's meaning; gzvm and KVM number them alike.
+fn system_event(vcpu: u8, kind: u32, data: &[u64]) -> Exit<'static> {
+    Exit::End(match kind {
+        system_event::SHUTDOWN => EndReason::PowerOff,
+        system_event::RESET => EndReason::Reset,
+        system_event::CRASH => EndReason::Crash(format!("vCPU {vcpu} reports a crash, data {data:x?}")),
+        other => EndReason::Crash(format!("vCPU {vcpu}: system event {other}, data {data:x?}")),
+    })
+}
+
+/// Adds the remedy to an error of opening the hypervisor's device.
+fn open_error(path: &str, errno: i32, missing: &str) -> anyhow::Error {
+    let error = std::io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => anyhow::anyhow!("{path}: {error}; {missing}"),
+        libc::EACCES | libc::EPERM => {
+            anyhow::anyhow!("{path}: {error}; run as root, or give your user access to the device")
+        }
+        _ => anyhow::anyhow!("{path}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_events_end_the_vm() {
+        assert!(matches!(system_event(0, 1, &[]), Exit::End(EndReason::PowerOff)));
+        assert!(matches!(system_event(0, 2, &[]), Exit::End(EndReason::Reset)));
+        for kind in [0, 3, 4, 5, 99] {
+            assert!(matches!(system_event(0, kind, &[7]), Exit::End(EndReason::Crash(_))), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_missing_device_is_explained() {
+        let error = open_error("/dev/gzvm", libc::ENOENT, "load it").to_string();
+        assert!(error.starts_with("/dev/gzvm: ") && error.ends_with("load it"), "{error}");
+        assert!(open_error("/dev/kvm", libc::EACCES, "x").to_string().contains("root"));
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The guest's RAM in our address space.
+//!
+//! ```text
+//!   PROT_NONE guard | RAM, 2 MiB aligned, one mapping (VMA) | PROT_NONE guard
+//! ```
+//!
+//! Invariant: the RAM is exactly one VMA for as long as [`GuestRam`] lives. gzvm demands that a
+//! slot's size equals its VMA's; the guards keep the kernel from merging it with a neighbour.
+//!
+//! Anonymous private memory, advised to be huge: shmem (memfd) gets huge pages only where the
+//! administrator switched them on, and blocks of 2 MiB make a fault in 512 of what pages make. A
+//! back end in another process (vhost-user) will need a memfd instead. Pages that the guest has
+//! touched stay pinned by gzvm until the guest gives them back or the VM ends; nothing is
+//! allocated before that.
+
+use std::sync::Arc;
+
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::layout;
+
+/// Why there is no RAM.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Outside the address map.
+    #[error("--mem {}M: a guest needs {}M to {}M, in steps of 2M",
+        .0 >> 20, layout::RAM_MIN >> 20, layout::RAM_MAX >> 20)]
+    Size(u64),
+    /// The host has less.
+    #[error(
+        "--mem {}M: the host has {}M of memory in all ({}M free); ask for less",
+        .wanted >> 20, .total >> 20, .available >> 20
+    )]
+    TooLarge {
+        /// Asked for, in bytes.
+        wanted: u64,
+        /// The host's RAM, in bytes.
+        total: u64,
+        /// The host's free RAM, in bytes.
+        available: u64,
+    },
+    /// The kernel refused.
+    #[error("--mem {}M: the host kernel gives no such mapping: {error}; ask for less, or check `ulimit -v`", .size >> 20)]
+    Map {
+        /// Asked for, in bytes.
+        size: u64,
+        /// What the kernel said.
+        error: rustix::io::Errno,
+    },
+    /// vm-memory refused the mapping.
+    #[error("--mem: {0}")]
+    Region(String),
+}
+
+/// The mapping. Unmapped when the last user is gone.
+#[derive(Debug)]
+struct Mapping {
+    /// Of the reservation, guards included.
+    start: usize,
+    len: usize,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start..start + len` is the reservation that `GuestRam::new` made and nobody else
+        // unmaps; `Mapping` is dropped with the last `GuestRam`, after every view of the memory.
+        if let Err(error) = unsafe { mm::munmap(std::ptr::with_exposed_provenance_mut(self.start), self.len) }
+        {
+            tracing::warn!("can't unmap guest memory: {error}");
+        }
+    }
+}
+
+/// The guest's RAM: one region at [`layout::RAM_BASE`].
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    // Before `_mapping`, so that the view is dropped first.
+    memory: GuestMemoryMmap,
+    host_address: u64,
+    size: u64,
+    _mapping: Arc<Mapping>,
+}
+
+/// Alignment of the RAM in our address space: that of a huge page, so that guest and host blocks
+/// coincide.
+const HUGE: usize = 2 << 20;
+
+impl GuestRam {
+    /// Reserves `size` bytes.
+    ///
+    /// # Errors
+    /// A size outside the address map, larger than the host's memory, or refused by the kernel.
+    pub fn new(size: u64) -> Result<Self, MemoryError> {
+        if !(layout::RAM_MIN..=layout::RAM_MAX).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
+            return Err(MemoryError::Size(size));
+        }
+        let (total, available) = host_memory();
+        if size > total {
+            return Err(MemoryError::TooLarge { wanted: size, total, available });
+        }
+        if size > available {
+            tracing::warn!(
+                "--mem {}M is more than the {}M that the host has free now",
+                size >> 20,
+                available >> 20
+            );
+        }
+        let (mapping, ram) = map(usize::try_from(size).map_err(|_| MemoryError::Size(size))?)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: `map` has mapped `size` bytes at `ram`, readable and writable, for nobody else;
+        // they stay mapped until `_mapping` is dropped, after this region.
+        let region = unsafe { MmapRegion::build_raw(ram.cast(), size as usize, prot, flags) };
+        let region = region.map_err(|error| MemoryError::Region(error.to_string()))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(layout::RAM_BASE))
+            .ok_or_else(|| MemoryError::Region("RAM wraps around the address space".into()))?;
+        let memory = GuestMemoryMmap::from_regions(vec![region])
+            .map_err(|error| MemoryError::Region(error.to_string()))?;
+        let host_address = ram.expose_provenance() as u64;
+        Ok(Self { memory, host_address, size, _mapping: Arc::new(mapping) })
+    }
+
+    /// The memory as devices see it.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Where [`layout::RAM_BASE`] is in our address space.
+    pub fn host_address(&self) -> u64 {
+        self.host_address
+    }
+}
+
+/// Reserves address space with guards, and makes its aligned middle of `size` bytes RAM.
+fn map(size: usize) -> Result<(Mapping, *mut libc::c_void), MemoryError> {
+    let failed = |error| MemoryError::Map { size: size as u64, error };
+    // One huge page to align with, and one to be sure that a guard is left on either side.
+    let len = size.checked_add(2 * HUGE).ok_or(MemoryError::Size(size as u64))?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let start = unsafe {
+        mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            len,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    }
+    .map_err(failed)?;
+    let mapping = Mapping { start: start.expose_provenance(), len };
+    // Rounding start + 1 page up leaves at least one page before and, as the reservation is two
+    // huge pages longer, behind.
+    let aligned = (mapping.start + 4096).next_multiple_of(HUGE);
+    let target = std::ptr::with_exposed_provenance_mut(aligned);
+    // SAFETY: `aligned..aligned + size` lies inside the reservation just made, which is ours alone.
+    let ram = unsafe {
+        mm::mmap_anonymous(
+            target,
+            size,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+        )
+    }
+    .map_err(failed)?;
+    for advice in [Advice::LinuxHugepage, Advice::LinuxDontFork, Advice::LinuxDontDump] {
+        // SAFETY: advice on the whole of our own mapping; none of these changes its content.
+        if let Err(error) = unsafe { mm::madvise(ram, size, advice) } {
+            tracing::debug!("madvise({advice:?}) on guest memory: {error}");
+        }
+    }
+    Ok((mapping, ram))
+}
+
+/// The host's memory in bytes: all, and what is free. Where `/proc` is missing nothing is known,
+/// and the kernel has the last word.
+fn host_memory() -> (u64, u64) {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    (field("MemTotal:").unwrap_or(u64::MAX), field("MemAvailable:").unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    /// (start, end, permissions) of the mapping that holds `address`.
+    fn vma_of(address: u64) -> (u64, u64, String) {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines()
+            .find_map(|line| {
+                let mut words = line.split_ascii_whitespace();
+                let (start, end) = words.next()?.split_once('-')?;
+                let start = u64::from_str_radix(start, 16).ok()?;
+                let end = u64::from_str_radix(end, 16).ok()?;
+                (start..end).contains(&address).then(|| (start, end, words.next().unwrap_or("").to_owned()))
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn ram_is_one_whole_vma_between_guards() {
+        // Two of the same kind, so that a missing guard would let them merge.
+        let rams = [GuestRam::new(16 << 20).unwrap(), GuestRam::new(16 << 20).unwrap()];
+        for ram in &rams {
+            let (start, end, permissions) = vma_of(ram.host_address());
+            assert_eq!((start, end - start), (ram.host_address(), ram.size()));
+            assert_eq!(permissions, "rw-p");
+            assert_eq!(start % HUGE as u64, 0);
+            assert_eq!(vma_of(start - 1).2, "---p");
+            assert_eq!(vma_of(end).2, "---p");
+        }
+    }
+
+    #[test]
+    fn ram_is_readable_and_writable_and_freed() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let last = GuestAddress(layout::RAM_BASE + ram.size() - 8);
+        ram.memory().write_obj(0x1122_3344_5566_7788_u64, last).unwrap();
+        assert_eq!(ram.memory().read_obj::<u64>(last).unwrap(), 0x1122_3344_5566_7788);
+        assert!(ram.memory().write_obj(0_u8, GuestAddress(layout::RAM_BASE + ram.size())).is_err());
+        let address = ram.host_address();
+        drop(ram);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains(&format!("{address:x}-")));
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        for size in [0, 4 << 20, (16 << 20) + 4096, layout::RAM_MAX + layout::RAM_ALIGN] {
+            assert!(matches!(GuestRam::new(size), Err(MemoryError::Size(s)) if s == size), "{size:#x}");
+        }
+        let (total, _) = host_memory();
+        let too_large = (total + layout::RAM_ALIGN) / layout::RAM_ALIGN * layout::RAM_ALIGN;
+        assert!(matches!(GuestRam::new(too_large), Err(MemoryError::TooLarge { .. })));
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! vCPU threads: one loop that turns exits into device accesses, and the way to stop them all.
+//!
+//! The hot path (guest access, exit, device, next run) takes no lock but the device's own.
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Barrier};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::bus::Bus;
+use crate::exit::EndReason;
+use crate::hypervisor::{Exit, Kick, Vcpu};
+use crate::signals;
+
+/// How often a thread that does not stop is kicked again.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// How long to wait for all of them. A thread that is still in the hypervisor then is left to the
+/// kernel, which ends it with the process.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A thread that hands its vCPU back.
+type VcpuThread = JoinHandle<Box<dyn Vcpu>>;
+
+/// The running vCPUs.
+pub struct Threads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<(VcpuThread, Arc<dyn Kick>)>,
+}
+
+impl Threads {
+    /// Runs each vCPU in a thread. Why the VM ends goes to `end`, maybe from several threads.
+    ///
+    /// # Errors
+    /// No thread left. Those that have been started are stopped.
+    pub fn start(
+        vcpus: Vec<Box<dyn Vcpu>>,
+        bus: &Arc<Bus>,
+        end: &Sender<EndReason>,
+    ) -> std::io::Result<Self> {
+        let mut all = Self { stop: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
+        // Secondary vCPUs wait in the hypervisor for the guest to turn them on: all must be there.
+        let barrier = Arc::new(Barrier::new(vcpus.len()));
+        for (id, mut vcpu) in vcpus.into_iter().enumerate() {
+            let kick = vcpu.kick();
+            let (stop, barrier, bus, end) = (all.stop.clone(), barrier.clone(), bus.clone(), end.clone());
+            let thread = thread::Builder::new().name(format!("gz-vcpu{id}")).spawn(move || {
+                barrier.wait();
+                if let Some(reason) = run(vcpu.as_mut(), &bus, &stop) {
+                    // The receiver is gone when the VM ends for another reason.
+                    let _ = end.send(reason);
+                }
+                // Lives until it is joined: a kick may be on its way.
+                vcpu
+            })?;
+            all.threads.push((thread, kick));
+        }
+        Ok(all)
+    }
+
+    /// Gets every vCPU out of the guest and ends its thread.
+    pub fn stop(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while !self.threads.is_empty() {
+            for (thread, kick) in &self.threads {
+                kick.kick();
+                // SAFETY: the thread has not been joined, so its handle is valid; the signal has a
+                // handler.
+                unsafe { libc::pthread_kill(thread.as_pthread_t(), signals::kick_signal()) };
+            }
+            let pause = Instant::now() + KICK_AGAIN;
+            while Instant::now() < pause && self.threads.iter().any(|(thread, _)| !thread.is_finished()) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            for (thread, _) in self.threads.extract_if(.., |(thread, _)| thread.is_finished()) {
+                if thread.join().is_err() {
+                    tracing::error!("a vCPU thread panicked");
+                }
+            }
+            if Instant::now() > deadline {
+                tracing::error!("{} vCPUs do not leave the hypervisor", self.threads.len());
+                return;
+            }
+        }
+    }
+}
+
+/// Runs `vcpu` until the VM ends. `None`: it has been stopped from outside.
+fn run(vcpu: &mut dyn Vcpu, bus: &Bus, stop: &AtomicBool) -> Option<EndReason> {
+    loop {
+        let end = match vcpu.run() {
+            Exit::MmioRead { address, data } => bus.read(address, data),
+            Exit::MmioWrite { address, data } => bus.write(address, data),
+            Exit::Again => None,
+            Exit::End(reason) => Some(reason),
+        };
+        if end.is_some() {
+            return end;
+        }
+        // Checked after each run, and before the next: see `hypervisor` on how a kick gets through.
+        if stop.load(Ordering::Acquire) {
+            return None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testdev::TestDevice;
+    use crate::hypervisor::BootState;
+    use crate::layout;
+    use std::sync::Condvar;
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    #[derive(Default)]
+    struct Flag(Mutex<bool>, Condvar);
+
+    impl Kick for Flag {
+        fn kick(&self) {
+            *self.0.lock().unwrap() = true;
+            self.1.notify_all();
+        }
+    }
+
+    /// Reads the test device, then writes `exit` to it, or sleeps until kicked.
+    struct Fake {
+        step: u32,
+        buffer: [u8; 4],
+        exit: Option<u8>,
+        flag: Arc<Flag>,
+    }
+
+    impl Vcpu for Fake {
+        fn set_boot_state(&mut self, _: Option<BootState>) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn run(&mut self) -> Exit<'_> {
+            self.step += 1;
+            let base = layout::TEST_DEVICE.base;
+            match (self.step, self.exit) {
+                (1, _) => Exit::MmioRead { address: base, data: &mut self.buffer },
+                (2, Some(code)) => {
+                    assert_eq!(self.buffer, [0x47, 0, 0, 0]);
+                    self.buffer[0] = code;
+                    Exit::MmioWrite { address: base + 8, data: &self.buffer }
+                }
+                (2, None) => {
+                    let mut kicked = self.flag.0.lock().unwrap();
+                    while !*kicked {
+                        kicked = self.flag.1.wait(kicked).unwrap();
+                    }
+                    Exit::Again
+                }
+                _ => panic!("ran on after the end"),
+            }
+        }
+
+        fn kick(&self) -> Arc<dyn Kick> {
+            self.flag.clone()
+        }
+    }
+
+    fn fake(exit: Option<u8>) -> Box<dyn Vcpu> {
+        Box::new(Fake { step: 0, buffer: [0; 4], exit, flag: Arc::default() })
+    }
+
+    #[test]
+    fn one_vcpu_ends_the_vm_and_the_others_are_stopped() {
+        let (sender, _receiver_of_signals) = mpsc::channel();
+        // The kick needs its handler, or the signal would end the test.
+        signals::install(sender).unwrap();
+        let mut bus = Bus::new(true);
+        bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice)).unwrap();
+        let (end, reasons) = mpsc::channel();
+        let vcpus = vec![fake(None), fake(Some(9)), fake(None)];
+        let threads = Threads::start(vcpus, &Arc::new(bus), &end).unwrap();
+        assert_eq!(reasons.recv_timeout(Duration::from_secs(10)), Ok(EndReason::TestDevice(9)));
+        threads.stop();
+        assert!(reasons.try_recv().is_err(), "stopped vCPUs report nothing");
+    }
+}
