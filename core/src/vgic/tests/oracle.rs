@@ -90,7 +90,7 @@ impl Oracle {
         let private = || (0..32).map(|n| (n, if n < 16 { sgi.clone() } else { irq.clone() }));
         let cpu = Interface { pmr: 0xF8, group0: true, group1: true, ..Interface::default() };
         Self {
-            shared: (32..1020).map(|n| (n, irq.clone())).collect(),
+            shared: (32..96).map(|n| (n, irq.clone())).collect(),
             private: [private().collect(), private().collect()],
             cpus: [cpu.clone(), cpu],
             group0: false,
