@@ -69,3 +69,16 @@ pub(crate) fn secondary(cpu: usize) -> ! {
     STATE[cpu].store(DONE, SeqCst);
     psci::cpu_off()
 }
+
+/// Whether CPU `cpu` is off for the kit.
+pub fn is_off(cpu: usize) -> bool {
+    STATE[cpu].load(SeqCst) == OFF
+}
+
+/// As [`join`], for a CPU whose function may still run: false then.
+pub fn join_if_done(cpu: usize) -> bool {
+    if STATE[cpu].load(SeqCst) == DONE {
+        return join(cpu).is_ok();
+    }
+    is_off(cpu)
+}

@@ -1,4 +1,40 @@
-#![no_std]
-#![no_main]
-gzvm_guest_kit::entry!(main);
-fn main() { gzvm_guest_kit::println!("hi {:?}", gzvm_guest_kit::machine::get().cpus); }
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The test host: runs as the host VM directly on the hypervisor, in Linux's place.
+//!
+//! Calls the hypervisor as a driver does, and as an attacker would: environment, firmware calls,
+//! arguments at their boundaries, the life of tiny VMs on one and several CPUs, leaks. Boot
+//! argument `filter=A,B`: only cases whose name contains A or B.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod abuse;
+#[cfg(target_os = "none")]
+mod calls;
+#[cfg(target_os = "none")]
+mod guest_runs;
+#[cfg(target_os = "none")]
+mod host;
+#[cfg(target_os = "none")]
+mod pages;
+#[cfg(target_os = "none")]
+mod programs;
+#[cfg(target_os = "none")]
+mod vm;
+
+#[cfg(target_os = "none")]
+gzvm_guest_kit::entry!(host_vm);
+
+#[cfg(target_os = "none")]
+fn host_vm() {
+    use gzvm_guest_kit::{case, gic, println, smp};
+
+    println!("gzvm test host: {} CPUs", smp::count());
+    gic::init_distributor();
+    gic::init_cpu();
+    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, abuse::CASES]);
+}
+
+/// Runs on bare metal only.
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a hostile or clumsy host does: races of teardown and run, rewritten argument pages,
+//! exhaustion, leaks.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use gzvm_abi::counter::Counter;
+use gzvm_abi::hypercall::{Function, RegionHeader, Status};
+use gzvm_abi::reg;
+use gzvm_abi::run::exit;
+use gzvm_guest_kit::case::{Case, Outcome, Verdict};
+use gzvm_guest_kit::hypercall::{self, call};
+use gzvm_guest_kit::{arch, cases, check, check_eq, fail, gic, machine, println, skip, smp, timer};
+
+use crate::host::hypervisor_memory;
+use crate::pages;
+use crate::programs::{self, RAM};
+use crate::vm::{self, Vm};
+
+pub const CASES: &[Case] = cases!["abuse":
+    same_vcpu_on_two_cpus, destroy_while_running, calls_while_destroying, argument_page_rewritten,
+    as_many_vms_as_fit, nothing_leaks, vm_ids_are_fresh, survives_it_all,
+];
+
+fn counters() -> Result<[(Counter, u64); 5], Verdict> {
+    let names = [Counter::Vms, Counter::Vcpus, Counter::PoolUsed, Counter::PagesShared, Counter::PagesPrivate];
+    let mut all = names.map(|c| (c, 0));
+    for (counter, value) in &mut all {
+        let Some(now) = hypercall::counter(*counter) else { fail!("no counter {counter:?}") };
+        *value = now;
+    }
+    Ok(all)
+}
+
+static TUPLE: AtomicU64 = AtomicU64::new(0);
+static STOP: AtomicBool = AtomicBool::new(false);
+static RUNS: AtomicU32 = AtomicU32::new(0);
+static LAST: AtomicU32 = AtomicU32::new(0);
+
+fn runs_tuple() {
+    gic::init_cpu();
+    gic::set_handler(|_| {});
+    while !STOP.load(SeqCst) {
+        RUNS.fetch_add(1, SeqCst);
+        LAST.store(call(Function::Run, &[TUPLE.load(SeqCst)]).values[0] as u32, SeqCst);
+        arch::irq_enable();
+        arch::isb();
+        arch::irq_disable();
+    }
+}
+
+/// Runs `tuple` on CPU 1 in a loop.
+fn start_runner(tuple: u64) -> Outcome {
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    STOP.store(false, SeqCst);
+    RUNS.store(0, SeqCst);
+    LAST.store(0, SeqCst);
+    TUPLE.store(tuple, SeqCst);
+    if let Err(code) = smp::start(1, runs_tuple) {
+        fail!("CPU 1 does not start: {code}");
+    }
+    check!(timer::wait_ms(5000, || RUNS.load(SeqCst) > 0), "CPU 1 does not run");
+    timer::wait_ms(2, || false);
+    Ok(())
+}
+
+fn stop_runner() -> Outcome {
+    STOP.store(true, SeqCst);
+    let stopped = timer::wait_ms(10_000, || {
+        gic::send_sgi(machine::get().cpus[1], 1);
+        timer::wait_ms(1, || false);
+        smp::join_if_done(1)
+    });
+    check!(stopped, "CPU 1 does not come back from RUN");
+    Ok(())
+}
+
+fn same_vcpu_on_two_cpus() -> Outcome {
+    let vm = Vm::new(programs::spins(), 1)?;
+    check!(vm.map(RAM).ok(), "MAP_GUEST");
+    start_runner(vm.tuple(0))?;
+    // Every answer but a run is fine; and it must come.
+    for round in 0..100 {
+        let reason = vm.run_once(0);
+        if reason != exit::FAIL_ENTRY && reason != exit::GZ && reason != exit::IRQ {
+            stop_runner()?;
+            fail!("round {round}: exit {reason:#x}");
+        }
+    }
+    stop_runner()?;
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+fn destroy_while_running() -> Outcome {
+    let before = counters()?;
+    for round in 0..10 {
+        let vm = Vm::new(if round % 2 == 0 { programs::spins() } else { programs::loads() }, 1)?;
+        check!(vm.map(RAM).ok(), "MAP_GUEST");
+        start_runner(vm.tuple(0))?;
+        let destroyed = vm.destroy();
+        stop_runner()?;
+        destroyed?;
+        pages::reset();
+        check_eq!(LAST.load(SeqCst), exit::FAIL_ENTRY, "round {round}: exit of RUN after the destruction");
+        check_eq!(counters()?, before, "round {round}: counters");
+    }
+    Ok(())
+}
+
+/// Everything else on CPU 1 while CPU 0 creates and destroys the VM those calls are about.
+fn calls_while_destroying() -> Outcome {
+    static SHARED: AtomicU64 = AtomicU64::new(0);
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    let before = counters()?;
+    STOP.store(false, SeqCst);
+    TUPLE.store(0, SeqCst);
+    let started = smp::start(1, || {
+        while !STOP.load(SeqCst) {
+            let tuple = TUPLE.load(SeqCst);
+            let id = tuple >> 16;
+            let page = SHARED.load(SeqCst);
+            call(Function::IrqLine, &[tuple, 3, 1]);
+            call(Function::SetOneReg, &[tuple, reg::X0, 1]);
+            call(Function::MapGuest, &[id, 0, page >> 12, RAM >> 12, 1]);
+            call(Function::GetStatistics, &[id]);
+            call(Function::InformExit, &[id]);
+            call(Function::SetDtbConfig, &[id, RAM, 4096]);
+            call(Function::DestroyVcpu, &[tuple | 1]);
+            call(Function::DestroyVm, &[id ^ 1, 1]);
+        }
+    });
+    if let Err(code) = started {
+        fail!("CPU 1 does not start: {code}");
+    }
+    let spare = pages::take(1, 4096);
+    SHARED.store(spare, SeqCst);
+    let outcome = (|| {
+        for _ in 0..40 {
+            let id = vm::create_bare()?;
+            TUPLE.store(u64::from(id) << 16, SeqCst);
+            let buffer = pages::take(2, 4096);
+            pages::put(buffer, RegionHeader { slot: 0, constituent_cnt: 0, total_pages: 16, gpa: RAM });
+            call(Function::SetMemregion, &[id.into(), 8192, buffer]);
+            call(Function::CreateVcpu, &[u64::from(id) << 16, pages::take(2, 4096)]);
+            timer::wait_ms(1, || false);
+            // CPU 1 may have hit this one, too, which is a destruction all the same.
+            vm::destroy(id)?;
+        }
+        Ok(())
+    })();
+    STOP.store(true, SeqCst);
+    if let Err(code) = smp::join(1) {
+        fail!("CPU 1 does not end: {code}");
+    }
+    pages::reset();
+    outcome?;
+    check_eq!(counters()?, before, "counters");
+    Ok(())
+}
+
+/// A second CPU rewrites region buffer and mailbox while the hypervisor reads them.
+fn argument_page_rewritten() -> Outcome {
+    static BUFFER: AtomicU64 = AtomicU64::new(0);
+    static MAILBOX: AtomicU64 = AtomicU64::new(0);
+    static GOOD: AtomicU64 = AtomicU64::new(0);
+    static BAD: AtomicU64 = AtomicU64::new(0);
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    let before = counters()?;
+    BAD.store(hypervisor_memory()?.start >> 12, SeqCst);
+    let vm = Vm::new(programs::reads_all(), 1)?;
+    GOOD.store(vm.memory >> 12, SeqCst);
+    MAILBOX.store(vm.mailbox, SeqCst);
+    let buffer = pages::take(2, 4096);
+    BUFFER.store(buffer, SeqCst);
+    STOP.store(false, SeqCst);
+    let started = smp::start(1, || {
+        let mut i = 0u64;
+        while !STOP.load(SeqCst) {
+            i += 1;
+            let bad = i % 2 == 0;
+            let total_pages = if bad { u64::MAX } else { 16 };
+            let slot = if bad { 0xFFFF } else { 1 + (i as u32 / 2) % 8 };
+            pages::put(
+                BUFFER.load(SeqCst),
+                RegionHeader { slot, constituent_cnt: i as u32, total_pages, gpa: RAM + (i << 24) },
+            );
+            pages::write(MAILBOX.load(SeqCst) + 8 * (i % 8), if bad { BAD.load(SeqCst) } else { GOOD.load(SeqCst) + i % 8 });
+        }
+    });
+    if let Err(code) = started {
+        fail!("CPU 1 does not start: {code}");
+    }
+    let end = timer::now() + timer::frequency() / 5;
+    while timer::now() < end {
+        call(Function::SetMemregion, &[vm.id.into(), 8192, buffer]);
+        call(Function::MapGuestBlock, &[vm.id.into(), 0, RAM >> 12, 8]);
+    }
+    STOP.store(true, SeqCst);
+    if let Err(code) = smp::join(1) {
+        fail!("CPU 1 does not end: {code}");
+    }
+    vm.destroy()?;
+    pages::reset();
+    check_eq!(counters()?, before, "counters");
+    Ok(())
+}
+
+fn as_many_vms_as_fit() -> Outcome {
+    static IDS: gzvm_guest_kit::spin::Mutex<gzvm_guest_kit::ArrayVec<u16, 1024>> =
+        gzvm_guest_kit::spin::Mutex::new(gzvm_guest_kit::ArrayVec::new_const());
+    let before = counters()?;
+    let mut ids = IDS.lock();
+    ids.clear();
+    let last = loop {
+        let reply = call(Function::CreateVm, &[0]);
+        if !reply.ok() || ids.is_full() {
+            break reply;
+        }
+        ids.push(reply.values[0] as u16);
+    };
+    println!("note: {} VMs at once, then {:?}", ids.len(), last.status());
+    for id in ids.iter() {
+        check!((1..=0xFFFE).contains(id), "VM id {id:#x}");
+        check!(ids.iter().filter(|i| *i == id).count() == 1, "VM id {id:#x} twice");
+    }
+    for id in ids.drain(..) {
+        vm::destroy(id)?;
+    }
+    let known = [Some(Status::NoMemory), Some(Status::Success), Some(Status::Busy), Some(Status::InvalidArgs)];
+    check!(known.contains(&last.status()), "status {:?} at the limit", last.status());
+    if last.ok() {
+        vm::destroy(last.values[0] as u16)?;
+    }
+    check_eq!(counters()?, before, "counters");
+    Ok(())
+}
+
+/// Full lives, more of them than there are VMIDs of 8 bits.
+fn nothing_leaks() -> Outcome {
+    let before = counters()?;
+    for round in 0..300 {
+        let mut vm = Vm::new(programs::tour(), 1)?;
+        vm.set_reg(0, reg::X0, round)?;
+        // Ended at another place each time.
+        for _ in 0..round % 3 {
+            let reason = vm.run(0)?;
+            check_eq!(reason, exit::MMIO, "round {round}: exit");
+        }
+        vm.destroy()?;
+        pages::reset();
+        if round == 99 || round == 299 {
+            check_eq!(counters()?, before, "counters after {} lives", round + 1);
+        }
+    }
+    Ok(())
+}
+
+/// A destroyed VM's id means nothing any more.
+fn vm_ids_are_fresh() -> Outcome {
+    let vm = Vm::new(programs::tour(), 1)?;
+    let (id, tuple, memory) = (u64::from(vm.id), vm.tuple(0), vm.memory);
+    vm.destroy()?;
+    check!(!call(Function::MapGuest, &[id, 0, memory >> 12, RAM >> 12, 1]).ok(), "MAP_GUEST succeeds");
+    check!(!call(Function::IrqLine, &[tuple, 1, 1]).ok(), "IRQ_LINE succeeds");
+    check!(!call(Function::DestroyVm, &[id, 128]).ok(), "DESTROY_VM succeeds again");
+    check_eq!(call(Function::Run, &[tuple]).values[0] as u32, exit::FAIL_ENTRY, "exit of RUN");
+    pages::reset();
+    Ok(())
+}
+
+fn survives_it_all() -> Outcome {
+    let mut vm = Vm::new(programs::tour(), 1)?;
+    vm.set_reg(0, reg::X0, 42)?;
+    check_eq!(vm.run_to_store(0)?, (0x10, 42), "first store");
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}

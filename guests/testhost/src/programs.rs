@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Guests of a few instructions: position independent, MMU off, one page. They speak to the test
+//! host by stores to [`DEVICE`].
+
+use core::arch::global_asm;
+
+/// Where the programs load and store to be heard: no memory, no GIC.
+pub const DEVICE: u64 = 0x0009_0000;
+/// The VM's distributor; its redistributors end here.
+pub const GICD: u64 = 0x3FFF_0000;
+/// Start of the VM's memory.
+pub const RAM: u64 = 0x8000_0000;
+/// SPI that `waits_for_spi` enables.
+pub const SPI: u64 = 5;
+
+macro_rules! programs {
+    ($($(#[$doc:meta])* $name:ident = ($start:ident, $end:ident);)*) => {
+        unsafe extern "C" { $(static $start: u8; static $end: u8;)* }
+        $($(#[$doc])*
+        pub fn $name() -> &'static [u8] {
+            let (start, end) = (&raw const $start, &raw const $end);
+            // SAFETY: both labels are in the image, the code between them is never written.
+            unsafe { core::slice::from_raw_parts(start, end as usize - start as usize) }
+        })*
+    };
+}
+
+programs! {
+    /// Every kind of exit once; x0 as it started, see the listing.
+    tour = (prog_tour, prog_tour_end);
+    /// Spins.
+    spins = (prog_spins, prog_spins_end);
+    /// Counts in memory at RAM + 0x800, for ever.
+    counts = (prog_counts, prog_counts_end);
+    /// Sleeps by WFI until the virtual timer's interrupt, tells its INTID, turns off.
+    sleeps = (prog_sleeps, prog_sleeps_end);
+    /// Sleeps until SPI 5, tells the INTID, turns off.
+    waits_for_spi = (prog_spi, prog_spi_end);
+    /// Turns vCPU 1 on at `counts`-like code (the second half), waits for it, turns off.
+    starts_second = (prog_smp, prog_smp_end);
+    /// Reads the first word of each of 512 pages from RAM on, tells the sum, turns off.
+    reads_all = (prog_reads, prog_reads_end);
+    /// Loads from DEVICE for ever.
+    loads = (prog_loads, prog_loads_end);
+    /// Calls a function nobody knows, by HVC and SMC, tells both answers, turns off.
+    calls_unknown = (prog_unknown, prog_unknown_end);
+}
+
+global_asm!(
+    r#"
+    .section .text.programs, "ax"
+    .global prog_tour, prog_tour_end
+    .global prog_spins, prog_spins_end
+    .global prog_counts, prog_counts_end
+    .global prog_sleeps, prog_sleeps_end
+    .global prog_spi, prog_spi_end
+    .global prog_smp, prog_smp_end
+    .global prog_reads, prog_reads_end
+    .global prog_loads, prog_loads_end
+    .global prog_unknown, prog_unknown_end
+
+    .macro  prog_off
+    movz    w0, #0x0008
+    movk    w0, #0x8400, lsl #16
+    hvc     #0
+    b       .
+    .endm
+
+    // GIC of vCPU 0: group 1 on, priority mask open, all of the SGI frame's group 1
+    .macro  prog_gic redistributor
+    mov     x10, #0x3FFF0000        // GICD
+    mov     w11, #0x12              // ARE, EnableGrp1
+    str     w11, [x10]
+    mov     w11, #-1
+    str     w11, [x10, #0x84]       // IGROUPR1
+    mov     x12, #\redistributor
+    ldr     w11, [x12, #0x14]       // WAKER
+    bic     w11, w11, #2
+    str     w11, [x12, #0x14]
+    add     x12, x12, #0x10000
+    mov     w11, #-1
+    str     w11, [x12, #0x80]       // IGROUPR0
+    mov     x11, #1
+    msr     S3_0_C12_C12_5, x11     // SRE
+    isb
+    mov     x11, #0xFF
+    msr     S3_0_C4_C6_0, x11       // PMR
+    mov     x11, #1
+    msr     S3_0_C12_C12_7, x11     // IGRPEN1
+    isb
+    .endm
+
+    .balign 16
+prog_tour:
+    mov     x20, x0
+    mov     x21, #0x2121
+    mov     x1, #0x90000
+    str     x20, [x1, #0x10]        // 1: x0 at entry, 8 bytes
+    ldr     w2, [x1]                // 2: load, 4 bytes
+    str     w2, [x1, #0x20]         // 3: what it gave
+    str     x21, [x1, #0x28]        // 4: 0x2121, untouched
+    ldrsb   x2, [x1, #3]            // 5: load, 1 byte, sign extended
+    str     x2, [x1, #0x30]         // 6: what it gave
+    strh    wzr, [x1, #0x36]        // 7: store of the zero register, 2 bytes
+    mov     w0, #0x84000000
+    hvc     #0                      // PSCI_VERSION: answered by the hypervisor
+    str     x0, [x1, #0x38]         // 8: the version
+    mrs     x2, mpidr_el1
+    str     x2, [x1, #0x40]         // 9: MPIDR
+    mrs     x2, CurrentEL
+    str     x2, [x1, #0x48]         // 10: CurrentEL
+    adr     x3, 1f
+    str     x20, [x3]
+    ldr     x2, [x3]
+    str     x2, [x1, #0x50]         // 11: through memory
+    prog_off
+    .balign 8
+1:  .quad   0
+prog_tour_end:
+
+prog_spins:
+    b       .
+prog_spins_end:
+
+    .balign 16
+prog_counts:
+    adr     x1, prog_counts
+    add     x1, x1, #0x800
+1:  ldr     x2, [x1]
+    add     x2, x2, #1
+    str     x2, [x1]
+    b       1b
+prog_counts_end:
+
+    .balign 16
+prog_sleeps:
+    prog_gic 0x3FFD0000
+    mov     w11, #(1 << 27)
+    str     w11, [x12, #0x100]      // ISENABLER0: virtual timer
+    mrs     x2, cntfrq_el0
+    mov     x3, #200
+    udiv    x2, x2, x3              // 5 ms
+    mrs     x3, cntvct_el0
+    add     x3, x3, x2
+    msr     cntv_cval_el0, x3
+    mov     x2, #1
+    msr     cntv_ctl_el0, x2
+    isb
+1:  mrs     x4, S3_0_C12_C12_2      // HPPIR1
+    cmp     w4, #27
+    b.eq    2f
+    wfi
+    b       1b
+2:  mrs     x4, S3_0_C12_C12_0      // IAR1
+    mov     x1, #0x90000
+    mrs     x5, cntvct_el0
+    subs    x5, x5, x3
+    cset    x5, hs
+    str     x4, [x1, #0x10]         // INTID
+    str     x5, [x1, #0x18]         // 1: not early
+    prog_off
+prog_sleeps_end:
+
+    .balign 16
+prog_spi:
+    prog_gic 0x3FFD0000
+    mov     w11, #(1 << 5)
+    str     w11, [x10, #0x104]      // ISENABLER1: SPI 5 = INTID 37
+1:  mrs     x4, S3_0_C12_C12_2      // HPPIR1
+    cmp     w4, #37
+    b.eq    2f
+    wfi
+    b       1b
+2:  mrs     x4, S3_0_C12_C12_0      // IAR1
+    mov     x1, #0x90000
+    str     x4, [x1, #0x10]
+    msr     S3_0_C12_C12_1, x4      // EOIR1
+    prog_off
+prog_spi_end:
+
+    .balign 16
+prog_smp:
+    movz    w0, #0x0003             // CPU_ON
+    movk    w0, #0xC400, lsl #16
+    mov     x1, #1
+    adr     x2, 2f
+    mov     x3, #0x77
+    hvc     #0
+    mov     x20, x0
+    mov     x1, #0x90000
+    str     x20, [x1, #0x10]        // what CPU_ON answered
+    adr     x4, 3f
+1:  ldr     x5, [x4]
+    cbz     x5, 1b
+    str     x5, [x1, #0x18]         // what vCPU 1 wrote: its context + its MPIDR.Aff0
+    prog_off
+2:  mrs     x5, mpidr_el1
+    and     x5, x5, #0xFF
+    lsl     x5, x5, #8
+    orr     x5, x5, x0
+    adr     x4, 3f
+    str     x5, [x4]
+    movz    w0, #0x0002             // CPU_OFF
+    movk    w0, #0x8400, lsl #16
+    hvc     #0
+    b       .
+    .balign 8
+3:  .quad   0
+prog_smp_end:
+
+    .balign 16
+prog_reads:
+    mov     x3, #0x80000000
+    mov     x4, #512
+    mov     x2, #0
+1:  ldr     x5, [x3, #0xFF8]
+    add     x2, x2, x5
+    add     x3, x3, #0x1000
+    subs    x4, x4, #1
+    b.ne    1b
+    mov     x1, #0x90000
+    str     x2, [x1, #0x10]
+    prog_off
+prog_reads_end:
+
+    .balign 16
+prog_loads:
+    mov     x1, #0x90000
+1:  ldr     w2, [x1]
+    b       1b
+prog_loads_end:
+
+    .balign 16
+prog_unknown:
+    mov     x1, #0x90000
+    movz    w0, #0xFFE1
+    movk    w0, #0xC600, lsl #16
+    mov     x19, x1
+    hvc     #0
+    str     x0, [x19, #0x10]
+    movz    w0, #0x1000             // the host's CREATE_VM
+    movk    w0, #0xFB00, lsl #16
+    hvc     #0
+    str     x0, [x19, #0x18]
+    prog_off
+prog_unknown_end:
+    "#
+);
