@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! ioeventfds and irqfds.
+
+use gzvm_abi::ioctl::{
+    self, IOEVENTFD_DATAMATCH, IOEVENTFD_DEASSIGN, IOEVENTFD_PIO, IRQFD_DEASSIGN, IRQFD_RESAMPLE, Ioeventfd,
+    Irqfd,
+};
+use gzvm_abi::run::{Mmio, exit};
+
+use super::*;
+use crate::sys::{close, eventfd, eventfd_count, eventfd_write};
+
+fn io(addr: u64, len: u32, fd: i32, flags: u32, datamatch: u64) -> Ioeventfd {
+    Ioeventfd { datamatch, addr, len, fd, flags, pad: [0; 36] }
+}
+
+fn irq(fd: i32, gsi: u32, flags: u32) -> Irqfd {
+    Irqfd { fd: fd as u32, gsi, flags, resamplefd: 0, pad: [0; 16] }
+}
+
+/// The guest writes. Did user space see it?
+fn write(k: &Session, vcpu: i32, addr: u64, size: u64, value: u64) -> bool {
+    k.exit(move |shared| {
+        let data = value.to_le_bytes();
+        shared.put(8, Mmio { phys_addr: addr, data, size, is_write: 1, ..Mmio::default() });
+        exit::MMIO
+    });
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+    k.with(|k| k.exits.clear());
+    k.get::<u32>(RUN) == exit::MMIO
+}
+
+#[test]
+fn ioeventfd_arguments() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    let set = |args: Ioeventfd| k.ioctl_with(vm, ioctl::IOEVENTFD, &args);
+    assert_eq!(set(io(0, 4, fd, IOEVENTFD_PIO, 0)), EINVAL);
+    assert_eq!(set(io(0, 4, fd, 8, 0)), EINVAL);
+    assert_eq!(set(io(0, 3, fd, 0, 0)), EINVAL);
+    assert_eq!(set(io(0, 16, fd, 0, 0)), EINVAL);
+    assert_eq!(set(io(0, 0, fd, IOEVENTFD_DATAMATCH, 0)), EINVAL);
+    assert_eq!(set(io(u64::MAX, 4, fd, 0, 0)), EINVAL);
+    assert_eq!(set(io(0, 4, 99, 0, 0)), EBADF);
+    assert_eq!(set(io(0, 4, vm, 0, 0)), EINVAL, "no eventfd");
+    assert_eq!(set(io(0, 4, fd, IOEVENTFD_DEASSIGN, 0)), ENOENT);
+}
+
+#[test]
+fn ioeventfd_collisions() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    let set = |addr, len, flags, data| k.ioctl_with(vm, ioctl::IOEVENTFD, &io(addr, len, fd, flags, data));
+    assert_eq!(set(0x1000, 4, IOEVENTFD_DATAMATCH, 1), 0);
+    assert_eq!(set(0x1000, 4, IOEVENTFD_DATAMATCH, 1), EEXIST);
+    assert_eq!(set(0x1000, 4, 0, 0), EEXIST);
+    assert_eq!(set(0x1000, 0, 0, 0), EEXIST);
+    assert_eq!(set(0x1002, 1, 0, 0), EEXIST, "inside");
+    assert_eq!(set(0x1004, 4, 0, 0), 0, "behind");
+    assert_eq!(set(0x0FFE, 4, 0, 0), 0, "before, as in the reference");
+    assert_eq!(set(0x2000, 0, 0, 0), 0);
+    assert_eq!(set(0x2000, 2, 0, 0), EEXIST);
+    assert_eq!(set(0x2001, 2, 0, 0), 0, "length 0 covers its address alone");
+}
+
+#[test]
+fn ioeventfd_matches_exactly() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let (any, four, matching) = (eventfd(), eventfd(), eventfd());
+    assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &io(0x1000, 0, any, 0, 0)), 0);
+    assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &io(0x2000, 4, four, 0, 0)), 0);
+    let args = io(0x3000, 2, matching, IOEVENTFD_DATAMATCH, 0xBEEF);
+    assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &args), 0);
+
+    for size in [1, 2, 4, 8] {
+        assert!(!write(&k, vcpu, 0x1000, size, 7));
+        assert_eq!(write(&k, vcpu, 0x2000, size, 7), size != 4);
+    }
+    assert!(write(&k, vcpu, 0x1001, 1, 7));
+    assert!(write(&k, vcpu, 0x2002, 2, 7));
+    assert!(!write(&k, vcpu, 0x3000, 2, 0xBEEF));
+    assert!(!write(&k, vcpu, 0x3000, 2, 0xDEAD_BEEF), "only as many bytes as were written");
+    assert!(write(&k, vcpu, 0x3000, 2, 0xBEE0));
+    assert!(write(&k, vcpu, 0x3000, 4, 0xBEEF));
+    assert_eq!([any, four, matching].map(eventfd_count), [4, 1, 2]);
+
+    // Deassignment needs all of it.
+    for wrong in [
+        io(0x3000, 2, any, IOEVENTFD_DATAMATCH, 0xBEEF),
+        io(0x3000, 2, matching, IOEVENTFD_DATAMATCH, 0xBEE0),
+        io(0x3000, 2, matching, 0, 0),
+        io(0x3000, 4, matching, IOEVENTFD_DATAMATCH, 0xBEEF),
+    ] {
+        let args = Ioeventfd { flags: wrong.flags | IOEVENTFD_DEASSIGN, ..wrong };
+        assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &args), ENOENT);
+    }
+    let right = Ioeventfd { flags: args.flags | IOEVENTFD_DEASSIGN, ..args };
+    assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &right), 0);
+    assert!(write(&k, vcpu, 0x3000, 2, 0xBEEF));
+}
+
+#[test]
+fn reads_are_not_matched() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let fd = eventfd();
+    assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &io(0x1000, 0, fd, 0, 0)), 0);
+    k.exit(|shared| {
+        shared.put(8, Mmio { phys_addr: 0x1000, size: 4, ..Mmio::default() });
+        exit::MMIO
+    });
+    assert_eq!(k.run(vcpu), 0);
+    assert_eq!(k.get::<u32>(RUN), exit::MMIO);
+    assert_eq!(eventfd_count(fd), 0);
+}
+
+#[test]
+fn many_ioeventfds() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let fds: Vec<i32> = (0..100).map(|_| eventfd()).collect();
+    // In an order that is not that of the addresses.
+    for i in 0..100_u64 {
+        let at = i * 37 % 100;
+        assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &io(at * 16, 4, fds[at as usize], 0, 0)), 0);
+    }
+    for at in 0..100_u64 {
+        assert!(!write(&k, vcpu, at * 16, 4, 0));
+        assert_eq!(eventfd_count(fds[at as usize]), 1);
+    }
+}
+
+#[test]
+fn irqfd_arguments() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    let set = |args: Irqfd| k.ioctl_with(vm, ioctl::IRQFD, &args);
+    assert_eq!(set(irq(fd, 1, 4)), EINVAL);
+    let mut padded = irq(fd, 1, 0);
+    padded.pad[15] = 1;
+    assert_eq!(set(padded), EINVAL);
+    assert_eq!(set(irq(99, 1, 0)), EBADF);
+    assert_eq!(set(irq(-1, 1, 0)), EBADF);
+    assert_eq!(set(irq(vm, 1, 0)), EINVAL);
+    assert_eq!(set(irq(fd, 1, IRQFD_RESAMPLE)), 0);
+    assert_eq!(set(irq(fd, 2, 0)), EBUSY);
+    assert_eq!(set(irq(99, 1, IRQFD_DEASSIGN)), EBADF);
+    assert_eq!(set(irq(fd, 2, IRQFD_DEASSIGN)), 0, "nothing to do is fine");
+    assert_eq!(set(irq(fd, 1, IRQFD_DEASSIGN)), 0);
+    assert_eq!(set(irq(fd, 2, 0)), 0);
+}
+
+#[test]
+fn each_signal_is_an_edge() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    eventfd_write(fd);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(fd, 5, 0)), 0);
+    assert_eq!(k.with(|k| k.vms[&1].lines.clone()), [(0, 5, 1)], "what came before counts once");
+    eventfd_write(fd);
+    eventfd_write(fd);
+    assert_eq!(k.with(|k| k.vms[&1].lines.len()), 3);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(fd, 5, IRQFD_DEASSIGN)), 0);
+    eventfd_write(fd);
+    assert_eq!(k.with(|k| k.vms[&1].lines.len()), 3);
+}
+
+#[test]
+fn closed_eventfd_ends_its_irqfd() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(fd, 5, 0)), 0);
+    close(fd);
+    assert_eq!(crate::counters::IRQFDS.get(), 0);
+    close(vm);
+    assert_eq!(k.held(), "");
+}
+
+#[test]
+fn irqfds_end_with_the_vm_file() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let fd = eventfd();
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(fd, 5, 0)), 0);
+    close(vm);
+    eventfd_write(fd);
+    assert!(k.with(|k| k.vms[&1].lines.is_empty()));
+    close(vcpu);
+    assert_eq!(k.held(), "");
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Slots, faults, pages given back.
+
+use gzvm_abi::hypercall::{Function, cap, cap::protected};
+use gzvm_abi::ioctl::{self, EnableCap};
+use gzvm_abi::run::{Hypercall, exit};
+
+use super::lifecycle::page_fault;
+use super::*;
+use crate::sys::{PFN_BASE, close};
+
+const MIB: u64 = 1 << 20;
+
+/// A VM with `size` bytes of RAM at `gpa`, and a vCPU.
+fn machine(k: &Session, gpa: u64, size: u64) -> (i32, i32) {
+    let vm = k.vm();
+    k.map_user(GUEST_MEM, size);
+    assert_eq!(k.region(vm, 0, gpa, size, GUEST_MEM), 0);
+    (vm, k.vcpu(vm, 0))
+}
+
+/// One fault, then a shutdown. Was the fault handled?
+fn fault(k: &Session, vcpu: i32, gpa: u64) -> bool {
+    page_fault(k, gpa);
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+    let handled = k.get::<u32>(RUN) == exit::SHUTDOWN;
+    k.with(|k| k.exits.clear());
+    handled
+}
+
+fn mapped(k: &Session) -> Vec<u64> {
+    k.with(|k| k.vms[&1].mapped.keys().copied().collect())
+}
+
+#[test]
+fn slot_arguments() {
+    let k = Session::new();
+    let vm = k.vm();
+    k.map_user(GUEST_MEM, 4 * MIB);
+    assert_eq!(k.region(vm, 10, RAM, MIB, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, RAM + 1, MIB, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, RAM, MIB + 1, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM + 8), EINVAL);
+    assert_eq!(k.region(vm, 0, u64::MAX - 0xFFF, 0x2000, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, 0, (1 << 31) * 4096, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, RAM, 8 * MIB, GUEST_MEM), EINVAL, "a hole behind");
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), EFAULT);
+    assert_eq!(k.region(vm, 0, RAM, MIB, 0x5000_0000), EFAULT);
+    assert_eq!(k.count(Function::SetMemregion), 0);
+    assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), 0);
+    assert_eq!(k.region(vm, 0, RAM + 16 * MIB, MIB, GUEST_MEM), EEXIST, "slot in use");
+    assert_eq!(k.region(vm, 1, RAM + MIB - 4096, MIB, GUEST_MEM), EEXIST, "overlap");
+    assert_eq!(k.region(vm, 1, RAM + MIB, MIB, GUEST_MEM + MIB), 0);
+}
+
+#[test]
+fn refused_slot_is_free_again() {
+    let k = Session::new();
+    let vm = k.vm();
+    k.map_user(GUEST_MEM, MIB);
+    k.with(|k| k.answers.push((Function::MemregionPurpose, -8_i64 as u64)));
+    assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), EFAULT);
+    k.with(|k| k.answers.push((Function::SetMemregion, -5_i64 as u64)));
+    assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), ENOMEM);
+    assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), 0);
+}
+
+#[test]
+fn a_fault_brings_in_the_block_around_it() {
+    let k = Session::new();
+    let (_, vcpu) = machine(&k, RAM, 6 * MIB);
+    assert!(fault(&k, vcpu, RAM + 2 * MIB + 0x5678));
+    let first = (RAM + 2 * MIB) / 4096;
+    assert_eq!(mapped(&k), (first..first + 512).collect::<Vec<_>>());
+    let pfn = k.with(|k| k.vms[&1].mapped[&first]);
+    assert_eq!(pfn, PFN_BASE + (GUEST_MEM + 2 * MIB) / 4096);
+    assert_eq!(k.count(Function::MapGuestBlock), 1);
+}
+
+#[test]
+fn windows_are_clipped_to_the_slot() {
+    let k = Session::new();
+    // From 1 MiB + 4 KiB before a block's end to 8 KiB into the next but one.
+    let gpa = RAM + MIB - 4096;
+    let (_, vcpu) = machine(&k, gpa, MIB + 4096 + 2 * MIB + 8192);
+    assert!(fault(&k, vcpu, gpa));
+    assert_eq!(mapped(&k).len(), 257);
+    assert!(fault(&k, vcpu, RAM + 4 * MIB + 4096));
+    assert_eq!(mapped(&k).len(), 259);
+    assert!(!fault(&k, vcpu, RAM + 4 * MIB + 8192), "behind the slot");
+    assert!(!fault(&k, vcpu, gpa - 1), "before the slot");
+    assert!(!fault(&k, vcpu, u64::MAX), "nowhere");
+}
+
+#[test]
+fn batches() {
+    let k = Session::new();
+    k.with(|k| k.batch = 64);
+    assert_eq!(entry::gzr_init(), 0);
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    assert_eq!(k.count(Function::MapGuestBlock), 8);
+    assert_eq!(mapped(&k).len(), 512);
+}
+
+#[test]
+fn a_second_fault_on_a_mapped_page_maps_it_alike() {
+    let k = Session::new();
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    assert!(fault(&k, vcpu, RAM + 4096));
+    assert_eq!(k.with(|k| k.calls.last().unwrap().1[..4].to_vec()), [1, 0, RAM / 4096 + 1, 1]);
+    assert!(k.with(|k| k.pins.values().all(|&n| n == 1)));
+}
+
+#[test]
+fn neighbours_that_cannot_be_pinned_are_left_out() {
+    let k = Session::new();
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    k.with(|k| k.unpinnable.insert(GUEST_MEM + 100 * 4096));
+    assert!(fault(&k, vcpu, RAM + 300 * 4096));
+    let gfn = RAM / 4096;
+    assert_eq!(mapped(&k), (gfn..gfn + 100).chain([gfn + 300]).collect::<Vec<_>>());
+    assert!(!fault(&k, vcpu, RAM + 100 * 4096), "the page itself");
+    assert!(fault(&k, vcpu, RAM + 101 * 4096));
+}
+
+#[test]
+fn refused_map_goes_to_user_space() {
+    let k = Session::new();
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    k.with(|k| k.answers.push((Function::MapGuestBlock, -40_i64 as u64)));
+    assert!(!fault(&k, vcpu, RAM));
+    assert!(fault(&k, vcpu, RAM), "works the next time");
+}
+
+#[test]
+fn busy_map_is_tried_again() {
+    let k = Session::new();
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    k.with(|k| k.answers.extend([(Function::MapGuestBlock, -33_i64 as u64); 50]));
+    assert!(fault(&k, vcpu, RAM));
+    assert_eq!(k.count(Function::MapGuestBlock), 51);
+}
+
+#[test]
+fn single_pages() {
+    let k = Session::new();
+    k.with(|k| k.no_blocks = true);
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM + 0x1008));
+    assert_eq!(mapped(&k), [RAM / 4096 + 1]);
+    assert_eq!(k.count(Function::MapGuest), 1);
+}
+
+#[test]
+fn eager_population() {
+    let k = Session::new();
+    k.with(|k| k.no_demand_paging = true);
+    let (_, vcpu) = machine(&k, RAM + MIB, 3 * MIB);
+    let first = (RAM + MIB) / 4096;
+    assert_eq!(mapped(&k), (first..first + 768).collect::<Vec<_>>());
+    assert!(!fault(&k, vcpu, RAM + MIB));
+}
+
+#[test]
+fn protecting_a_single_page_vm_populates_it() {
+    let k = Session::new();
+    k.with(|k| k.no_blocks = true);
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM + 7 * 4096));
+    let protect = EnableCap { cap: cap::PROTECTED_VM, args: [protected::SET_PROTECTED_VM, 0, 0, 0, 0] };
+    assert_eq!(k.ioctl_with(vm, ioctl::ENABLE_CAP, &protect), 0);
+    assert_eq!(mapped(&k).len(), 512);
+    assert!(k.with(|k| k.pins.values().all(|&n| n == 1)));
+}
+
+fn relinquish(k: &Session, vcpu: i32, gpa: u64) {
+    k.with(|k| k.vms.get_mut(&1).unwrap().mapped.remove(&(gpa / 4096)));
+    k.exit(move |shared| {
+        shared.put(8, Hypercall { args: [0xC600_0009, gpa, 0, 0, 0, 0, 0, 0] });
+        exit::HYPERCALL
+    });
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+    assert_eq!(k.get::<u32>(RUN), exit::SHUTDOWN);
+}
+
+#[test]
+fn relinquished_pages_are_unpinned_and_come_back_alone() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    relinquish(&k, vcpu, RAM + 3 * 4096);
+    relinquish(&k, vcpu, RAM + 4 * 4096);
+    relinquish(&k, vcpu, RAM + 4 * 4096);
+    relinquish(&k, vcpu, 0x1000);
+    assert_eq!(k.with(|k| k.pins.len()), 510);
+    assert!(fault(&k, vcpu, RAM + 3 * 4096));
+    assert_eq!(k.with(|k| k.pins.len()), 511);
+    assert!(!mapped(&k).contains(&(RAM / 4096 + 4)));
+    close(vm);
+}
