@@ -30,6 +30,8 @@ mod descriptor;
 mod edit;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod model;
 mod teardown;
 #[cfg(test)]
 mod tests;

@@ -14,15 +14,17 @@ const ADDRESS: u64 = 0x0000_FFFF_FFFF_F000;
 
 type Slot = (u64, usize);
 
+#[derive(Clone)]
 pub struct Machine {
     pub root: u64,
     root_pages: u64,
     start: u32,
     tables: BTreeMap<u64, [u64; 512]>,
-    /// Where each linked table is in the walk: its level and the first address it translates.
+    /// Where each table that a walk can reach stands: its level and the first address it translates.
+    /// A walk may also go through a link that is only cached any more.
     place: BTreeMap<u64, (u32, u64)>,
-    /// All valid descriptors that a TLB or walk cache may hold for a slot.
-    cached: BTreeMap<Slot, BTreeSet<u64>>,
+    /// Valid descriptors that a slot no longer holds, and that may still be cached.
+    stale: BTreeMap<Slot, BTreeSet<u64>>,
     next_table: u64,
     /// Allocations that still succeed.
     pub allowance: u64,
@@ -47,7 +49,7 @@ impl Machine {
             start,
             tables: BTreeMap::new(),
             place: BTreeMap::new(),
-            cached: BTreeMap::new(),
+            stale: BTreeMap::new(),
             next_table: 0x7_0000_0000,
             allowance: u64::MAX,
             allocated: BTreeSet::new(),
@@ -93,14 +95,12 @@ impl Machine {
 
     /// After a call: nothing stale is cached.
     pub fn assert_clean(&self) {
-        for (slot, cached) in &self.cached {
-            for descriptor in cached {
-                assert_eq!(
-                    *descriptor, self.tables[&slot.0][slot.1],
-                    "stale descriptor cached for slot {slot:x?}"
-                );
-            }
-        }
+        assert!(self.stale.is_empty(), "stale: {:x?}", self.stale);
+    }
+
+    /// All tables and what they hold.
+    pub fn content(&self) -> &BTreeMap<u64, [u64; 512]> {
+        &self.tables
     }
 
     /// All tables below the root are linked, and none is empty or uniform.
@@ -118,55 +118,35 @@ impl Machine {
         (self.root..self.root + self.root_pages * 4096).contains(&table)
     }
 
-    /// The walker may read and keep what is in this slot, and all that is behind it.
-    fn fill(&mut self, slot: Slot) {
-        let descriptor = self.tables[&slot.0][slot.1];
-        if descriptor & 1 == 0 {
-            return;
+    /// A walk can reach this table from now on, and all below.
+    fn link(&mut self, table: u64, at: (u32, u64)) {
+        let entries = *self.tables.get(&table).unwrap_or_else(|| panic!("link to no table: {table:#x}"));
+        if let Some(old) = self.place.insert(table, at) {
+            assert_eq!(old, at, "a table linked twice");
         }
-        self.cached.entry(slot).or_default().insert(descriptor);
-        let (level, base) = self.place[&slot.0];
-        if level < 3 && descriptor & 2 != 0 {
-            let child = descriptor & ADDRESS;
-            assert!(self.tables.contains_key(&child), "link to no table: {descriptor:#x}");
-            let at = (level + 1, base + ((slot.1 as u64) << shift(level)));
-            if let Some(old) = self.place.insert(child, at) {
-                assert_eq!(old, at, "a table linked twice");
-            }
-            for i in 0..512 {
-                self.fill((child, i));
-            }
+        for (i, child) in links(at.0, &entries) {
+            self.link(child, (at.0 + 1, at.1 + ((i as u64) << shift(at.0))));
         }
     }
 
-    fn refill(&mut self) {
-        for n in 0..self.root_pages {
-            for i in 0..512 {
-                self.fill((self.root + n * 4096, i));
+    /// Forget what no walk can reach any more.
+    fn prune(&mut self) {
+        let mut reachable = BTreeSet::new();
+        let mut todo: Vec<u64> = (0..self.root_pages).map(|n| self.root + n * 4096).collect();
+        while let Some(table) = todo.pop() {
+            let level = self.place[&table].0;
+            if reachable.insert(table) {
+                todo.extend(links(level, &self.tables[&table]).map(|(_, child)| child));
+                let stale = self.stale.range((table, 0)..=(table, 511)).flat_map(|(_, set)| set);
+                todo.extend(stale.filter(|d| level < 3 && **d & 0b11 == 0b11).map(|d| d & ADDRESS));
             }
         }
-        // A cached link to a table keeps that reachable.
-        let links: Vec<u64> = self
-            .cached
-            .iter()
-            .filter(|(slot, _)| self.place[&slot.0].0 < 3)
-            .flat_map(|(_, set)| set.iter().copied())
-            .filter(|d| d & 0b11 == 0b11)
-            .map(|d| d & ADDRESS)
-            .collect();
-        for table in &links {
-            for i in 0..512 {
-                self.fill((*table, i));
-            }
-        }
-        let reachable: BTreeSet<u64> = links.into_iter().collect();
-        let root = self.root..self.root + self.root_pages * 4096;
-        self.place.retain(|t, _| root.contains(t) || reachable.contains(t));
+        self.place.retain(|table, _| reachable.contains(table));
     }
 
     fn drop_cached(&mut self, last_level_only: bool, covers: impl Fn(u64, u64) -> bool) {
         let place = &self.place;
-        self.cached.retain(|slot, set| {
+        self.stale.retain(|slot, set| {
             let (level, base) = place[&slot.0];
             let start = base + ((slot.1 as u64) << shift(level));
             if covers(start, start + (1 << shift(level))) {
@@ -174,8 +154,14 @@ impl Machine {
             }
             !set.is_empty()
         });
-        self.refill();
+        self.prune();
     }
+}
+
+/// The tables that a table links to.
+fn links(level: u32, table: &[u64; 512]) -> impl Iterator<Item = (usize, u64)> + use<> {
+    let table = *table;
+    (0..512).filter(move |i| level < 3 && table[*i] & 0b11 == 0b11).map(move |i| (i, table[i] & ADDRESS))
 }
 
 fn shift(level: u32) -> u32 {
@@ -189,21 +175,23 @@ impl TableMemory for Machine {
 
     fn write(&mut self, table: Pa, index: usize, descriptor: u64) {
         let slot = (table.0, index);
-        self.tables.get_mut(&table.0).unwrap_or_else(|| panic!("write to no table at {table:?}"))[index] =
-            descriptor;
-        if descriptor & 1 == 0 || !self.place.contains_key(&table.0) {
+        let entry = self.tables.get_mut(&table.0).unwrap_or_else(|| panic!("write to no table at {table:?}"));
+        let old = std::mem::replace(&mut entry[index], descriptor);
+        let Some(&(level, base)) = self.place.get(&table.0) else { return };
+        if old & 1 == 1 && old != descriptor {
+            self.stale.entry(slot).or_default().insert(old);
+        }
+        if descriptor & 1 == 0 {
             return;
         }
-        let level = self.place[&table.0].0;
-        for old in self.cached.get(&slot).into_iter().flatten() {
+        for old in self.stale.get(&slot).into_iter().flatten() {
             let leaf = |d: u64| level == 3 || d & 2 == 0;
             let in_place = leaf(*old) && leaf(descriptor) && (old ^ descriptor) & !IN_PLACE == 0;
-            assert!(
-                *old == descriptor || in_place,
-                "break before make: {old:#x} to {descriptor:#x} at level {level}"
-            );
+            assert!(in_place, "break before make: {old:#x} to {descriptor:#x} at level {level}");
         }
-        self.fill(slot);
+        if level < 3 && descriptor & 2 != 0 {
+            self.link(descriptor & ADDRESS, (level + 1, base + ((index as u64) << shift(level))));
+        }
     }
 
     fn alloc_table(&mut self) -> Result<Pa, OutOfTables> {
@@ -218,7 +206,7 @@ impl TableMemory for Machine {
     fn free_table(&mut self, table: Pa) {
         assert!(self.allocated.remove(&table.0), "double free of {table:?}");
         assert!(!self.place.contains_key(&table.0), "{table:?} freed while a walk can reach it");
-        assert!(self.cached.keys().all(|slot| slot.0 != table.0));
+        assert!(self.stale.keys().all(|slot| slot.0 != table.0), "{table:?} freed, entries still cached");
         self.tables.remove(&table.0);
     }
 }
