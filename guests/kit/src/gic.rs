@@ -163,6 +163,8 @@ pub fn init_cpu() {
     write_sysreg!("S3_0_C12_C12_5", read_sysreg!("S3_0_C12_C12_5") | 1); // ICC_SRE_EL1
     arch::isb();
     set_eoi_mode(false);
+    // Priorities of interrupts that were acknowledged and never ended.
+    write_sysreg!("S3_0_C12_C9_0", 0); // ICC_AP1R0_EL1
     write_sysreg!("S3_0_C4_C6_0", 0xFF); // ICC_PMR_EL1
     write_sysreg!("S3_0_C12_C12_3", 0); // ICC_BPR1_EL1
     write_sysreg!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1

@@ -33,6 +33,14 @@ pub fn below() -> Below {
     }
 }
 
+/// Skips a case in which KVM (seen with 6.12) is known to differ from the architecture.
+pub fn known_of_kvm(what: &str) -> Outcome {
+    if below() == Below::Kvm {
+        gzvm_guest_kit::skip!("KVM: {what}");
+    }
+    Ok(())
+}
+
 /// The vendor hypervisor's UID, if the call is answered.
 pub fn vendor_uid() -> Option<[u32; 4]> {
     let uid = exception::expect(|| Conduit::Hvc.call(gzvm_abi::guest::VENDOR_HYP_UID.into(), &[])).ok()?;
