@@ -89,6 +89,14 @@ fn ioeventfd_matches_exactly() {
     assert!(write(&k, vcpu, 0x3000, 4, 0xBEEF));
     assert_eq!([any, four, matching].map(eventfd_count), [4, 1, 2]);
 
+    // Whatever lies behind the bytes that were written does not count.
+    for (len, value) in [(1, 0xEF), (2, 0xBEEF), (4, 0xDEAD_BEEF), (8, 0x0123_4567_DEAD_BEEF)] {
+        let addr = 0x4000 + 16 * u64::from(len);
+        let args = io(addr, len, matching, IOEVENTFD_DATAMATCH, value);
+        assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &args), 0);
+        assert!(!write(&k, vcpu, addr, len.into(), 0x0123_4567_DEAD_BEEF), "{len} bytes");
+    }
+
     // Deassignment needs all of it.
     for wrong in [
         io(0x3000, 2, any, IOEVENTFD_DATAMATCH, 0xBEEF),

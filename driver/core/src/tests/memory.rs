@@ -51,7 +51,11 @@ fn slot_arguments() {
     assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), 0);
     assert_eq!(k.region(vm, 0, RAM + 16 * MIB, MIB, GUEST_MEM), EEXIST, "slot in use");
     assert_eq!(k.region(vm, 1, RAM + MIB - 4096, MIB, GUEST_MEM), EEXIST, "overlap");
+    assert_eq!(k.region(vm, 1, RAM - MIB + 4096, MIB, GUEST_MEM), EEXIST, "overlap from below");
+    assert_eq!(k.region(vm, 1, RAM, MIB, GUEST_MEM), EEXIST, "the same");
+    assert_eq!(k.region(vm, 1, RAM - MIB, 3 * MIB, GUEST_MEM), EEXIST, "around");
     assert_eq!(k.region(vm, 1, RAM + MIB, MIB, GUEST_MEM + MIB), 0);
+    assert_eq!(k.region(vm, 2, RAM - MIB, MIB, GUEST_MEM + MIB), 0);
 }
 
 #[test]
@@ -84,6 +88,8 @@ fn windows_are_clipped_to_the_slot() {
     // From 1 MiB + 4 KiB before a block's end to 8 KiB into the next but one.
     let gpa = RAM + MIB - 4096;
     let (_, vcpu) = machine(&k, gpa, MIB + 4096 + 2 * MIB + 8192);
+    // What lies behind the slot in the VMM is not the guest's.
+    k.map_user(GUEST_MEM + 3 * MIB, 2 * MIB);
     assert!(fault(&k, vcpu, gpa));
     assert_eq!(mapped(&k).len(), 257);
     assert!(fault(&k, vcpu, RAM + 4 * MIB + 4096));

@@ -212,7 +212,10 @@ fn a_running_vcpu_is_not_run_twice() {
 #[test]
 fn exceptions_that_are_no_page_faults() {
     let k = Session::new();
-    let vcpu = k.vcpu(k.vm(), 0);
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    k.map_user(GUEST_MEM, 4096);
+    assert_eq!(k.region(vm, 0, RAM, 4096, GUEST_MEM), 0);
     k.exit(|shared| {
         shared.put(8, Exception { exception: 0, error_code: 3, fault_gpa: RAM });
         exit::EXCEPTION
