@@ -22,9 +22,12 @@ pub fn kick_signal() -> libc::c_int {
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Restores the terminal, and returns to what comes next: the default action.
-extern "C" fn fatal(_: libc::c_int) {
+/// Restores the terminal, and lets the default action follow: the signal is raised again, as one
+/// that somebody sent would not come back by itself.
+extern "C" fn fatal(signal: libc::c_int) {
     terminal::restore();
+    // SAFETY: async-signal-safe. The handler is reset by now; the signal waits for our return.
+    unsafe { libc::raise(signal) };
 }
 
 /// Installs the handlers, and a thread that turns ending signals into [`EndReason::Signal`].

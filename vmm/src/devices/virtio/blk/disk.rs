@@ -58,7 +58,7 @@ pub enum DiskError {
     },
     /// Somebody has it.
     #[error(
-        "--disk {}: in use by another VM; give each its own copy, or share it read-only with `,ro`",
+        "--disk {}: in use by another VM, or given twice; give each its own copy, or share it read-only with `,ro`",
         .0.display()
     )]
     Locked(PathBuf),
