@@ -7,4 +7,5 @@
 
 pub mod host_tree;
 pub mod machine;
+pub mod placement;
 pub mod writer;

@@ -32,6 +32,8 @@ pub enum Answer {
     Psci,
     /// Wall clock: the driver answers.
     Ptp,
+    /// The guest gives the page at this IPA back.
+    Relinquish(u64),
 }
 
 const fn one(x0: u64) -> Answer {
@@ -51,8 +53,9 @@ pub fn decide(fid: u64, arg: u64) -> Answer {
         VERSION => one(0x0001_0002),
         ARCH_FEATURES => one(arch_feature(arg as u32)),
         guest::VENDOR_HYP_UID => Answer::Values(guest::KVM_UID.map(u64::from)),
-        // Bit n: function n. The features call itself and the wall clock.
-        guest::VENDOR_HYP_FEATURES => one(0b11),
+        // Bit n: function n. The features call itself, the wall clock, relinquish.
+        guest::VENDOR_HYP_FEATURES => one(1 << 9 | 0b11),
+        guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if arg <= 1 => Answer::Ptp,
         guest::PTP => one(NOT_SUPPORTED),
         _ => one(NOT_SUPPORTED),

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Barriers, TLB and cache maintenance: all of them are here.
+
+use core::arch::asm;
+
+use gzvm_core::addr::{Ipa, PAGE_SIZE};
+
+macro_rules! simple {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])*
+        #[inline(always)]
+        pub fn $name() {
+            // SAFETY: a barrier or maintenance instruction; it changes no memory content.
+            unsafe { asm!($text, options(nostack, preserves_flags)) }
+        })*
+    };
+}
+
+simple! {
+    /// Context synchronisation.
+    isb = "isb";
+    /// Completion of all earlier accesses.
+    dsb_sy = "dsb sy";
+    /// Completion of earlier stores, inner shareable.
+    dsb_ishst = "dsb ishst";
+    /// Sleeps until an interrupt is pending.
+    wfi = "wfi";
+    /// Drops every EL1&0 entry of this CPU.
+    tlbi_alle1 = "dsb nshst\n tlbi alle1\n ic iallu\n dsb nsh\n isb";
+    /// Drops EL2's own entries, on this CPU.
+    tlbi_alle2 = "dsb sy\n tlbi alle2\n dsb nsh\n isb";
+    /// Makes instruction fetch see what was written (all CPUs).
+    ic_ialluis = "ic ialluis\n dsb ish\n isb";
+}
+
+/// The CVE-2025-10263 remedy: on affected cores a TLBI and DSB may complete before another core's
+/// stores through the old entry are visible; doing it twice closes the gap. It is done on every
+/// core, since a permission is removed rarely.
+#[inline(always)]
+fn tlbi_settle() {
+    // SAFETY: a TLB invalidation that drops nothing of use (one page of VMID in force), and barriers.
+    unsafe { asm!("tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags)) }
+}
+
+/// Drops the stage-2 entries of `ipa .. ipa + size` of the VMID in VTTBR_EL2, and every stage-1
+/// entry that was combined with them, on all CPUs.
+pub fn tlbi_ipas2(ipa: Ipa, size: u64) {
+    dsb_ishst();
+    let pages = size.div_ceil(PAGE_SIZE);
+    if pages > 512 {
+        // SAFETY: TLB invalidation only.
+        unsafe { asm!("tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags)) }
+        tlbi_settle();
+        return;
+    }
+    let mut page = ipa.frame();
+    for _ in 0..pages {
+        // SAFETY: TLB invalidation only.
+        unsafe { asm!("tlbi ipas2e1is, {}", in(reg) page, options(nostack, preserves_flags)) }
+        page = page.wrapping_add(1);
+    }
+    // SAFETY: TLB invalidation only.
+    unsafe { asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags)) }
+    tlbi_settle();
+}
+
+/// Drops every entry of the VMID in VTTBR_EL2 on all CPUs.
+pub fn tlbi_vmid() {
+    // SAFETY: TLB invalidation only.
+    unsafe { asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags)) }
+    tlbi_settle();
+}
+
+/// Cleans and invalidates the data cache lines of `start .. start + size` (virtual = physical) to
+/// the point of coherency.
+pub fn clean_invalidate(start: usize, size: usize) {
+    let line = 4usize << (super::sysreg::read!("ctr_el0") >> 16 & 0xF);
+    let end = start.saturating_add(size);
+    let mut at = start & !line.wrapping_sub(1);
+    while at < end {
+        // SAFETY: cleaning and invalidating loses no data; the range is mapped by the caller.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) }
+        at = at.saturating_add(line);
+    }
+    dsb_sy();
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! FP/SIMD and SVE state, switched when someone uses it.
+//!
+//! Guests have FP/SIMD without SVE. A guest's registers are saved on every return to the host if it
+//! used them; the host's come back at the host's own first use, by trap.
+
+use super::sysreg::{read, write};
+
+/// q0..q31, FPSR, FPCR.
+#[derive(Clone)]
+#[repr(C, align(16))]
+pub struct FpRegs {
+    q: [u64; 64],
+    fpsr: u32,
+    fpcr: u32,
+    pad: u64,
+}
+
+impl Default for FpRegs {
+    fn default() -> Self {
+        Self { q: [0; 64], fpsr: 0, fpcr: 0, pad: 0 }
+    }
+}
+
+/// z0..z31, p0..p15, FFR, FPSR, FPCR at the largest vector length (2048 bits).
+#[repr(C, align(16))]
+pub struct SveRegs([u8; 8192 + 544 + 16]);
+
+unsafe extern "C" {
+    fn fp_save(area: *mut FpRegs);
+    fn fp_restore(area: *const FpRegs);
+    fn sve_save(area: *mut SveRegs);
+    fn sve_restore(area: *const SveRegs);
+}
+
+/// The host's registers while they are not in the CPU.
+#[repr(C, align(16))]
+pub struct HostFp {
+    sve: SveRegs,
+    zcr_el1: u64,
+}
+
+impl Default for HostFp {
+    fn default() -> Self {
+        Self { sve: SveRegs([0; 8192 + 544 + 16]), zcr_el1: 0 }
+    }
+}
+
+impl FpRegs {
+    /// Takes the CPU's registers. FP must not be trapped.
+    pub fn save(&mut self) {
+        // SAFETY: the area is ours and large enough; FP is untrapped at EL2 (the caller's CPTR_EL2).
+        unsafe { fp_save(self) }
+    }
+
+    /// Puts these registers into the CPU. FP must not be trapped.
+    pub fn restore(&self) {
+        // SAFETY: as in `save`.
+        unsafe { fp_restore(self) }
+    }
+}
+
+impl HostFp {
+    /// Takes the host's registers. FP and, with `sve`, SVE must not be trapped.
+    pub fn save(&mut self, sve: bool) {
+        if sve {
+            self.zcr_el1 = read!("s3_0_c1_c2_0");
+            // SAFETY: the area holds the largest vector length.
+            unsafe { sve_save(&mut self.sve) }
+        } else {
+            // SAFETY: an SveRegs is larger than an FpRegs and as aligned.
+            unsafe { fp_save(core::ptr::from_mut(&mut self.sve).cast()) }
+        }
+    }
+
+    /// Gives the host its registers back.
+    pub fn restore(&self, sve: bool) {
+        if sve {
+            write!("s3_0_c1_c2_0", self.zcr_el1);
+            // SAFETY: as in `save`.
+            unsafe { sve_restore(&self.sve) }
+        } else {
+            // SAFETY: as in `save`.
+            unsafe { fp_restore(core::ptr::from_ref(&self.sve).cast()) }
+        }
+    }
+}

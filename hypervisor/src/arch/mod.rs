@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The CPU: registers, vectors, world switch, GIC, timer, firmware calls. One of the two places
+//! with unsafe code; what it offers upwards is safe to call, or says what it asks for.
+
+pub mod barrier;
+pub mod cpu;
+pub mod el1;
+pub mod fp;
+pub mod frame;
+pub mod gic;
+pub mod id;
+pub mod mmio;
+pub mod percpu;
+pub mod smc;
+pub mod sysreg;
+pub mod timer;
+
+core::arch::global_asm!(include_str!("entry.S"));
+core::arch::global_asm!(include_str!("vectors.S"));
+core::arch::global_asm!(include_str!("fp.S"));

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+// Exception vectors. Two tables: one while the host runs (or EL2 on its behalf), one while a guest
+// runs. Both only save registers and say which exception it was; what it means is decided in Rust.
+
+// Register frame of the host on the EL2 stack: x0..x30, ELR, SPSR, pad (`HostFrame`).
+.macro save_frame
+    sub     sp, sp, #272
+    stp     x0, x1, [sp, #0]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    mrs     x1, elr_el2
+    stp     x30, x1, [sp, #240]
+    mrs     x1, spsr_el2
+    str     x1, [sp, #256]
+.endm
+
+.macro vector target, reason
+.balign 128
+    save_frame
+    mov     x0, sp
+    mov     x1, #\reason
+    b       \target
+.endm
+
+// With the stack suspect (it may be what overflowed), an exception of EL2's own goes to a spare one.
+.macro fatal_vector reason
+.balign 128
+    msr     tpidr_el0, x0
+    mov     x0, sp
+    msr     tpidrro_el0, x0
+    adrp    x0, fatal_stack_top
+    mov     sp, x0
+    mov     x0, #\reason
+    b       el2_fatal
+.endm
+
+.macro guest_vector reason
+.balign 128
+    stp     x0, x1, [sp, #-16]!
+    mov     x0, #\reason
+    b       guest_exit
+.endm
+
+.section .text.vectors, "ax"
+.balign 2048
+.global host_vectors
+host_vectors:
+    fatal_vector 0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    fatal_vector 0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    vector  host_exception, 0
+    vector  host_exception, 1
+    vector  host_exception, 2
+    vector  host_exception, 3
+    vector  host_exception, 0
+    vector  host_exception, 1
+    vector  host_exception, 2
+    vector  host_exception, 3
+
+.balign 2048
+.global guest_vectors
+guest_vectors:
+    fatal_vector 0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    fatal_vector 0
+    fatal_vector 1
+    fatal_vector 2
+    fatal_vector 3
+    guest_vector 0
+    guest_vector 1
+    guest_vector 2
+    guest_vector 3
+    guest_vector 0
+    guest_vector 1
+    guest_vector 2
+    guest_vector 3
+
+host_exception:
+    bl      handle_host_exception
+    ldp     x30, x1, [sp, #240]
+    msr     elr_el2, x1
+    ldr     x1, [sp, #256]
+    msr     spsr_el2, x1
+    ldp     x28, x29, [sp, #224]
+    ldp     x26, x27, [sp, #208]
+    ldp     x24, x25, [sp, #192]
+    ldp     x22, x23, [sp, #176]
+    ldp     x20, x21, [sp, #160]
+    ldp     x18, x19, [sp, #144]
+    ldp     x16, x17, [sp, #128]
+    ldp     x14, x15, [sp, #112]
+    ldp     x12, x13, [sp, #96]
+    ldp     x10, x11, [sp, #80]
+    ldp     x8, x9, [sp, #64]
+    ldp     x6, x7, [sp, #48]
+    ldp     x4, x5, [sp, #32]
+    ldp     x2, x3, [sp, #16]
+    ldp     x0, x1, [sp, #0]
+    add     sp, sp, #272
+    eret
+    dsb     nsh
+    isb
+
+// The two EL0 thread registers serve as scratch here: there is no way back from a fatal exception.
+el2_fatal:
+    mrs     x0, tpidr_el0
+    save_frame
+    mov     x0, sp
+    mrs     x1, tpidrro_el0
+    bl      handle_fatal_exception
+    b       .
+
+// enter_guest(regs: *mut GuestRegs) -> exit kind. Loads x0..x30, PC and PSTATE from `regs`, runs
+// the guest, and comes back with them stored there again.
+.global enter_guest
+enter_guest:
+    stp     x29, x30, [sp, #-96]!
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    mrs     x1, tpidr_el2
+    str     x0, [x1, #40]                   // PerCpu::guest_regs
+    ldp     x30, x2, [x0, #240]
+    ldr     x3, [x0, #256]
+    msr     elr_el2, x2
+    msr     spsr_el2, x3
+    ldp     x28, x29, [x0, #224]
+    ldp     x26, x27, [x0, #208]
+    ldp     x24, x25, [x0, #192]
+    ldp     x22, x23, [x0, #176]
+    ldp     x20, x21, [x0, #160]
+    ldp     x18, x19, [x0, #144]
+    ldp     x16, x17, [x0, #128]
+    ldp     x14, x15, [x0, #112]
+    ldp     x12, x13, [x0, #96]
+    ldp     x10, x11, [x0, #80]
+    ldp     x8, x9, [x0, #64]
+    ldp     x6, x7, [x0, #48]
+    ldp     x4, x5, [x0, #32]
+    ldp     x2, x3, [x0, #16]
+    ldp     x0, x1, [x0, #0]
+    eret
+    dsb     nsh
+    isb
+
+guest_exit:
+    mrs     x1, tpidr_el2
+    ldr     x1, [x1, #40]
+    stp     x2, x3, [x1, #16]
+    stp     x4, x5, [x1, #32]
+    stp     x6, x7, [x1, #48]
+    stp     x8, x9, [x1, #64]
+    stp     x10, x11, [x1, #80]
+    stp     x12, x13, [x1, #96]
+    stp     x14, x15, [x1, #112]
+    stp     x16, x17, [x1, #128]
+    stp     x18, x19, [x1, #144]
+    stp     x20, x21, [x1, #160]
+    stp     x22, x23, [x1, #176]
+    stp     x24, x25, [x1, #192]
+    stp     x26, x27, [x1, #208]
+    stp     x28, x29, [x1, #224]
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x1, #0]
+    mrs     x2, elr_el2
+    stp     x30, x2, [x1, #240]
+    mrs     x3, spsr_el2
+    str     x3, [x1, #256]
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp], #96
+    ret
+
+// enter_el1(x0..x3, pc, spsr): leaves EL2 for the host for good; the stack starts anew.
+.global enter_host
+enter_host:
+    msr     elr_el2, x4
+    msr     spsr_el2, x5
+    mrs     x6, tpidr_el2
+    ldr     x6, [x6, #0]
+    mov     sp, x6
+    mov     x4, xzr
+    mov     x5, xzr
+    mov     x6, xzr
+    mov     x7, xzr
+    mov     x8, xzr
+    mov     x9, xzr
+    mov     x10, xzr
+    mov     x11, xzr
+    mov     x12, xzr
+    mov     x13, xzr
+    mov     x14, xzr
+    mov     x15, xzr
+    mov     x16, xzr
+    mov     x17, xzr
+    mov     x18, xzr
+    mov     x19, xzr
+    mov     x20, xzr
+    mov     x21, xzr
+    mov     x22, xzr
+    mov     x23, xzr
+    mov     x24, xzr
+    mov     x25, xzr
+    mov     x26, xzr
+    mov     x27, xzr
+    mov     x28, xzr
+    mov     x29, xzr
+    mov     x30, xzr
+    eret
+    dsb     nsh
+    isb
+
+.section .bss
+.balign 4096
+    .space 8192
+fatal_stack_top:

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a guest's synchronous exceptions come to.
+
+use core::sync::atomic::Ordering;
+
+use gzvm_abi::counter::Counter;
+use gzvm_abi::run::{self as abi, system_event};
+use gzvm_abi::{MAX_VCPUS, guest};
+use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
+use gzvm_core::memory::stage2::Walk;
+use gzvm_core::platform::psci::Outcome;
+use gzvm_core::platform::smccc::{self, Answer};
+use gzvm_core::vcpu::mmio::{PendingLoad, truncate};
+use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
+use gzvm_core::vgic::REDIST_SIZE;
+
+use super::run::{Exit, Next, Running};
+use super::vm::Pending;
+use crate::arch::cpu;
+use crate::arch::percpu::{PerCpu, count};
+use crate::mem::pool::Account;
+use crate::mem::tables::Tables;
+
+/// Bytes of the distributor frame.
+const GICD_SIZE: u64 = 0x1_0000;
+
+impl Running<'_> {
+    /// One synchronous exception.
+    pub fn handle_sync(&mut self) -> Next {
+        let esr = cpu::esr();
+        match syndrome::decode(esr) {
+            Cause::Hvc { imm: 0 } => {
+                count(Counter::GuestHvc);
+                self.call()
+            }
+            // Firmware is not for guests.
+            Cause::Smc { .. } => {
+                count(Counter::GuestSmc);
+                self.vcpu.regs.x[0] = smccc::NOT_SUPPORTED;
+                self.skip();
+                Next::Resume
+            }
+            Cause::Wait { wfe } => {
+                count(Counter::GuestWfi);
+                self.skip();
+                if wfe { Next::Resume } else { self.wait_for_interrupt() }
+            }
+            Cause::Fp => self.use_fp(),
+            Cause::Sysreg(access) => {
+                count(Counter::GuestSysreg);
+                self.sysreg(access)
+            }
+            Cause::DataAbort(abort, access) => self.abort(abort, access, false),
+            Cause::InstructionAbort(abort) => self.abort(abort, None, true),
+            Cause::Hvc { .. } | Cause::Other(_) => {
+                self.inject_undefined();
+                Next::Resume
+            }
+        }
+    }
+
+    /// Steps over the instruction that trapped.
+    pub fn skip(&mut self) {
+        self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_add(4);
+        // BTYPE belongs to the instruction that is done.
+        self.vcpu.regs.pstate &= !(3 << 10);
+    }
+
+    fn inject(&mut self, esr: u64, far: u64) {
+        let (pc, pstate) = cpu::inject_sync(esr, far, self.vcpu.regs.pc, self.vcpu.regs.pstate);
+        self.vcpu.regs.pc = pc;
+        self.vcpu.regs.pstate = pstate;
+    }
+
+    /// An Undefined Instruction exception, at the instruction that trapped.
+    pub fn inject_undefined(&mut self) {
+        self.inject(syndrome::ESR_UNDEFINED, 0);
+    }
+
+    fn use_fp(&mut self) -> Next {
+        // SVE and SME trap for good: they are hidden. FP and SIMD (EC 0x07) come once.
+        if cpu::esr() >> 26 & 0x3F != 0x07 {
+            self.inject_undefined();
+            return Next::Resume;
+        }
+        count(Counter::GuestFp);
+        let fp = &self.vcpu.fp;
+        PerCpu::this().with(|s| s.guest_uses_fp(fp));
+        Next::Resume
+    }
+
+    /// HVC #0: SMCCC. The return address is behind the instruction already.
+    fn call(&mut self) -> Next {
+        let [x0, x1, x2, x3, ..] = self.vcpu.regs.x;
+        match smccc::decide(x0, x1) {
+            Answer::Values(values) => {
+                // SMCCC 1.2: one result leaves x1..x3 alone; the UID is the only call with four.
+                if x0 as u32 == guest::VENDOR_HYP_UID {
+                    self.vcpu.regs.x[..4].copy_from_slice(&values);
+                } else {
+                    self.vcpu.regs.x[0] = values[0];
+                }
+                Next::Resume
+            }
+            Answer::Ptp => {
+                self.vcpu.pending = Some(Pending::Ptp);
+                Next::Exit(Exit::Hypercall([u64::from(guest::PTP), x1, 0, 0, 0, 0, 0, 0]))
+            }
+            Answer::Relinquish(ipa) => self.relinquish(ipa),
+            Answer::Psci => self.psci(x0, [x1, x2, x3]),
+        }
+    }
+
+    /// The guest gives a page back; the driver then unpins it.
+    fn relinquish(&mut self, ipa: u64) -> Next {
+        let aligned = Ipa(ipa).is_aligned(PAGE_SIZE);
+        if !aligned || !self.vm.memory.lock().unmap_page(Ipa(ipa)) {
+            self.vcpu.regs.x[0] = smccc::INVALID_PARAMETER;
+            return Next::Resume;
+        }
+        self.vcpu.regs.x[0] = 0;
+        Next::Exit(Exit::Hypercall([u64::from(guest::MEM_RELINQUISH), ipa, 0, 0, 0, 0, 0, 0]))
+    }
+
+    fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {
+        let bits = super::vm::IPA_BITS;
+        let id = self.vcpu.id;
+        let outcome = self.vm.power.lock().call(id, fid, args, bits);
+        match outcome {
+            Outcome::Return(value) => {
+                self.vcpu.regs.x[0] = value;
+                Next::Resume
+            }
+            Outcome::Started(target) => {
+                self.vcpu.regs.x[0] = 0;
+                // It parks in the driver: RUN found it off.
+                let parked = self.vm.idle.get(usize::from(target.0));
+                if parked.is_some_and(|p| p.load(Ordering::SeqCst)) {
+                    Next::Exit(Exit::Ipi)
+                } else {
+                    Next::Resume
+                }
+            }
+            Outcome::Suspend => {
+                self.vcpu.regs.x[0] = 0;
+                self.wait_for_interrupt()
+            }
+            Outcome::Off => {
+                let kicks = self.vgic().set_power(id, false);
+                let _ = self.vm.kick(kicks);
+                // The next RUN finds it off, and parks it.
+                Next::Exit(Exit::Idle(0))
+            }
+            Outcome::SystemOff => Next::Exit(Exit::SystemEvent(system_event::SHUTDOWN, [0; 2])),
+            Outcome::SystemReset { reset2 } => {
+                let data = reset2.map_or([0; 2], |(kind, cookie)| [kind, cookie]);
+                Next::Exit(Exit::SystemEvent(system_event::RESET, data))
+            }
+        }
+    }
+
+    /// A stage-2 abort.
+    fn abort(&mut self, abort: Abort, access: Option<DataAccess>, instruction: bool) -> Next {
+        let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
+        let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
+        let far = cpu::far();
+        if !matches!(abort.kind, FaultKind::Translation) {
+            // Memory is mapped with all rights; what is left is an address past the IPA size, or
+            // the machine's own trouble with the access. The guest is told as a bus would.
+            self.inject(esr, far);
+            return Next::Resume;
+        }
+        let ipa = syndrome::fault_ipa(cpu::fault_ipa_page(), far);
+        if !abort.s1ptw
+            && let Some((frame, offset)) = self.gic_frame(ipa)
+        {
+            let Some(access) = access else {
+                self.inject(esr, far);
+                return Next::Resume;
+            };
+            count(Counter::GuestGicMmio);
+            return self.gic_access(frame, offset, access);
+        }
+        if let Some(next) = self.slot_fault(ipa) {
+            return next;
+        }
+        match access {
+            Some(access) if !instruction && !abort.s1ptw && !abort.cm => self.device_access(ipa, access),
+            _ => {
+                self.inject(esr, far);
+                Next::Resume
+            }
+        }
+    }
+
+    /// A fault in a memory slot: mapped meanwhile by another vCPU, or a page for the driver to bring.
+    fn slot_fault(&mut self, ipa: Ipa) -> Option<Next> {
+        let memory = self.vm.memory.lock();
+        memory.slots.find(ipa)?;
+        let mut nobody = Account::new(0);
+        let walk = memory.stage2.walk(&Tables { account: &mut nobody }, ipa);
+        Some(match walk {
+            Walk::Mapped { .. } => Next::Resume,
+            _ => Next::Exit(Exit::PageFault(ipa.0)),
+        })
+    }
+
+    fn device_access(&mut self, ipa: Ipa, access: DataAccess) -> Next {
+        let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
+            Some(x) if access.write => truncate(*x, access.size),
+            _ => 0,
+        };
+        let mmio = abi::Mmio {
+            phys_addr: ipa.0,
+            data: value.to_le_bytes(),
+            size: u64::from(access.size),
+            reg_nr: u32::from(access.rt),
+            is_write: u8::from(access.write),
+            pad: [0; 3],
+        };
+        match PendingLoad::of(access) {
+            Some(load) => self.vcpu.pending = Some(Pending::Load(load)),
+            None => self.skip(),
+        }
+        Next::Exit(Exit::Mmio(mmio))
+    }
+
+    /// The GIC frame that holds `ipa`: the distributor, or a vCPU's redistributor.
+    fn gic_frame(&self, ipa: Ipa) -> Option<(Option<VcpuId>, u64)> {
+        let gicd = self.vm.gicd.load(Ordering::Relaxed);
+        if let Some(offset) = ipa.0.checked_sub(gicd).filter(|o| *o < GICD_SIZE) {
+            return Some((None, offset));
+        }
+        let gicr = self.vm.gicr.load(Ordering::Relaxed);
+        let offset = ipa.0.checked_sub(gicr)?;
+        let vcpu = u16::try_from(offset / REDIST_SIZE).ok().filter(|v| usize::from(*v) < MAX_VCPUS)?;
+        Some((Some(VcpuId(vcpu)), offset % REDIST_SIZE))
+    }
+
+    fn gic_access(&mut self, frame: Option<VcpuId>, offset: u64, access: DataAccess) -> Next {
+        let id = self.vcpu.id;
+        let size = access.size;
+        let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
+            Some(x) if access.write => truncate(*x, size),
+            _ => 0,
+        };
+        if access.write {
+            let kicks = {
+                let mut vgic = self.vgic();
+                match frame {
+                    None => vgic.dist_write(id, offset, size, value),
+                    Some(target) => vgic.redist_write(id, target, offset, size, value),
+                }
+            };
+            self.skip();
+            return self.after_kicks(kicks);
+        }
+        let data = {
+            let mut vgic = self.vgic();
+            match frame {
+                None => vgic.dist_read(id, offset, size),
+                Some(target) => vgic.redist_read(id, target, offset, size),
+            }
+        };
+        if let Some(load) = PendingLoad::of(access) {
+            let (register, value) = load.complete(data);
+            if let Some(x) = self.vcpu.regs.x.get_mut(usize::from(register)) {
+                *x = value;
+            }
+        }
+        self.skip();
+        Next::Resume
+    }
+}

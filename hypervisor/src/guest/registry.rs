@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The VMs that exist.
+
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use gzvm_core::addr::VmId;
+use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::vm::{CreateError, Vm};
+use crate::mem::boxed::PageBox;
+
+/// Most VMs at a time: VMIDs 1..=255 exist on every CPU.
+pub const MAX_VMS: usize = 255;
+
+type Slot = RwLock<Option<PageBox<Vm>>>;
+
+static SLOTS: [Slot; MAX_VMS] = [const { RwLock::new(None) }; MAX_VMS];
+/// Where the search for a free slot begins: ids are not reused at once.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// VMs and vCPUs that exist, for the counters.
+pub static VMS: AtomicU64 = AtomicU64::new(0);
+/// See [`VMS`].
+pub static VCPUS: AtomicU64 = AtomicU64::new(0);
+
+/// A VM that can't go away while this is held.
+pub struct VmRef {
+    guard: RwLockReadGuard<'static, Option<PageBox<Vm>>>,
+}
+
+impl VmRef {
+    /// The VM.
+    pub fn vm(&self) -> Option<&Vm> {
+        self.guard.as_deref()
+    }
+}
+
+fn slot(id: u64) -> Option<&'static Slot> {
+    let index = usize::try_from(id).ok()?.checked_sub(1)?;
+    SLOTS.get(index)
+}
+
+/// Why a VM can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupError {
+    /// There is none with this id.
+    NoVm,
+    /// It is being taken apart just now.
+    Busy,
+}
+
+/// The VM with this id. Its slot's [`VmRef::vm`] is never empty.
+pub fn get(id: u64) -> Result<VmRef, LookupError> {
+    let slot = slot(id).ok_or(LookupError::NoVm)?;
+    let guard = slot.try_read().ok_or(LookupError::Busy)?;
+    if guard.is_none() { Err(LookupError::NoVm) } else { Ok(VmRef { guard }) }
+}
+
+/// Makes a VM.
+pub fn create() -> Result<VmId, CreateError> {
+    let start = NEXT.fetch_add(1, Ordering::Relaxed);
+    for n in 0..MAX_VMS {
+        let index = start.wrapping_add(n) % MAX_VMS;
+        let Some(mut guard) = SLOTS[index].try_write() else { continue };
+        if guard.is_none() {
+            let id = VmId(index as u16 + 1);
+            *guard = Some(Vm::new(id)?);
+            VMS.fetch_add(1, Ordering::Relaxed);
+            return Ok(id);
+        }
+    }
+    Err(CreateError::TooMany)
+}
+
+/// The slot of a VM for taking it apart, if nobody is inside it.
+pub fn lock_for_destruction(
+    id: u64,
+) -> Result<RwLockWriteGuard<'static, Option<PageBox<Vm>>>, LookupError> {
+    let slot = slot(id).ok_or(LookupError::NoVm)?;
+    let guard = slot.try_write().ok_or(LookupError::Busy)?;
+    if guard.is_none() { Err(LookupError::NoVm) } else { Ok(guard) }
+}

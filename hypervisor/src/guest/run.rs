@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Running a vCPU: one loop from RUN to the exit that the host has to know of.
+//!
+//! ```text
+//!  RUN --> answer of the last exit --> world in --> [ load vGIC --> guest --> exit ] --> world out
+//!                                                     ^                         |
+//!                                                     +---- handled at EL2 -----+
+//! ```
+//! The virtual CPU interface stays loaded across exits that have nothing to do with interrupts; it
+//! is unloaded (synced) before anything that looks at the vGIC. Another CPU that changes something
+//! for this vCPU kicks it, so a loaded interface is never stale for longer than a kick takes.
+
+use core::sync::atomic::Ordering;
+
+use gzvm_abi::counter::Counter;
+use gzvm_abi::run::{self as abi, exit};
+use gzvm_core::addr::{IntId, VcpuId};
+use gzvm_core::platform::psci::Power;
+use gzvm_core::vgic::Vgic;
+use log::error;
+use spin::MutexGuard;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::vm::{Pending, Vcpu, Vm};
+use crate::arch::cpu::{self, GuestWorld};
+use crate::arch::frame::{self, ExitKind};
+use crate::arch::gic::{self, CpuGic};
+use crate::arch::percpu::{PerCpu, count, kick};
+use crate::arch::{sysreg, timer};
+use crate::mem::boxed::PageBox;
+
+/// INTID of the virtual timer in guests (the ABI's device tree: PPI 11).
+pub const GUEST_VTIMER: IntId = IntId(27);
+/// Longest sleep asked of the driver, in seconds: its tick conversion overflows near 30.
+const LONGEST_IDLE: u64 = 20;
+
+/// Why RUN returns to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Device access for user space. For a load, the vCPU remembers where the data goes.
+    Mmio(abi::Mmio),
+    /// A call for the driver.
+    Hypercall([u64; 8]),
+    /// An interrupt waits for the host.
+    Irq,
+    /// A page of a slot is not there yet.
+    PageFault(u64),
+    /// Nothing to do for so many ticks.
+    Idle(u64),
+    /// A sleeping vCPU of the VM has something to do.
+    Ipi,
+    /// Power-off, reset.
+    SystemEvent(u32, [u64; 2]),
+    /// The vCPU can't be entered.
+    FailEntry(u64),
+    /// The guest did something that can't be handled: sub-error and details.
+    InternalError(u32, [u64; 4]),
+}
+
+impl Exit {
+    /// Writes the exit into the shared page; the value is x1 of RUN.
+    fn publish(&self, vcpu: &Vcpu, vm: &Vm) -> u32 {
+        let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
+        let reason = match self {
+            Self::Mmio(mmio) => {
+                mmio.write(&mut run);
+                exit::MMIO
+            }
+            Self::Hypercall(args) => {
+                abi::Hypercall { args: *args }.write(&mut run);
+                exit::HYPERCALL
+            }
+            Self::Irq => exit::IRQ,
+            Self::PageFault(gpa) => {
+                abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa }
+                    .write(&mut run);
+                exit::EXCEPTION
+            }
+            Self::Idle(delay) => {
+                vcpu.publish(vm.cntvoff, *delay, 1);
+                exit::IDLE
+            }
+            Self::Ipi => exit::IPI,
+            Self::SystemEvent(type_, data) => {
+                let mut event = abi::SystemEvent { type_: *type_, ..Default::default() };
+                if data[0] != 0 {
+                    event.ndata = 2;
+                    event.data[..2].copy_from_slice(data);
+                }
+                event.write(&mut run);
+                exit::SYSTEM_EVENT
+            }
+            Self::FailEntry(why) => {
+                let cpu = PerCpu::this().index as u32;
+                abi::FailEntry { hardware_entry_failure_reason: *why, cpu, pad: 0 }.write(&mut run);
+                exit::FAIL_ENTRY
+            }
+            Self::InternalError(suberror, details) => {
+                let mut e = abi::InternalError { suberror: *suberror, ndata: 4, ..Default::default() };
+                e.data[..4].copy_from_slice(details);
+                e.write(&mut run);
+                exit::INTERNAL_ERROR
+            }
+        };
+        // The reason at the front; what the driver keeps in the bytes behind it stays. Exits that
+        // the driver answers alone have no payload to publish.
+        vcpu.shared.write(0, &reason.to_le_bytes());
+        if !matches!(self, Self::Irq | Self::Ipi | Self::Idle(_)) {
+            vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, run.payload.as_bytes());
+        }
+        reason
+    }
+
+    fn counter(&self) -> Counter {
+        match self {
+            Self::Mmio(_) => Counter::ExitMmio,
+            Self::PageFault(_) => Counter::ExitPageFault,
+            Self::Irq => Counter::ExitIrq,
+            Self::Idle(_) => Counter::ExitIdle,
+            Self::Ipi => Counter::ExitIpi,
+            _ => Counter::ExitOther,
+        }
+    }
+}
+
+/// What handling an exit comes to.
+pub enum Next {
+    /// Back into the guest.
+    Resume,
+    /// To the host.
+    Exit(Exit),
+}
+
+/// A vCPU that is being run on this CPU.
+pub struct Running<'a> {
+    /// Its VM.
+    pub vm: &'a Vm,
+    /// Itself.
+    pub vcpu: &'a mut Vcpu,
+    gic: CpuGic,
+    /// The list registers hold this vCPU's interrupts.
+    loaded: bool,
+    /// The guest timer's physical interrupt has been set active by us.
+    timer_active: bool,
+}
+
+/// RUN: x1 of the hypercall.
+pub fn run(vm: &Vm, id: VcpuId) -> u32 {
+    let n = usize::from(id.0);
+    let Some(slot) = vm.vcpus.get(n) else { return exit::FAIL_ENTRY };
+    // Two threads may have the same vCPU's file: the second one is told so.
+    let Some(mut guard) = slot.try_lock() else { return exit::FAIL_ENTRY };
+    let Some(vcpu) = guard.as_deref_mut() else { return exit::FAIL_ENTRY };
+    if vm.dying.load(Ordering::SeqCst) {
+        return Exit::FailEntry(abi::reason::DYING).publish(vcpu, vm);
+    }
+    vm.idle[n].store(false, Ordering::SeqCst);
+    let outcome = enter(vm, vcpu);
+    count(outcome.counter());
+    outcome.publish(vcpu, vm)
+}
+
+fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
+    take_answer(vcpu);
+    let start = {
+        let mut power = vm.power.lock();
+        match power.get(vcpu.id) {
+            Power::Off | Power::Absent => {
+                vm.idle[usize::from(vcpu.id.0)].store(true, Ordering::SeqCst);
+                return Exit::Idle(longest_idle());
+            }
+            _ => power.take_start(vcpu.id),
+        }
+    };
+    if let Some((entry, context)) = start {
+        vcpu.reset(entry, context);
+        let kicks = vm.vgic.lock().set_power(vcpu.id, true);
+        let _ = vm.kick(kicks);
+    }
+    let this = PerCpu::this();
+    let Some(gic) = this.with(|s| s.gic) else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };
+    count(Counter::GuestEntry);
+    gic.enable_own();
+
+    let vttbr = {
+        let memory = vm.memory.lock();
+        let (t0sz, sl0) = memory.stage2.vtcr_fields();
+        (cpu::vttbr(memory.stage2.root().0, memory.stage2.vmid()), t0sz, sl0)
+    };
+    this.with(|s| {
+        let world = GuestWorld {
+            el1: &vcpu.el1,
+            timer: &vcpu.timer,
+            cntvoff: vm.cntvoff,
+            vttbr: vttbr.0,
+            vtcr: cpu::vtcr(vttbr.1, vttbr.2, &s.features),
+            vmpidr: vcpu.mpidr(),
+            vpidr: cpu::midr(),
+        };
+        s.enter_guest_world(&world);
+    });
+    gic.restore_interface(&vcpu.gic);
+    let id = usize::from(vcpu.id.0);
+    vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
+    this.guest_state.store(kick::GUEST, Ordering::SeqCst);
+
+    let mut running = Running { vm, vcpu, gic, loaded: false, timer_active: false };
+    let outcome = running.run_until_exit();
+
+    vm.running[id].store(0, Ordering::SeqCst);
+    if this.guest_state.swap(kick::HOST, Ordering::SeqCst) == kick::KICKED {
+        gic.drain_kick();
+    }
+    running.unload();
+    if running.timer_active {
+        gic.deactivate_vtimer();
+    }
+    gic.save_interface(&mut vcpu.gic);
+    this.with(|s| s.leave_guest_world(&mut vcpu.el1, &mut vcpu.timer, &mut vcpu.fp));
+    outcome
+}
+
+/// What the host answered to the last exit goes into the registers.
+fn take_answer(vcpu: &mut Vcpu) {
+    match vcpu.pending.take() {
+        None => {}
+        Some(Pending::Load(load)) => {
+            let mut payload = [0u8; 256];
+            vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, &mut payload);
+            let data = abi::Mmio::read_from_prefix(&payload).map_or(0, |(m, _)| u64::from_le_bytes(m.data));
+            let (register, value) = load.complete(data);
+            if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
+                *x = value;
+            }
+            vcpu.regs.pc = vcpu.regs.pc.wrapping_add(4);
+        }
+        Some(Pending::Ptp) => {
+            let mut args = [0u64; 8];
+            vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, args.as_mut_bytes());
+            vcpu.regs.x[..4].copy_from_slice(&args[..4]);
+        }
+    }
+}
+
+fn longest_idle() -> u64 {
+    timer::frequency().saturating_mul(LONGEST_IDLE)
+}
+
+impl Running<'_> {
+    fn run_until_exit(&mut self) -> Exit {
+        loop {
+            if !self.loaded {
+                self.load();
+            }
+            // SAFETY: `enter` put the guest's world in place; PSTATE is EL1 or EL0 (reset value,
+            // checked in SET_ONE_REG, or the guest's own).
+            let kind = unsafe { frame::run(&mut self.vcpu.regs) };
+            count(Counter::GuestExit);
+            let next = match kind {
+                ExitKind::Sync => self.handle_sync(),
+                ExitKind::Irq | ExitKind::Fiq => self.handle_interrupt(),
+                ExitKind::SError => {
+                    error!("SError while VM {} ran (ESR {:#x})", self.vm.id, cpu::esr());
+                    Next::Exit(Exit::InternalError(
+                        abi::reason::UNEXPECTED_EXIT as u32,
+                        [cpu::esr(), self.vcpu.regs.pc, 0, 0],
+                    ))
+                }
+            };
+            if let Next::Exit(exit) = next {
+                return exit;
+            }
+        }
+    }
+
+    /// Puts the vCPU's interrupts into the list registers.
+    fn load(&mut self) {
+        let level = self.timer_asserted();
+        let mut vgic = self.vm.vgic.lock();
+        vgic.set_hw_ppi(self.vcpu.id, GUEST_VTIMER, self.gic.vtimer, level);
+        vgic.flush(self.vcpu.id, &mut self.vcpu.gic);
+        let in_flight = vgic.hw_ppi_in_flight(self.vcpu.id, GUEST_VTIMER);
+        drop(vgic);
+        if in_flight != self.timer_active {
+            if in_flight {
+                self.gic.activate_vtimer();
+            } else {
+                self.gic.deactivate_vtimer();
+            }
+            self.timer_active = in_flight;
+        }
+        self.gic.write_lrs(&self.vcpu.gic);
+        self.loaded = true;
+    }
+
+    /// Takes them out again: the vGIC knows all there is to know about this vCPU.
+    fn unload(&mut self) {
+        if self.loaded {
+            self.gic.read_lrs(&mut self.vcpu.gic);
+            let kicks = self.vm.vgic.lock().sync(self.vcpu.id, &self.vcpu.gic);
+            self.loaded = false;
+            let _ = self.vm.kick(kicks);
+        }
+    }
+
+    /// The vGIC, with this vCPU's interrupts in it.
+    pub fn vgic(&mut self) -> MutexGuard<'_, PageBox<Vgic>> {
+        self.unload();
+        self.vm.vgic.lock()
+    }
+
+    /// Resumes, unless one of the vCPUs that were kicked sleeps: then the driver has to know.
+    pub fn after_kicks(&self, kicks: gzvm_core::vgic::Kicks) -> Next {
+        if self.vm.kick(kicks) { Next::Exit(Exit::Ipi) } else { Next::Resume }
+    }
+
+    /// The guest's timer output: CNTV_CTL_EL0.{ENABLE, ISTATUS} and not IMASK. Its registers are in
+    /// the CPU.
+    fn timer_asserted(&self) -> bool {
+        sysreg::read!("cntv_ctl_el0") & 7 == 5
+    }
+
+    fn handle_interrupt(&mut self) -> Next {
+        let pending = self.gic.pending();
+        if pending == self.gic.vtimer {
+            count(Counter::GuestTimer);
+            // It signals, so it is not active, whatever we set before.
+            self.timer_active = false;
+            self.unload();
+            Next::Resume
+        } else if Some(pending) == self.gic.kick {
+            count(Counter::GuestKick);
+            self.gic.take_kick();
+            // From here on a new kick is a new SGI; what was changed before is seen by `load`.
+            PerCpu::this().guest_state.store(kick::GUEST, Ordering::SeqCst);
+            self.unload();
+            Next::Resume
+        } else if pending == self.gic.maintenance {
+            count(Counter::GuestMaintenance);
+            self.unload();
+            Next::Resume
+        } else if pending == gic::NONE {
+            // Withdrawn meanwhile, or in a group that is not ours: the host finds out.
+            self.unload();
+            Next::Exit(Exit::Irq)
+        } else {
+            count(Counter::GuestIrq);
+            Next::Exit(Exit::Irq)
+        }
+    }
+
+    /// WFI, or a PSCI suspend: goes on if there is something to do, else tells the driver until when
+    /// there is not.
+    pub fn wait_for_interrupt(&mut self) -> Next {
+        let vmcr = {
+            self.unload();
+            self.vcpu.gic.vmcr
+        };
+        let id = self.vcpu.id;
+        let ctl = sysreg::read!("cntv_ctl_el0");
+        let armed = ctl & 3 == 1;
+        let now = timer::now().wrapping_sub(self.vm.cntvoff);
+        let deadline = sysreg::read!("cntv_cval_el0");
+        if armed && deadline <= now {
+            return Next::Resume;
+        }
+        let delay = if armed { deadline.saturating_sub(now).min(longest_idle()) } else { longest_idle() };
+        let idle = &self.vm.idle[usize::from(id.0)];
+        {
+            // Under the lock: whoever makes something pending later sees that this vCPU sleeps.
+            let vgic = self.vm.vgic.lock();
+            if vgic.has_deliverable(id, vmcr) {
+                return Next::Resume;
+            }
+            idle.store(true, Ordering::SeqCst);
+        }
+        Next::Exit(Exit::Idle(delay))
+    }
+}

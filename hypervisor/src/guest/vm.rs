@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A VM and its vCPUs.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use gzvm_abi::MAX_VCPUS;
+use gzvm_abi::run::HWSTATE_OFFSET;
+use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
+use gzvm_core::memory::ownership::Transition;
+use gzvm_core::memory::slots::Slots;
+use gzvm_core::memory::stage2::{Attrs, MapError, Progress, Stage2, Walk};
+use gzvm_core::memory::{IpaRange, PaRange};
+use gzvm_core::platform::psci::PowerStates;
+use gzvm_core::vcpu::mmio::PendingLoad;
+use gzvm_core::vgic::{self, CpuInterface, Kicks, Vgic};
+use spin::Mutex;
+use zerocopy::IntoBytes;
+
+use super::registry;
+use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
+use crate::arch::fp::FpRegs;
+use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
+use crate::arch::percpu::{PerCpu, kick};
+use crate::arch::timer::{self, VirtualTimer};
+use crate::arch::{barrier, gic};
+use crate::mem::boxed::{PageBox, pages_of};
+use crate::mem::host::SharedPages;
+use crate::mem::pool::{self, Account};
+use crate::mem::tables::{Tables, VmTlb};
+use crate::platform;
+
+/// IPA bits of a guest, as crosvm and our VMM assume.
+pub const IPA_BITS: u8 = 40;
+/// SPIs of a guest.
+const NR_SPIS: usize = 256;
+/// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes.
+const TABLE_LIMIT: u64 = 8192 + 256;
+/// No frame given yet.
+const NO_FRAME: u64 = u64::MAX;
+
+/// Why a VM or vCPU can't be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateError {
+    /// The pool is used up.
+    NoMemory,
+    /// No slot is free.
+    TooMany,
+    /// It exists.
+    Exists,
+    /// The shared area is not the host's memory.
+    BadPages,
+}
+
+impl From<pool::Exhausted> for CreateError {
+    fn from(_: pool::Exhausted) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// A VM's memory.
+pub struct VmMemory {
+    /// What the guest sees.
+    pub stage2: Stage2,
+    /// What its tables cost.
+    pub account: Account,
+    /// Memory slots.
+    pub slots: Slots,
+    /// Page of MAP_GUEST_BLOCK's page frame numbers, shared by the host.
+    pub mailbox: Option<SharedPages>,
+    root_pages: usize,
+}
+
+/// A VM.
+pub struct Vm {
+    /// Its id, which is its VMID too.
+    pub id: VmId,
+    /// Memory.
+    pub memory: Mutex<VmMemory>,
+    /// Interrupts.
+    pub vgic: Mutex<PageBox<Vgic>>,
+    /// Power of the vCPUs.
+    pub power: Mutex<PowerStates<MAX_VCPUS>>,
+    /// vCPUs. Only ever tried: held while the vCPU runs.
+    pub vcpus: [Mutex<Option<PageBox<Vcpu>>>; MAX_VCPUS],
+    /// The physical CPU that runs each vCPU, plus one.
+    pub running: [AtomicU32; MAX_VCPUS],
+    /// vCPUs whose last exit was IDLE: they need a wake-up, not a kick.
+    pub idle: [AtomicBool; MAX_VCPUS],
+    /// CNTVOFF_EL2: the guest's counter starts at zero with the VM.
+    pub cntvoff: u64,
+    /// Guest physical addresses of distributor and first redistributor.
+    pub gicd: AtomicU64,
+    /// See [`gicd`](Self::gicd).
+    pub gicr: AtomicU64,
+    /// Taking apart has begun: nothing may run or be added.
+    pub dying: AtomicBool,
+}
+
+impl Vm {
+    /// A VM without memory and vCPUs.
+    pub fn new(id: VmId) -> Result<PageBox<Self>, CreateError> {
+        let pa_bits = PerCpu::this().with(|s| s.features.pa_bits);
+        let bits = IPA_BITS.min(pa_bits);
+        let root_pages = Stage2::root_pages(bits);
+        let vgic = PageBox::new(Vgic::new(NR_SPIS))?;
+        let root = pool::alloc(root_pages, root_pages)?;
+        let Ok(stage2) = Stage2::new(root, bits, pa_bits, id.0) else {
+            pool::free(root, root_pages);
+            return Err(CreateError::NoMemory);
+        };
+        let memory = VmMemory {
+            stage2,
+            account: Account::new(TABLE_LIMIT),
+            slots: Slots::new(bits),
+            mailbox: None,
+            root_pages,
+        };
+        PageBox::new(Self {
+            id,
+            memory: Mutex::new(memory),
+            vgic: Mutex::new(vgic),
+            power: Mutex::new(PowerStates::default()),
+            vcpus: [const { Mutex::new(None) }; MAX_VCPUS],
+            running: [const { AtomicU32::new(0) }; MAX_VCPUS],
+            idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
+            cntvoff: timer::now(),
+            gicd: AtomicU64::new(NO_FRAME),
+            gicr: AtomicU64::new(NO_FRAME),
+            dying: AtomicBool::new(false),
+        })
+        .map_err(|e| {
+            pool::free(root, root_pages);
+            e.into()
+        })
+    }
+
+    /// Adds a vCPU with its shared area.
+    pub fn add_vcpu(&self, id: VcpuId, area: PaRange) -> Result<(), CreateError> {
+        let slot = self.vcpus.get(usize::from(id.0)).ok_or(CreateError::TooMany)?;
+        let mut slot = slot.try_lock().ok_or(CreateError::Exists)?;
+        if slot.is_some() {
+            return Err(CreateError::Exists);
+        }
+        let nr_lrs = PerCpu::this().with(|s| s.gic.map_or(1, |g| g.nr_lrs));
+        share(area).map_err(|_| CreateError::BadPages)?;
+        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area))) {
+            Ok(vcpu) => vcpu,
+            Err(e) => {
+                unshare(area);
+                return Err(e.into());
+            }
+        };
+        vcpu.publish_offset(self.cntvoff);
+        *slot = Some(vcpu);
+        self.power.lock().add(id);
+        let mut vgic = self.vgic.lock();
+        vgic.add_vcpu(id, nr_lrs);
+        if id.0 != 0 {
+            let _ = vgic.set_power(id, false);
+        }
+        registry::VCPUS.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a vCPU away; false while it runs. Taking away what is not there is fine.
+    pub fn remove_vcpu(&self, id: VcpuId) -> bool {
+        let Some(slot) = self.vcpus.get(usize::from(id.0)) else { return true };
+        let Some(mut slot) = slot.try_lock() else { return false };
+        if let Some(vcpu) = slot.take() {
+            unshare(vcpu.shared.range());
+            self.power.lock().remove(id);
+            let kicks = self.vgic.lock().remove_vcpu(id);
+            self.kick(kicks);
+            registry::VCPUS.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// One step of taking the VM apart. Nobody else is inside (`&mut`).
+    pub fn destroy_step(&mut self, budget: u64) -> Progress {
+        self.dying.store(true, Ordering::SeqCst);
+        for n in 0..MAX_VCPUS {
+            let _ = self.remove_vcpu(VcpuId(n as u16));
+        }
+        let memory = self.memory.get_mut();
+        if let Some(page) = memory.mailbox.take() {
+            unshare(page.range());
+        }
+        let root = memory.stage2.root();
+        let mut tables = Tables { account: &mut memory.account };
+        let mut tlb = VmTlb { root };
+        let progress = memory.stage2.teardown_step(&mut tables, &mut tlb, budget, |_, mapped| {
+            unshare(mapped.pa);
+        });
+        if progress == Progress::Done {
+            pool::free(root, memory.root_pages);
+        }
+        progress
+    }
+
+    /// Bytes that the hypervisor spends on the VM.
+    pub fn metadata_bytes(&self) -> u64 {
+        let tables = {
+            let memory = self.memory.lock();
+            memory.account.used().saturating_add(memory.root_pages as u64)
+        };
+        let vcpus = self.vcpus.iter().filter(|v| v.try_lock().is_none_or(|v| v.is_some())).count() as u64;
+        let fixed = (pages_of::<Self>() + pages_of::<Vgic>()) as u64;
+        tables
+            .saturating_add(fixed)
+            .saturating_add(vcpus.saturating_mul(pages_of::<Vcpu>() as u64))
+            .saturating_mul(PAGE_SIZE)
+    }
+
+    /// Makes running vCPUs exit; true if one of them sleeps and the driver has to wake it.
+    pub fn kick(&self, kicks: Kicks) -> bool {
+        let mut sleeping = false;
+        for v in kicks.iter() {
+            let n = usize::from(v.0);
+            if let Some(cpu) = self.running.get(n).and_then(|r| r.load(Ordering::SeqCst).checked_sub(1)) {
+                kick_cpu(cpu as usize);
+            }
+            sleeping |= self.idle.get(n).is_some_and(|i| i.load(Ordering::SeqCst));
+        }
+        sleeping
+    }
+}
+
+/// Takes a physical CPU out of its guest, if it is in one.
+fn kick_cpu(index: usize) {
+    let Some(target) = platform::get().cpus.get(index) else { return };
+    let this = PerCpu::this();
+    if core::ptr::eq(*target, this) {
+        return;
+    }
+    let kicked = target.guest_state.compare_exchange(
+        kick::GUEST,
+        kick::KICKED,
+        Ordering::SeqCst,
+        Ordering::SeqCst,
+    );
+    if kicked.is_ok() {
+        this.with(|s| {
+            if let Some(gic) = &s.gic {
+                gic.send_kick(target.mpidr);
+            }
+        });
+    }
+}
+
+/// Marks pages of the host as shared with a VM.
+pub fn share(range: PaRange) -> Result<(), gzvm_core::memory::ownership::OwnershipError> {
+    platform::ownership().lock().apply(range, Transition::ShareWithVm)
+}
+
+/// Takes such a mark back.
+pub fn unshare(range: PaRange) {
+    if let Err(e) = platform::ownership().lock().apply(range, Transition::UnshareWithVm) {
+        log::error!("unshare {range:?}: {e} (hypervisor bug)");
+    }
+}
+
+impl VmMemory {
+    /// Maps host memory at `ipa`, which lies in a slot. Mapping the same again is fine.
+    pub fn map(&mut self, ipa: IpaRange, pa: Pa) -> Result<(), MapFailure> {
+        let target = PaRange::new(pa, ipa.size()).map_err(|_| MapFailure::Invalid)?;
+        let mut occupied = false;
+        {
+            let tables = Tables { account: &mut self.account };
+            self.stage2.for_each(&tables, ipa, |_| {
+                occupied = true;
+                false
+            });
+        }
+        if !occupied {
+            return self.map_fresh(ipa, target);
+        }
+        // Another vCPU was here first, at least for a part.
+        for page in 0..ipa.pages() {
+            let offset = page.wrapping_mul(PAGE_SIZE);
+            let (ipa, pa) = (Ipa(ipa.start().0.wrapping_add(offset)), Pa(pa.0.wrapping_add(offset)));
+            let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+            match walk {
+                Walk::Mapped { pa: have, .. } if have == pa => {}
+                Walk::Mapped { .. } | Walk::OutOfRange => return Err(MapFailure::Invalid),
+                Walk::Unmapped { .. } => {
+                    let one = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
+                    let target = PaRange::new(pa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
+                    self.map_fresh(one, target)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange) -> Result<(), MapFailure> {
+        share(pa).map_err(|_| MapFailure::NotHosts)?;
+        // The guest may look with its caches off at what the VMM wrote with caches on.
+        barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
+        barrier::ic_ialluis();
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, pa.start(), Attrs::RAM).map_err(|e| {
+            unshare(pa);
+            match e {
+                MapError::OutOfTables(_) => MapFailure::NoMemory,
+                _ => MapFailure::Invalid,
+            }
+        })
+    }
+
+    /// Takes a page of the guest's back from it. True if there was one.
+    pub fn unmap_page(&mut self, ipa: Ipa) -> bool {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        let Walk::Mapped { pa, .. } = walk else { return false };
+        let page = ipa.align_down(PAGE_SIZE);
+        let (Ok(range), Ok(target)) =
+            (IpaRange::new(page, PAGE_SIZE), PaRange::new(pa.align_down(PAGE_SIZE), PAGE_SIZE))
+        else {
+            return false;
+        };
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        if self.stage2.unmap(&mut tables, &mut VmTlb { root }, range).is_err() {
+            return false;
+        }
+        unshare(target);
+        true
+    }
+}
+
+/// Why memory can't be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapFailure {
+    /// A range is bad, or something else is mapped there.
+    Invalid,
+    /// It is not the host's RAM.
+    NotHosts,
+    /// No page for a table.
+    NoMemory,
+}
+
+/// What a vCPU waits for when it comes back from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// A load's data.
+    Load(PendingLoad),
+    /// x0..x3 of the wall-clock call.
+    Ptp,
+}
+
+/// A vCPU.
+pub struct Vcpu {
+    /// Its index.
+    pub id: VcpuId,
+    /// General registers.
+    pub regs: GuestRegs,
+    /// EL1 registers while it does not run.
+    pub el1: El1Regs,
+    /// Virtual timer while it does not run.
+    pub timer: VirtualTimer,
+    /// FP registers while they are not in a CPU.
+    pub fp: FpRegs,
+    /// Virtual CPU interface.
+    pub gic: CpuInterface,
+    /// What it shares with the driver.
+    pub shared: SharedPages,
+    /// What the last exit waits for.
+    pub pending: Option<Pending>,
+    /// OS lock: no function, but readable.
+    pub os_lock: bool,
+}
+
+impl Vcpu {
+    fn new(id: VcpuId, shared: SharedPages) -> Self {
+        let mut vcpu = Self {
+            id,
+            regs: GuestRegs::default(),
+            el1: El1Regs::default(),
+            timer: VirtualTimer::default(),
+            fp: FpRegs::default(),
+            gic: CpuInterface::default(),
+            shared,
+            pending: None,
+            os_lock: false,
+        };
+        vcpu.reset(0, 0);
+        vcpu
+    }
+
+    /// Reset state, starting at `entry` with `context` in x0. Nothing survives.
+    pub fn reset(&mut self, entry: u64, context: u64) {
+        self.regs = GuestRegs::default();
+        self.regs.pc = entry;
+        self.regs.pstate = PSTATE_EL1H_MASKED;
+        self.regs.x[0] = context;
+        self.el1 = El1Regs { sctlr: SCTLR_EL1_RESET, ..El1Regs::default() };
+        self.timer = VirtualTimer::default();
+        self.fp = FpRegs::default();
+        self.gic = CpuInterface { vmcr: gic::VMCR_RESET, ..CpuInterface::default() };
+        self.pending = None;
+        self.os_lock = false;
+    }
+
+    /// MPIDR_EL1 as the guest reads it.
+    pub fn mpidr(&self) -> u64 {
+        1 << 31 | u64::from(vgic::affinity(self.id))
+    }
+
+    /// Tells the driver the counter offset.
+    pub fn publish_offset(&self, cntvoff: u64) {
+        self.publish(cntvoff, 0, 0);
+    }
+
+    /// Fills the hardware state page.
+    pub fn publish(&self, vtimer_offset: u64, vtimer_delay: u64, vtimer_migrate: u32) {
+        let state = gzvm_abi::run::HwState { vtimer_offset, vtimer_delay, vtimer_migrate, ..Default::default() };
+        self.shared.write(HWSTATE_OFFSET, state.as_bytes());
+    }
+}
+

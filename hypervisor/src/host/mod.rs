@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The host VM: Linux with the machine to itself, less what is not its own.
+//!
+//! - Its stage 2 is an identity map of everything but the hypervisor's memory, in the largest blocks.
+//! - It comes to EL2 for HVC, SMC, faults on memory that is not its own, and its first FP use after
+//!   a guest's. Interrupts never come here while it runs ([`Counter::HostIrq`] proves it).
+
+mod psci;
+
+use arrayvec::ArrayVec;
+use gzvm_abi::counter::Counter;
+use gzvm_core::addr::{Ipa, Pa};
+use gzvm_core::fdt::machine::Region;
+use gzvm_core::memory::IpaRange;
+use gzvm_core::memory::stage2::{Attrs, MapError, Stage2};
+use gzvm_core::platform::host_calls::{self, HostCall};
+use gzvm_core::platform::smccc::NOT_SUPPORTED;
+use gzvm_core::vcpu::syndrome::{self, Cause};
+use spin::{Mutex, Once};
+
+use crate::arch::frame::HostFrame;
+use crate::arch::id::Features;
+use crate::arch::percpu::{PerCpu, count};
+use crate::arch::{cpu, smc};
+use crate::hypercall;
+use crate::mem::pool::{self, Account};
+use crate::mem::tables::{Tables, VmTlb};
+
+/// The host's VMID.
+const VMID: u16 = 0;
+/// Pages that the host's tables may take: the root, and splits around what is not its own.
+const TABLE_LIMIT: u64 = 4096;
+
+/// The host's stage 2.
+pub struct Host {
+    /// Its tables.
+    pub stage2: Stage2,
+    /// Who pays for them.
+    pub account: Account,
+}
+
+static HOST: Mutex<Option<Host>> = Mutex::new(None);
+static TRANSLATION: Once<(u64, u64)> = Once::new();
+
+/// IPA bits of the host: the machine's PA size, as far as a concatenated level-1 root reaches, so
+/// that its tables are walked from 1 GiB entries on and devices cost no tables.
+pub fn ipa_bits(features: &Features) -> u8 {
+    features.pa_bits.min(43)
+}
+
+/// What is left of `region` without `holes`.
+pub fn without(region: Region, holes: &[Region]) -> ArrayVec<Region, 8> {
+    let mut parts = ArrayVec::<Region, 8>::new();
+    parts.push(region);
+    for hole in holes {
+        let mut next = ArrayVec::new();
+        for part in parts {
+            if !part.overlaps(hole) {
+                next.push(part);
+                continue;
+            }
+            for (base, end) in [(part.base, hole.base), (hole.end(), part.end())] {
+                if end > base {
+                    next.push(Region { base, size: end - base });
+                }
+            }
+        }
+        parts = next;
+    }
+    parts
+}
+
+/// Builds the host's stage 2: RAM less `own`, and everything that is not RAM as devices.
+pub fn init(banks: &[Region], own: &[Region], features: &Features) -> Result<(), MapError> {
+    let bits = ipa_bits(features);
+    let root_pages = Stage2::root_pages(bits);
+    let out = MapError::OutOfTables(gzvm_core::memory::stage2::OutOfTables);
+    let root = pool::alloc(root_pages, root_pages).map_err(|_| out)?;
+    let stage2 = Stage2::new(root, bits, features.pa_bits, VMID).map_err(|_| out)?;
+    let mut host = Host { stage2, account: Account::new(TABLE_LIMIT) };
+    for bank in banks {
+        for part in without(*bank, own) {
+            host.map(part, Attrs::RAM)?;
+        }
+    }
+    let mut sorted: ArrayVec<Region, 16> = banks.iter().copied().collect();
+    sorted.sort_unstable_by_key(|r| r.base);
+    let mut at = 0;
+    for bank in sorted.iter().copied().chain([Region { base: 1 << bits, size: 0 }]) {
+        if bank.base > at {
+            host.map(Region { base: at, size: bank.base - at }, Attrs::DEVICE)?;
+        }
+        at = bank.end();
+    }
+    let (t0sz, sl0) = host.stage2.vtcr_fields();
+    TRANSLATION.call_once(|| (cpu::vttbr(root.0, VMID), cpu::vtcr(t0sz, sl0, features)));
+    *HOST.lock() = Some(host);
+    Ok(())
+}
+
+impl Host {
+    fn map(&mut self, region: Region, attrs: Attrs) -> Result<(), MapError> {
+        let ipa = IpaRange::new(Ipa(region.base), region.size).map_err(|_| MapError::IpaOutOfRange)?;
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, Pa(region.base), attrs)
+    }
+}
+
+/// VTTBR_EL2 and VTCR_EL2 of the host.
+pub fn translation_registers() -> (u64, u64) {
+    TRANSLATION.get().copied().unwrap_or((0, 0))
+}
+
+/// Every exception that the host's EL1 or EL0 takes to EL2. `reason`: 0 synchronous, 1 IRQ, 2 FIQ,
+/// 3 SError.
+#[unsafe(no_mangle)]
+extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
+    if reason != 0 {
+        // Not routed here (HCR_EL2.{IMO,FMO,AMO} = 0 for the host).
+        count(Counter::HostIrq);
+        log::error!("host: exception {reason} routed to EL2");
+        return;
+    }
+    let esr = cpu::esr();
+    match syndrome::decode(esr) {
+        Cause::Hvc { imm: 0 } => {
+            count(Counter::HostHvc);
+            hypercall::dispatch(frame);
+        }
+        Cause::Smc { imm } => {
+            count(Counter::HostSmc);
+            // A trapped SMC is returned from behind itself.
+            frame.elr = frame.elr.wrapping_add(4);
+            if imm == 0 {
+                firmware_call(frame);
+            } else {
+                count(Counter::HostSmcDenied);
+                frame.x[0] = NOT_SUPPORTED;
+            }
+        }
+        Cause::Fp => {
+            count(Counter::HostFp);
+            PerCpu::this().with(|state| state.host_uses_fp());
+        }
+        Cause::DataAbort(abort, _) => {
+            abort_host(frame, syndrome::esr_external_abort(false, from_el0(frame), abort.write));
+        }
+        Cause::InstructionAbort(_) => {
+            abort_host(frame, syndrome::esr_external_abort(true, from_el0(frame), false));
+        }
+        Cause::Sysreg(_) => {
+            count(Counter::HostSysreg);
+            inject(frame, syndrome::ESR_UNDEFINED, 0);
+        }
+        Cause::Hvc { .. } | Cause::Wait { .. } | Cause::Other(_) => {
+            inject(frame, syndrome::ESR_UNDEFINED, 0);
+        }
+    }
+}
+
+fn from_el0(frame: &HostFrame) -> bool {
+    frame.spsr & 0xF == 0
+}
+
+fn inject(frame: &mut HostFrame, esr: u64, far: u64) {
+    let (pc, pstate) = cpu::inject_sync(esr, far, frame.elr, frame.spsr);
+    frame.elr = pc;
+    frame.spsr = pstate;
+}
+
+/// The host touched what is not its own: it gets an external abort, as from a bus that has nothing
+/// there, and lives on if its kernel can.
+fn abort_host(frame: &mut HostFrame, esr: u64) {
+    count(Counter::HostAbort);
+    let far = cpu::far();
+    let denied = PerCpu::this().counter(Counter::HostAbort.index());
+    // The host could flood the console: the first few lines tell.
+    if denied <= 8 {
+        log::warn!(
+            "host: access to {:#x} denied (pc {:#x})",
+            cpu::fault_ipa_page() | far & 0xFFF,
+            frame.elr
+        );
+    }
+    inject(frame, esr, far);
+}
+
+fn firmware_call(frame: &mut HostFrame) {
+    match host_calls::decide(frame.x[0]) {
+        HostCall::Psci(function) => psci::call(frame, function),
+        HostCall::Forward if crate::platform::get().firmware => forward(frame),
+        HostCall::Forward | HostCall::Deny => {
+            count(Counter::HostSmcDenied);
+            frame.x[0] = NOT_SUPPORTED;
+        }
+    }
+}
+
+/// Passes the host's call on as it stands.
+fn forward(frame: &mut HostFrame) {
+    let mut args = [0; 8];
+    args.copy_from_slice(&frame.x[..8]);
+    args[0] &= 0xFFFF_FFFF;
+    let result = smc::call(args);
+    frame.x[..4].copy_from_slice(&result);
+}

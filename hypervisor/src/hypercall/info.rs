@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! PROBE, and our extensions EXT_INFO and EXT_COUNTER.
+
+use core::sync::atomic::Ordering;
+
+use gzvm_abi::counter::{self, Counter};
+use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, PROBE_VERSION};
+
+use super::{Args, Error, Results};
+use crate::guest::registry;
+use crate::mem::pool;
+use crate::platform;
+
+/// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros.
+pub fn probe(_: Args) -> Result<Results, Error> {
+    Ok([PROBE_VERSION.0, PROBE_VERSION.1, PROBE_VERSION.2])
+}
+
+/// EXT_INFO.
+pub fn extensions(_: Args) -> Result<Results, Error> {
+    Ok([EXT_MAGIC, EXT_VERSION, 0b11])
+}
+
+/// EXT_COUNTER: x1 = index.
+pub fn counter([index, ..]: Args) -> Result<Results, Error> {
+    let index = usize::try_from(index).ok().filter(|i| *i < counter::COUNT).ok_or(Error::Invalid)?;
+    let is = |c: Counter| c.index() == index;
+    let value = if is(Counter::Vms) {
+        registry::VMS.load(Ordering::Relaxed)
+    } else if is(Counter::Vcpus) {
+        registry::VCPUS.load(Ordering::Relaxed)
+    } else if is(Counter::PoolUsed) {
+        pool::usage().0
+    } else if is(Counter::PoolTotal) {
+        pool::usage().1
+    } else if is(Counter::PagesShared) {
+        platform::ownership().lock().counts().host_shared
+    } else if is(Counter::PagesPrivate) {
+        let counts = platform::ownership().lock().counts();
+        counts.vm.saturating_add(counts.vm_shared)
+    } else {
+        platform::get().cpus.iter().fold(0, |sum, cpu| cpu.counter(index).wrapping_add(sum))
+    };
+    Ok([value, 0, 0])
+}

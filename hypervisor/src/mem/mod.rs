@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Physical memory as EL2 reaches it. One of the two places with unsafe code.
+//!
+//! EL2 maps all RAM at its physical address (`stage1`), so physical = virtual here. What may be
+//! touched is decided by ownership, not by the map:
+//!
+//! - [`pool`]: the hypervisor's own pages, handed out zeroed, charged to an account;
+//! - [`boxed`]: values in pool pages;
+//! - [`host`]: copies to and from memory that is the host's, checked page by page;
+//! - [`tables`]: stage-2 table pages and TLB, for `gzvm_core::memory::stage2`.
+
+pub mod boxed;
+pub mod host;
+pub mod pool;
+pub mod stage1;
+pub mod tables;
+
+use gzvm_core::fdt::machine::Region;
+
+use crate::arch::mmio::Frame;
+
+/// The register frame of a device in the device tree.
+pub fn device_frame(region: &Region) -> Frame {
+    // SAFETY: devices of the device tree are mapped as device memory by the boot map and by
+    // `stage1`; a tree that calls RAM a device comes from the boot loader, which is trusted.
+    unsafe { Frame::new(region.base, region.size.max(0x1000)) }
+}
+
+/// The boot loader's device tree, if there is one at `address`.
+///
+/// # Safety
+/// `address` must be what the boot loader passed in x0, mapped as normal memory for 2 MiB.
+pub unsafe fn boot_device_tree(address: usize) -> Option<&'static [u8]> {
+    const MAGIC: u32 = 0xD00D_FEED;
+    const MAX_SIZE: usize = 2 << 20;
+    if address == 0 || address & 7 != 0 {
+        return None;
+    }
+    // SAFETY: the caller's promise; 8 aligned bytes.
+    let (magic, size) = unsafe {
+        let words = address as *const u32;
+        (u32::from_be(words.read()), u32::from_be(words.add(1).read()) as usize)
+    };
+    if magic != MAGIC || !(40..=MAX_SIZE).contains(&size) {
+        return None;
+    }
+    // SAFETY: the header vouches for `size` bytes, which nobody writes while EL2 boots.
+    Some(unsafe { core::slice::from_raw_parts(address as *const u8, size) })
+}
+
+/// Zeroes RAM that EL2 owns at this moment.
+///
+/// # Safety
+/// Nothing else may refer to the range, and it must be mapped RAM.
+unsafe fn zero(address: u64, bytes: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { core::ptr::write_bytes(address as *mut u8, 0, bytes as usize) };
+}
+
+/// A range of the hypervisor's reserved memory as a slice, for the life of the system. Only boot
+/// carves these out, each range once.
+///
+/// # Safety
+/// The range must be inside the reserved region, aligned for `T`, disjoint from every other use,
+/// and any bytes must be a valid `T` (integers).
+pub unsafe fn carve<T: zerocopy::FromBytes>(address: u64, count: usize) -> &'static mut [T] {
+    // SAFETY: the caller's promise.
+    unsafe { core::slice::from_raw_parts_mut(address as *mut T, count) }
+}
+
+/// A frame record (x29, x30) of a stack, for a backtrace of a hypervisor that is already lost.
+pub fn stack_record(fp: u64) -> Option<(u64, u64)> {
+    // SAFETY: backtraces start from EL2's own frame pointer and follow records upwards; a wild one
+    // faults, and the second report is suppressed. There is nothing left to protect by then.
+    unsafe {
+        let record = fp as *const u64;
+        Some((record.read_volatile(), record.add(1).read_volatile()))
+    }
+}

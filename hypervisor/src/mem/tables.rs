@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Stage-2 table pages and TLB maintenance, as `gzvm_core::memory::stage2` wants them.
+
+use gzvm_core::addr::Pa;
+use gzvm_core::memory::IpaRange;
+use gzvm_core::memory::stage2::{OutOfTables, TableMemory, Tlb};
+
+use super::pool::{self, Account};
+use crate::arch::{barrier, cpu, sysreg};
+
+/// Table pages from the pool, charged to an account.
+pub struct Tables<'a> {
+    /// Who pays.
+    pub account: &'a mut Account,
+}
+
+/// A descriptor's address; `index` is below 512 by `TableMemory`'s contract, cut to be sure.
+fn entry(table: Pa, index: usize) -> *mut u64 {
+    (table.0 as *mut u64).wrapping_add(index & 511)
+}
+
+impl TableMemory for Tables<'_> {
+    fn read(&self, table: Pa, index: usize) -> u64 {
+        // SAFETY: `table` is a page of the pool that serves as a table (only `Stage2` names tables,
+        // and it takes them from `alloc_table`); hardware walkers read it concurrently, hence volatile.
+        unsafe { entry(table, index).read_volatile() }
+    }
+
+    fn write(&mut self, table: Pa, index: usize, descriptor: u64) {
+        barrier::dsb_ishst();
+        // SAFETY: as in `read`; writers are serialised by the lock around the `Stage2`.
+        unsafe { entry(table, index).write_volatile(descriptor) };
+    }
+
+    fn alloc_table(&mut self) -> Result<Pa, OutOfTables> {
+        self.account.charge(1).map_err(|_| OutOfTables)?;
+        pool::alloc(1, 1).map_err(|_| {
+            self.refund();
+            OutOfTables
+        })
+    }
+
+    fn free_table(&mut self, table: Pa) {
+        pool::free(table, 1);
+        self.refund();
+    }
+}
+
+impl Tables<'_> {
+    fn refund(&mut self) {
+        if let Err(e) = self.account.refund(1) {
+            log::error!("table account: {e} (hypervisor bug)");
+        }
+    }
+}
+
+/// TLB maintenance for one VM's tables.
+pub struct VmTlb {
+    /// Its root table.
+    pub root: Pa,
+}
+
+impl VmTlb {
+    /// Runs `f` with the VMID in VTTBR_EL2. EL2 does not translate by stage 2 itself, and the
+    /// tables in force meanwhile are the ones being maintained.
+    fn with_vmid(&self, vmid: u16, f: impl FnOnce()) {
+        let current = sysreg::read!("vttbr_el2");
+        let wanted = cpu::vttbr(self.root.0, vmid);
+        if current != wanted {
+            sysreg::write!("vttbr_el2", wanted);
+            barrier::isb();
+        }
+        f();
+        if current != wanted {
+            sysreg::write!("vttbr_el2", current);
+            barrier::isb();
+        }
+    }
+}
+
+impl Tlb for VmTlb {
+    fn invalidate(&mut self, vmid: u16, range: IpaRange, _last_level_only: bool) {
+        self.with_vmid(vmid, || barrier::tlbi_ipas2(range.start(), range.size()));
+    }
+
+    fn invalidate_all(&mut self, vmid: u16) {
+        self.with_vmid(vmid, barrier::tlbi_vmid);
+    }
+}
