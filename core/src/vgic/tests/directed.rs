@@ -434,7 +434,7 @@ fn sgi_targets() {
         (0xFFFF | 1 << 44, vec![]), // RangeSelector
         (1 << 40, vec![0, 1, 2, 4, 5, 6, 7]),
         (1 << 40 | 0xFFFF | 0xFF << 16, vec![0, 1, 2, 4, 5, 6, 7]),
-        (u64::MAX & !(0xF << 24) & !(1 << 40), vec![]),
+        (!(0xF << 24 | 1 << 40), vec![]),
     ] {
         m2.sgi1(3, value | id);
         assert_eq!(pending(&mut m2), expected, "{value:#x}");
@@ -474,27 +474,55 @@ fn an_sgi_to_an_idle_vcpu_wakes_it() {
 
 #[test]
 fn groups_that_the_cpu_interface_disables_do_not_block_others() {
-    for nr_lrs in LRS {
+    for (nr_lrs, urgent) in LRS.into_iter().flat_map(|lrs| [(lrs, 0), (lrs, 1)]) {
         let mut m = Machine::ready(1, nr_lrs);
-        // More urgent, group 0, more than there are list registers.
-        m.write(0, 0x84, 4, 0xFFFF_0000);
+        // One group is more urgent, and alone more than there are list registers.
+        let (urgent_on, other_on) = (1 << urgent, 2 >> urgent);
+        m.write(0, 0x84, 4, if urgent == 0 { 0xFFFF_0000 } else { 0x0000_FFFF });
         for id in 32..64 {
             m.write_priority(0, id, if id < 48 { 0x20 } else { 0x80 });
             m.set_line(id, 0, true);
         }
         m.enter(0);
-        m.cpus[0].set_groups(2);
-        assert_eq!(m.take(0), Some(48), "{nr_lrs} list registers");
-        m.cpus[0].set_groups(3);
-        assert_eq!(m.take(0), Some(32));
-        m.cpus[0].set_groups(2);
-        assert_eq!(m.take(0), Some(49));
+        for (enabled, expected) in [(other_on, 48), (3, 32), (other_on, 49), (urgent_on, 33)] {
+            m.cpus[0].set_groups(enabled);
+            assert_eq!(m.take(0), Some(expected), "{nr_lrs} list registers");
+        }
         m.cpus[0].set_groups(0);
         assert_eq!(m.take(0), None);
-        m.cpus[0].set_groups(1);
-        assert_eq!(m.drain(0), (33..48).collect::<Vec<_>>());
+        m.cpus[0].set_groups(urgent_on);
+        assert_eq!(m.drain(0), (34..48).collect::<Vec<_>>());
         m.cpus[0].set_groups(3);
         assert_eq!(m.drain(0), (50..64).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn one_that_came_again_while_active_waits_its_turn() {
+    for nr_lrs in LRS {
+        let mut m = split(1, nr_lrs);
+        // Disabled or less urgent by the time it is deactivated, or others are waiting.
+        for step in 0..3 {
+            m.set_line(40, 0, true);
+            assert_eq!(m.acknowledge(0), Some(40));
+            m.end(0, 40);
+            m.set_line(40, 0, true);
+            match step {
+                0 => m.write_bit(0, ICENABLER, 40),
+                1 => m.write_priority(0, 40, 0xF0),
+                _ => (33..64).filter(|&id| id != 40).for_each(|id| m.set_line(id, 0, true)),
+            }
+            m.set_line(32, 0, true);
+            m.dir(0, 40);
+            assert_eq!(m.take(0), Some(32), "step {step}, {nr_lrs} list registers");
+            m.write_bit(0, ISENABLER, 40);
+            let mut rest = m.drain(0);
+            if step == 2 {
+                assert_eq!(rest.pop(), Some(40), "the last by priority");
+            } else {
+                assert_eq!(rest, [40]);
+            }
+        }
     }
 }
 
