@@ -2,23 +2,17 @@
 //! The two root file systems: the host VM's and the guest's, each an initial RAM disk made of busybox, kernel modules,
 //! the scripts of `tests/rootfs/`, and what a test adds.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
 use crate::{cpio::Archive, layout::Layout};
 
-/// Options of the guest that `cargo xtask run` starts, as `gz run` takes them.
-pub const GUEST_OPTIONS: &str =
-    "--kernel /guest/Image --initrd /guest/initrd.cpio --disk /guest/disk.img --cpus 2 --mem 512M";
-
 const PROFILE: &str = include_str!("../rootfs/profile");
 const RC: &str = include_str!("../rootfs/rc");
 const INITTAB: &str = include_str!("../rootfs/inittab");
 const HOST_SESSION: &str = include_str!("../rootfs/host-session");
+const GUEST_COMMAND: &str = include_str!("../rootfs/guest-command");
 const GUEST_SESSION: &str = include_str!("../rootfs/guest-session");
 
 /// Modules of the stock kernel that go in, in loading order.
@@ -78,7 +72,7 @@ pub fn guest(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
 /// If set-up has not run.
 pub fn host(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
     let mut archive = base(layout, "host", HOST_SESSION, "virtio_mmio virtio_blk gzvm")?;
-    archive.file("etc/guest-options", 0o644, format!("{GUEST_OPTIONS}\n").as_bytes());
+    archive.file("bin/guest", 0o755, GUEST_COMMAND.as_bytes());
     archive.file("guest/Image", 0o644, &read(&layout.kernel())?);
     let parts = [
         ("lib/modules/gzvm.ko", 0o644, "gzvm.ko"),
@@ -98,15 +92,6 @@ pub fn host(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// What a change of makes the host's root file system stale.
-#[must_use]
-pub fn host_inputs(layout: &Layout) -> Vec<PathBuf> {
-    let mut inputs: Vec<_> =
-        ["gzvm.ko", "gz", "guest-initrd.cpio", "guest-disk.img"].map(|part| layout.part(part)).into();
-    inputs.extend(layout.guests().into_iter().map(|(_, path)| path));
-    inputs
-}
-
 fn base(layout: &Layout, name: &str, session: &str, modules: &str) -> Result<Archive> {
     let mut archive = Archive::new();
     for folder in ["dev", "proc", "sys", "tmp", "bin", "sbin", "etc", "root", "mnt", "run", "lib/modules"] {
@@ -121,7 +106,6 @@ fn base(layout: &Layout, name: &str, session: &str, modules: &str) -> Result<Arc
     archive.file("etc/rc", 0o755, RC.as_bytes());
     archive.file("etc/session", 0o755, session.as_bytes());
     archive.file("etc/profile", 0o644, PROFILE.as_bytes());
-    archive.file("etc/shrc", 0o644, format!("{PROFILE}{}", guest_alias(name)).as_bytes());
     archive.file("etc/hostname", 0o644, format!("{name}\n").as_bytes());
     archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", 0o644, b"root:x:0:\n");
@@ -135,10 +119,6 @@ fn base(layout: &Layout, name: &str, session: &str, modules: &str) -> Result<Arc
         );
     }
     Ok(archive)
-}
-
-fn guest_alias(name: &str) -> &'static str {
-    if name == "host" { "alias guest='gz run $(cat /etc/guest-options)'\n" } else { "" }
 }
 
 fn add(archive: &mut Archive, extras: &[Extra]) {

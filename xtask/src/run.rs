@@ -11,7 +11,10 @@ use gzvm_tests::{
 };
 use rustix::termios::{self, OptionalActions};
 
-use crate::{build, setup};
+use crate::{
+    build::{self, Part},
+    setup,
+};
 
 /// What `run` may be told.
 #[derive(Debug, Clone, clap::Args)]
@@ -74,7 +77,9 @@ pub fn command(layout: &Layout, options: &Options) -> Result<Command> {
 fn prepare(layout: &Layout, options: &Options) -> Result<Machine> {
     if !options.no_build {
         setup::ensure(layout, &setup::Options::default())?;
-        build::build(layout, &build::ALL)?;
+        // The peer needs neither hypervisor nor driver.
+        let peer = [Part::Guests, Part::Gz, Part::Rootfs];
+        build::build(layout, if options.kvm { &peer } else { &build::ALL })?;
     }
     machine(layout, options)
 }

@@ -29,7 +29,8 @@ pub fn build(layout: &Layout) -> Result<()> {
     for entry in fs::read_dir(layout.root.join("driver"))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let source = name == "Kbuild" || name.ends_with(".c") || name.ends_with(".h") || name.ends_with(".lds");
+        let source =
+            name == "Kbuild" || name.ends_with(".c") || name.ends_with(".h") || name.ends_with(".lds");
         if path.is_file() && source {
             copy_if_changed(&path, &place.join(name))?;
         }
