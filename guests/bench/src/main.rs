@@ -10,7 +10,8 @@
 //!   [BENCH] operation=NAME instructions=MEAN min=N max=N iterations=N
 //! ```
 //! Boot arguments: `iterations=N` (default 1000), `filter=A,B` (operations, by name),
-//! `device=ADDRESS` (the VMM's test device, default 0x90000).
+//! `device=ADDRESS` (the VMM's test device, default 0x90000), `timer-ticks=N` (how far ahead the timer
+//! is set, default 100000).
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

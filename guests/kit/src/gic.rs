@@ -71,9 +71,23 @@ pub fn set_handler(handler: fn(u32)) {
     HANDLER.store(handler as usize, SeqCst);
 }
 
+static RAW_HANDLER: AtomicUsize = AtomicUsize::new(0);
+
+/// A function that gets every IRQ before anything is acknowledged, and does all of it; `None` for
+/// the usual way.
+pub fn set_raw_handler(handler: Option<fn()>) {
+    RAW_HANDLER.store(handler.map_or(0, |h| h as usize), SeqCst);
+}
+
 /// Acknowledges, calls the handler, ends the interrupt.
 #[inline(always)]
 pub(crate) fn handle_irq() {
+    let raw = RAW_HANDLER.load(core::sync::atomic::Ordering::Relaxed);
+    if raw != 0 {
+        // SAFETY: `set_raw_handler` stored a function of this type.
+        let raw: fn() = unsafe { core::mem::transmute(raw) };
+        return raw();
+    }
     let intid = acknowledge();
     if intid >= 1020 {
         return;
