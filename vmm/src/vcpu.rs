@@ -130,6 +130,7 @@ mod tests {
     /// Reads the test device, then writes `exit` to it, or sleeps until kicked.
     struct Fake {
         step: u32,
+        ran_on: Arc<AtomicBool>,
         buffer: [u8; 4],
         exit: Option<u8>,
         flag: Arc<Flag>,
@@ -157,7 +158,10 @@ mod tests {
                     }
                     Exit::Again
                 }
-                _ => panic!("ran on after the end"),
+                _ => {
+                    self.ran_on.store(true, Ordering::SeqCst);
+                    Exit::End(EndReason::Reset)
+                }
             }
         }
 
@@ -166,8 +170,9 @@ mod tests {
         }
     }
 
-    fn fake(exit: Option<u8>) -> Box<dyn Vcpu> {
-        Box::new(Fake { step: 0, buffer: [0; 4], exit, flag: Arc::default() })
+    fn fake(exit: Option<u8>, ran_on: &Arc<AtomicBool>) -> Box<dyn Vcpu> {
+        let ran_on = ran_on.clone();
+        Box::new(Fake { step: 0, ran_on, buffer: [0; 4], exit, flag: Arc::default() })
     }
 
     #[test]
@@ -178,10 +183,12 @@ mod tests {
         let mut bus = Bus::new(true);
         bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice)).unwrap();
         let (end, reasons) = mpsc::channel();
-        let vcpus = vec![fake(None), fake(Some(9)), fake(None)];
+        let ran_on = Arc::default();
+        let vcpus = vec![fake(None, &ran_on), fake(Some(9), &ran_on), fake(None, &ran_on)];
         let threads = Threads::start(vcpus, &Arc::new(bus), &end).unwrap();
         assert_eq!(reasons.recv_timeout(Duration::from_secs(10)), Ok(EndReason::TestDevice(9)));
         threads.stop();
+        assert!(!ran_on.load(Ordering::SeqCst), "a vCPU ran after the end");
         assert!(reasons.try_recv().is_err(), "stopped vCPUs report nothing");
     }
 }

@@ -405,6 +405,8 @@ mod tests {
         let bench = Bench::new();
         assert_eq!(bench.negotiate(FEATURES), 11);
         bench.queue(0, 0x1000);
+        // A queue that is ready keeps its place.
+        bench.set(reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, 1);
         bench.set(reg::VIRTIO_MMIO_STATUS, 15);
         assert_eq!(bench.log.activated.load(Ordering::Relaxed), 1);
         assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 1);

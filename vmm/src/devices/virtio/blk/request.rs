@@ -225,6 +225,10 @@ mod tests {
             let segments = [(HEADER, 16, false), (DATA, len, true), (STATUS, 1, true)];
             assert_eq!(run(&disk, &memory, &segments), (1, 1), "{sector} {len}");
         }
+        header(&memory, VIRTIO_BLK_T_OUT, 2);
+        let segments = [(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)];
+        assert_eq!(run(&disk, &memory, &segments), (1, 1));
+        assert_eq!(std::fs::read(&file.0).unwrap().len(), 1024, "the disk does not grow");
         header(&memory, 999, 0);
         assert_eq!(run(&disk, &memory, &[(HEADER, 16, false), (STATUS, 1, true)]), (1, 2));
     }
