@@ -19,6 +19,15 @@
 //!   vCPU or at another priority): the EOI bit of its list register.
 //!
 //! UIE is not used: "one or none valid" is asserted at once with a single list register.
+//!
+//! # Limits
+//! - TDIR needs ICH_VTR_EL2.TDS. Without it (first revisions of some cores) EOImode 1 works only as
+//!   long as everything active fits and stays on its vCPU.
+//! - A guest that switches to EOImode 1 is not trapped: ICC_DIR_EL1 for another vCPU's SPI works from
+//!   the next flush on.
+//! - Handlers end what they acknowledged, latest first (the architecture demands it with EOImode 0).
+//!   If a guest deactivates one of those by GICD_ICACTIVER *and* then ends it, while active ones are
+//!   outside, another of its interrupts may be deactivated.
 
 use super::irq::{Irq, LrState};
 use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, MAX_LRS, Vgic, ones};

@@ -20,12 +20,16 @@
 //! priority bits, no LPIs. Reset state is what KVM gives its guests (everything in group 1).
 //!
 //! # What the caller guarantees
-//! 1. [`Vgic::flush`] right before entering a vCPU and [`Vgic::sync`] after every exit, with the
-//!    list registers and ICH_HCR_EL2 read back; both, or (if [`Vgic::needs_flush`] says no) neither.
-//! 2. So whenever a vCPU's own access or trap is emulated, that vCPU has been synced.
-//! 3. Every vCPU in returned [`Kicks`] is made to exit if it runs in the guest (it then syncs and
-//!    flushes) and is woken if it waits. A kick that comes between flush and entry must not be lost.
-//!    The vCPU that caused the change is never in its own [`Kicks`]: it flushes anyway.
+//! 1. [`Vgic::flush`] before entering a vCPU, and [`Vgic::sync`] with the list registers and
+//!    ICH_HCR_EL2 read back before anything is asked or changed on behalf of that vCPU (its GIC
+//!    accesses, SGIs, WFI), before its CPU runs anything else, and on each kick, timer or maintenance
+//!    interrupt. Exits that do nothing of that kind may return with the list registers as they are.
+//!    If [`Vgic::needs_flush`] says no, both may be left out.
+//! 2. Every vCPU in returned [`Kicks`] is made to exit if it runs in the guest (it then syncs and
+//!    flushes) and is woken if it waits; those that [`Vgic::sync`] returns just as the others. A kick
+//!    that comes between flush and entry must not be lost. The vCPU that caused the change is never in
+//!    its own [`Kicks`]: it flushes anyway.
+//! 3. A vCPU runs on CPUs with at least as many list registers as [`Vgic::add_vcpu`] was told.
 //!
 //! # Where the truth is
 //! Software's view of an interrupt is in its [`irq::Irq`]. While it sits in a list register of a vCPU

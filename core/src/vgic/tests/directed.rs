@@ -4,7 +4,7 @@
 use super::cpu::ENABLE_BOTH;
 use super::machine::{Machine, TIMER, v};
 use crate::addr::IntId;
-use crate::vgic::{BadIntId, CpuInterface, Kicks, Vgic};
+use crate::vgic::{BadIntId, CpuInterface, Kicks, MAX_VCPUS, Vgic};
 
 const ISENABLER: u64 = 0x100;
 const ICENABLER: u64 = 0x180;
@@ -795,9 +795,9 @@ fn a_vcpu_that_does_not_exist() {
         assert_eq!(vgic.sgi1r_write(nobody, u64::MAX), Kicks::NONE);
         assert_eq!(vgic.set_power(nobody, true), Kicks::NONE);
     }
-    vgic.add_vcpu(v(8), 4);
+    vgic.add_vcpu(v(MAX_VCPUS), 4);
     vgic.add_vcpu(v(65535), 4);
-    assert!(!vgic.needs_flush(v(8)));
+    assert!(!vgic.needs_flush(v(MAX_VCPUS)));
     vgic.add_vcpu(v(0), 0);
     vgic.add_vcpu(v(1), 1000);
 }

@@ -2,7 +2,7 @@
 //! Registers one by one, and every offset, width and direction.
 
 use super::machine::v;
-use crate::vgic::{Kicks, MAX_SPIS, REDIST_SIZE, Vgic};
+use crate::vgic::{Kicks, MAX_SPIS, MAX_VCPUS, REDIST_SIZE, Vgic, affinity, vcpu_of};
 
 fn vgic(vcpus: usize) -> Box<Vgic> {
     let mut vgic = Box::new(Vgic::new(64));
@@ -245,4 +245,17 @@ fn refused_accesses_change_nothing() {
         }
     }
     assert!(before == image(&mut g));
+}
+
+#[test]
+fn affinities_name_each_vcpu_once() {
+    let mut named = Vec::new();
+    for aff in (0..0x1_0000).chain([0x1_0000, 0x100_0000, 0x8000_0000, u32::MAX]) {
+        if let Some(vcpu) = vcpu_of(aff) {
+            assert_eq!(affinity(vcpu), aff);
+            named.push(vcpu);
+        }
+    }
+    named.sort_unstable();
+    assert_eq!(named, (0..MAX_VCPUS).map(v).collect::<Vec<_>>());
 }
