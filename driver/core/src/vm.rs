@@ -28,6 +28,9 @@ use crate::memory::{Memory, Paging};
 use crate::vcpu::Vcpu;
 
 const PAGE_SIZE: u64 = gzvm_abi::PAGE_SIZE;
+/// The type in an interrupt number of IRQ_LINE.
+const IRQ_TYPE: u32 = 0xF << 24;
+const IRQ_TYPE_PPI: u32 = 2 << 24;
 /// Tries of a call that must not sleep.
 const ATOMIC_TRIES: u32 = 100;
 /// Calls of DESTROY_VM in a row before it gets some rest.
@@ -109,7 +112,9 @@ impl Vm {
             ioctl::IRQ_LINE => {
                 let line = uaccess::read::<IrqLevel>(arg)?;
                 let vcpu = line.irq >> 16 & 0xFF | (line.irq >> 28) << 8;
-                this.irq_line(vcpu as u16, (line.irq & 0xFFFF).into(), line.level.into()).map(done)
+                // The type tells PPIs of a vCPU; every other type means an SPI.
+                let kind = if line.irq & IRQ_TYPE == IRQ_TYPE_PPI { IRQ_TYPE_PPI } else { 0 };
+                this.irq_line(vcpu as u16, (line.irq & 0xFFFF | kind).into(), line.level.into()).map(done)
             }
             ioctl::IRQFD => this.irqfds.set(this, &uaccess::read::<Irqfd>(arg)?).map(done),
             ioctl::IOEVENTFD => this.ioeventfds.set(&uaccess::read::<Ioeventfd>(arg)?).map(done),

@@ -183,8 +183,10 @@ fn registers() {
 fn irq_line() {
     let k = Session::new();
     let vm = k.vm();
-    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &IrqLevel { irq: 0x1203_0005, level: 1 }), 0);
-    assert_eq!(k.with(|k| k.vms[&1].lines.clone()), [(0x103, 5, 1)]);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &IrqLevel { irq: 0x1203_001B, level: 1 }), 0);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &IrqLevel { irq: 0x0100_0005, level: 0 }), 0);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &IrqLevel { irq: 6, level: 1 }), 0);
+    assert_eq!(k.with(|k| k.vms[&1].lines.clone()), [(0x103, 0x0200_001B, 1), (0, 5, 0), (0, 6, 1)]);
     k.with(|k| k.answers.push((Function::IrqLine, -8_i64 as u64)));
     assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &IrqLevel { irq: 9999, level: 1 }), EFAULT);
 }
