@@ -205,7 +205,12 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
     let mut running = Running { vm, vcpu, gic, loaded: false, timer_active: false };
-    let outcome = running.run_until_exit();
+    // From here on a kick reaches us; what was decided before is looked at now.
+    let outcome = if vm.dying.load(Ordering::SeqCst) {
+        Exit::FailEntry(abi::reason::DYING)
+    } else {
+        running.run_until_exit()
+    };
 
     vm.running[id].store(0, Ordering::SeqCst);
     if this.guest_state.swap(kick::HOST, Ordering::SeqCst) == kick::KICKED {
@@ -334,7 +339,11 @@ impl Running<'_> {
             // From here on a new kick is a new SGI; what was changed before is seen by `load`.
             PerCpu::this().guest_state.store(kick::GUEST, Ordering::SeqCst);
             self.unload();
-            Next::Resume
+            if self.vm.dying.load(Ordering::SeqCst) {
+                Next::Exit(Exit::FailEntry(abi::reason::DYING))
+            } else {
+                Next::Resume
+            }
         } else if pending == self.gic.maintenance {
             count(Counter::GuestMaintenance);
             self.unload();

@@ -176,6 +176,13 @@ impl Vm {
         true
     }
 
+    /// The VM is to go: running vCPUs leave, and nothing runs or is added from here on.
+    pub fn condemn(&self) {
+        if !self.dying.swap(true, Ordering::SeqCst) {
+            let _ = self.kick(Kicks(u64::MAX));
+        }
+    }
+
     /// One step of taking the VM apart. Nobody else is inside (`&mut`).
     pub fn destroy_step(&mut self, budget: u64) -> Progress {
         self.dying.store(true, Ordering::SeqCst);

@@ -4,6 +4,8 @@
 
 use core::sync::atomic::Ordering;
 
+use gzvm_core::addr::Pa;
+use gzvm_core::memory::ownership::State;
 use gzvm_core::platform::psci::{self, Function};
 
 use crate::arch::frame::HostFrame;
@@ -74,6 +76,9 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
     let Some(target) = platform::cpu_by_mpidr(mpidr).filter(|c| c.mpidr == mpidr) else {
         return psci::INVALID_PARAMETERS;
     };
+    if !hosts_own(entry) {
+        return psci::INVALID_ADDRESS;
+    }
     if target
         .power
         .compare_exchange(power::OFF, power::STARTING, Ordering::SeqCst, Ordering::SeqCst)
@@ -92,6 +97,15 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
         target.power.store(power::OFF, Ordering::SeqCst);
     }
     status
+}
+
+/// Whether the host could start there at all: RAM of its own, or no RAM (its stage 2 decides).
+fn hosts_own(entry: u64) -> bool {
+    match platform::ownership().lock().state(Pa(entry)) {
+        Ok(State::Host | State::HostShared(_)) => true,
+        Ok(_) => false,
+        Err(_) => entry >> 48 == 0,
+    }
 }
 
 fn suspend(args: impl FnOnce(u64, u64) -> [u64; 4], entry: u64, context: u64) -> u64 {

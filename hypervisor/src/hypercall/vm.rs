@@ -25,6 +25,12 @@ pub fn create([kind, ..]: Args) -> Result<Results, Error> {
 /// DESTROY_VM: x1 = id, x2 = pages per call. Busy: call again.
 pub fn destroy([id, pages, ..]: Args) -> Result<Results, Error> {
     let budget = if pages == 0 { DEFAULT_PER_CALL } else { pages.min(MOST_PER_CALL) };
+    // Whoever is inside is told to leave; nobody comes in any more.
+    if let Ok(vm) = registry::get(id)
+        && let Some(vm) = vm.vm()
+    {
+        vm.condemn();
+    }
     let mut slot = registry::lock_for_destruction(id)?;
     let Some(vm) = slot.as_deref_mut() else { return Err(Error::Invalid) };
     match vm.destroy_step(budget) {
