@@ -27,6 +27,15 @@ const SVC_0: u32 = 0xD400_0001;
 /// Runs `instructions` at EL0 with x0 = `x0`; an SVC stands behind them. Returns the ESR of the
 /// exception that ended them and x0.
 pub fn run(instructions: &[u32], x0: u64) -> (u64, u64) {
+    run_with(instructions, x0, 0x3C0) // EL0t, DAIF masked
+}
+
+/// As [`run`], with PSTATE.SS set: software step, if MDSCR_EL1 says so.
+pub fn run_stepped(instructions: &[u32], x0: u64) -> (u64, u64) {
+    run_with(instructions, x0, 0x3C0 | 1 << 21)
+}
+
+fn run_with(instructions: &[u32], x0: u64, pstate: u64) -> (u64, u64) {
     let code = CODE.0.get().cast::<u32>();
     assert!(instructions.len() < 1023, "too much code for EL0");
     for (i, word) in instructions.iter().chain(&[SVC_0]).enumerate() {
@@ -50,7 +59,7 @@ pub fn run(instructions: &[u32], x0: u64) -> (u64, u64) {
     }
     RUNNING.store(true, SeqCst);
     // SAFETY: saves what the call may clobber; comes back through `returned`.
-    let x0 = unsafe { gzvm_guest_user_call(ALIAS + (address & (BLOCK - 1)), x0) };
+    let x0 = unsafe { gzvm_guest_user_call(ALIAS + (address & (BLOCK - 1)), x0, pstate) };
     (ESR.load(SeqCst), x0)
 }
 
@@ -66,7 +75,7 @@ pub(crate) fn returned(frame: &mut Frame) -> bool {
 }
 
 unsafe extern "C" {
-    fn gzvm_guest_user_call(pc: u64, x0: u64) -> u64;
+    fn gzvm_guest_user_call(pc: u64, x0: u64, pstate: u64) -> u64;
     safe fn gzvm_guest_user_back();
 }
 
@@ -81,11 +90,10 @@ gzvm_guest_user_call:
     stp     x23, x24, [sp, #48]
     stp     x25, x26, [sp, #64]
     stp     x27, x28, [sp, #80]
-    mrs     x2, daif
-    str     x2, [sp, #96]
+    mrs     x3, daif
+    str     x3, [sp, #96]
     msr     daifset, #15
     msr     elr_el1, x0
-    mov     x2, #0x3C0              // EL0t, DAIF masked
     msr     spsr_el1, x2
     mov     x0, x1
     eret

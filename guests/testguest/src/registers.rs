@@ -141,12 +141,10 @@ fn system_registers_survive() -> Outcome {
             ("mair_el1", 0x04FF | (arch::cpu_index() as u64) << 56),
             ("cntv_cval_el0", pattern),
             ("cntkctl_el1", 3),
-            ("mdscr_el1", 1 << 12),
             ("elr_el1", pattern & !3),
             ("spsr_el1", 0x3C5),
             ("ttbr1_el1", 0x1000 * (arch::cpu_index() as u64 + 1)),
         ];
-        write_sysreg!("mdscr_el1", 0);
         write_sysreg!("mair_el1", 0x04FF);
         arch::isb();
         Ok(())

@@ -5,13 +5,13 @@ use core::cell::UnsafeCell;
 
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::exception::{self, ec};
-use gzvm_guest_kit::{arch, cases, check, check_eq, fail, machine, println, read_sysreg, skip, user};
+use gzvm_guest_kit::{arch, cases, check, check_eq, fail, machine, println, read_sysreg, skip, user, write_sysreg};
 
 use crate::util::{Below, below, everywhere};
 
 pub const CASES: &[Case] = cases!["sysregs":
     runs_at_el1, mpidr_is_the_device_trees, id_registers_hide_what_traps, hidden_registers_are_undefined,
-    el2_registers_are_undefined, hvc_and_smc_are_undefined_at_el0, breakpoint_instruction_stays_inside,
+    el2_registers_are_undefined, hvc_and_smc_are_undefined_at_el0, breakpoint_instruction_stays_inside, software_step,
     every_mrs_at_el1, every_mrs_at_el0, every_unreadable_msr_at_el1,
 ];
 
@@ -145,6 +145,22 @@ fn breakpoint_instruction_stays_inside() -> Outcome {
         Err(e) => check_eq!(e.class(), 0x3C, "class of BRK"),
         Ok(_) => fail!("BRK did nothing"),
     }
+    Ok(())
+}
+
+/// MDSCR_EL1.SS: what a debugger in the guest steps with.
+fn software_step() -> Outcome {
+    const NOP: u32 = 0xD503_201F;
+    const STEP: u64 = 0x32;
+    write_sysreg!("S2_0_C1_C0_4", 0); // OSLAR_EL1
+    write_sysreg!("mdscr_el1", 1);
+    arch::isb();
+    let (esr, _) = user::run_stepped(&[NOP, NOP], 0);
+    let mdscr = read_sysreg!("mdscr_el1");
+    write_sysreg!("mdscr_el1", 0);
+    arch::isb();
+    check_eq!(mdscr & 1, 1, "MDSCR_EL1.SS");
+    check_eq!(esr >> 26, STEP, "class of the exception after one instruction at EL0");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use gzvm_guest_kit::machine::Range;
 use gzvm_guest_kit::mmio;
 use gzvm_guest_kit::psci::{self, error};
 use gzvm_guest_kit::smccc::{Conduit, VERSION};
-use gzvm_guest_kit::{arch, boot, cases, check, check_eq, fail, gic, machine, read_sysreg, smp, timer};
+use gzvm_guest_kit::{ArrayVec, arch, boot, cases, check, check_eq, fail, gic, machine, read_sysreg, smp, timer};
 
 pub const CASES: &[Case] = cases!["host":
     starts_at_el1, device_tree_has_the_hypervisor_node, hypervisor_memory_is_reserved,
@@ -35,35 +35,47 @@ fn device_tree_has_the_hypervisor_node() -> Outcome {
     Ok(())
 }
 
-/// The hypervisor's memory, as the device tree tells it.
-pub fn hypervisor_memory() -> Result<Range, Verdict> {
+/// The hypervisor's memory, as the device tree tells it: all ranges.
+pub fn hypervisor_ranges() -> Result<ArrayVec<Range, 8>, Verdict> {
     use dtoolkit::{Node, Property};
     let none = || Verdict::fail(format_args!("no /reserved-memory/gzvm@..."));
     let root = machine::get().fdt.ok_or_else(none)?.root();
     let reserved = root.children().find(|n| n.name() == "reserved-memory").ok_or_else(none)?;
-    let node = reserved.children().find(|n| n.name().starts_with("gzvm")).ok_or_else(none)?;
-    let reg = node.reg().ok().flatten().and_then(|mut r| r.next()).ok_or_else(none)?;
-    let start = reg.address::<u64>().map_err(|_| none())?;
-    let size = reg.size::<u64>().map_err(|_| none())?;
-    if !node.properties().any(|p| p.name() == "no-map") {
-        fail!("{} has no no-map", node.name());
+    let mut ranges = ArrayVec::new();
+    for node in reserved.children().filter(|n| n.name().starts_with("gzvm")) {
+        let reg = node.reg().ok().flatten().and_then(|mut r| r.next()).ok_or_else(none)?;
+        let start = reg.address::<u64>().map_err(|_| none())?;
+        let size = reg.size::<u64>().map_err(|_| none())?;
+        check!(node.properties().any(|p| p.name() == "no-map"), "{} has no no-map", node.name());
+        check!(ranges.try_push(Range { start, size }).is_ok(), "too many ranges");
     }
-    Ok(Range { start, size })
+    Ok(ranges)
+}
+
+/// The largest range of the hypervisor's memory.
+pub fn hypervisor_memory() -> Result<Range, Verdict> {
+    let none = || Verdict::fail(format_args!("no /reserved-memory/gzvm@..."));
+    hypervisor_ranges()?.into_iter().max_by_key(|r| r.size).ok_or_else(none)
 }
 
 fn hypervisor_memory_is_reserved() -> Outcome {
     let range = hypervisor_memory()?;
     check!(range.size >= 1 << 20, "only {:#x} bytes", range.size);
-    check_eq!(range.start % (2 << 20), 0, "alignment");
     let (start, end) = boot::image_range();
-    check!(!range.overlaps(&Range { start, size: end - start }), "the host's image lies in it");
+    let image = Range { start, size: end - start };
+    for range in hypervisor_ranges()? {
+        check_eq!(range.start % 4096, 0, "alignment of {:#x}", range.start);
+        check!(!range.overlaps(&image), "the host's image lies in {:#x}", range.start);
+    }
     Ok(())
 }
 
 /// Addresses in the hypervisor's memory.
-fn samples(range: Range) -> impl Iterator<Item = u64> {
-    let step = (range.size / 64).max(4096) as usize;
-    (range.start..range.end()).step_by(step).chain([range.end() - 8])
+fn samples() -> Result<impl Iterator<Item = u64>, Verdict> {
+    Ok(hypervisor_ranges()?.into_iter().flat_map(|range| {
+        let step = (range.size / 64).max(4096) as usize;
+        (range.start..range.end()).step_by(step).chain([range.end() - 8])
+    }))
 }
 
 fn check_abort(result: Result<(), exception::Exception>, class: u32, what: &str, address: u64) -> Outcome {
@@ -75,7 +87,7 @@ fn check_abort(result: Result<(), exception::Exception>, class: u32, what: &str,
 }
 
 fn hypervisor_memory_load_aborts() -> Outcome {
-    for address in samples(hypervisor_memory()?) {
+    for address in samples()? {
         // SAFETY: must abort; and if not, a load changes nothing.
         let result = exception::expect(|| _ = unsafe { mmio::load64(address) });
         check_abort(result, ec::DATA_ABORT, "load", address)?;
@@ -84,7 +96,7 @@ fn hypervisor_memory_load_aborts() -> Outcome {
 }
 
 fn hypervisor_memory_store_aborts() -> Outcome {
-    for address in samples(hypervisor_memory()?) {
+    for address in samples()? {
         // SAFETY: must abort; if not, the hypervisor is broken and this shows it.
         let result = exception::expect(|| unsafe { mmio::store64(address, 0) });
         check_abort(result, ec::DATA_ABORT, "store", address)?;
@@ -98,7 +110,7 @@ fn hypervisor_memory_store_aborts() -> Outcome {
 }
 
 fn hypervisor_memory_fetch_aborts() -> Outcome {
-    for address in samples(hypervisor_memory()?).take(4) {
+    for address in samples()?.take(4) {
         // SAFETY: must abort.
         let f: extern "C" fn() = unsafe { core::mem::transmute(address as usize) };
         check_abort(exception::expect(|| f()), ec::INSTRUCTION_ABORT, "fetch", address)?;
@@ -107,11 +119,11 @@ fn hypervisor_memory_fetch_aborts() -> Outcome {
 }
 
 fn own_memory_is_all_there() -> Outcome {
-    let hypervisor = hypervisor_memory()?;
+    let hypervisor = hypervisor_ranges()?;
     let mut pages = 0u64;
     for bank in &machine::get().memory {
         for address in (bank.start..bank.end()).step_by(64 * 4096) {
-            if hypervisor.overlaps(&Range { start: address, size: 4096 }) {
+            if hypervisor.iter().any(|r| r.overlaps(&Range { start: address, size: 4096 })) {
                 continue;
             }
             // SAFETY: memory; a load changes nothing.

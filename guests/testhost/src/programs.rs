@@ -138,8 +138,8 @@ prog_sleeps:
     mov     w11, #(1 << 27)
     str     w11, [x12, #0x100]      // ISENABLER0: virtual timer
     mrs     x2, cntfrq_el0
-    mov     x3, #200
-    udiv    x2, x2, x3              // 5 ms
+    mov     x3, #20
+    udiv    x2, x2, x3              // 50 ms: longer than a busy machine needs to get to the WFI
     mrs     x3, cntvct_el0
     add     x3, x3, x2
     msr     cntv_cval_el0, x3
