@@ -19,10 +19,14 @@ use anyhow::{Context, Result, anyhow, bail};
 /// Text that means that waiting longer is useless.
 const FATAL: [&str; 3] = ["Kernel panic - not syncing", "HYPERVISOR PANIC", "Unable to mount root fs"];
 
+/// Output and errors: what QEMU complains about is part of the console.
+const STREAMS: u32 = 2;
+
 #[derive(Debug, Default)]
 struct Received {
     text: String,
-    ended: bool,
+    /// How many of the streams have ended.
+    ended: u32,
 }
 
 type Shared = Arc<(Mutex<Received>, Condvar)>;
@@ -53,8 +57,8 @@ impl Console {
         let output = child.stdout.take().context("QEMU's output is a pipe")?;
         let errors = child.stderr.take().context("QEMU's error stream is a pipe")?;
         let readers = vec![
-            spawn_reader(output, file.try_clone()?, shared.clone(), true),
-            spawn_reader(errors, file, shared.clone(), false),
+            spawn_reader(output, file.try_clone()?, shared.clone()),
+            spawn_reader(errors, file, shared.clone()),
         ];
         let input = child.stdin.take();
         Ok(Self { child, input, shared, readers, cursor: 0, log: log.to_path_buf(), fatal: FATAL.to_vec() })
@@ -95,7 +99,7 @@ impl Console {
             }
             let problem = if let Some(fatal) = self.fatal.iter().find(|fatal| rest.contains(**fatal)) {
                 Some(format!("the console says \"{fatal}\""))
-            } else if received.ended {
+            } else if received.ended == STREAMS {
                 Some("the machine ended".to_owned())
             } else {
                 None
@@ -208,12 +212,7 @@ fn lock(mutex: &Mutex<Received>) -> MutexGuard<'_, Received> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn spawn_reader(
-    mut from: impl Read + Send + 'static,
-    mut log: File,
-    shared: Shared,
-    main: bool,
-) -> JoinHandle<()> {
+fn spawn_reader(mut from: impl Read + Send + 'static, mut log: File, shared: Shared) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut chunk = [0; 4096];
         loop {
@@ -228,10 +227,8 @@ fn spawn_reader(
             received.text.extend(String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\r'));
             shared.1.notify_all();
         }
-        if main {
-            lock(&shared.0).ended = true;
-            shared.1.notify_all();
-        }
+        lock(&shared.0).ended += 1;
+        shared.1.notify_all();
     })
 }
 

@@ -92,11 +92,13 @@ impl Machine {
     #[must_use]
     pub fn command(&self, interactive: bool) -> Command {
         let mut command = Command::new(QEMU);
-        let mut board = "virt,virtualization=on,gic-version=3".to_owned();
+        let mut board = "virt,virtualization=on,gic-version=3,memory-backend=ram".to_owned();
         if self.icount {
             board.push_str(",dtb-randomness=off");
         }
         command.args(["-M", &board, "-cpu", &self.cpu, "-smp", &self.smp.to_string(), "-m", &self.memory]);
+        // Sparse: RAM takes this PC's memory only where it is touched, so it may be larger.
+        command.args(["-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", self.memory)]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off", "-seed", "1"]);
             command.args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);

@@ -2,7 +2,10 @@
 //! The list of system tests, and what they share.
 
 pub mod boot;
+pub mod failures;
+pub mod guests;
 pub mod linux;
+pub mod stress;
 pub mod walkthrough;
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -32,6 +35,9 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     let mut cases = boot::cases(layout);
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
+    cases.extend(guests::cases());
+    cases.extend(failures::cases());
+    cases.extend(stress::cases());
     cases
 }
 
@@ -67,7 +73,9 @@ impl Host {
 /// If the initial RAM disk can't be written.
 pub fn scripted(context: &Context, host: Host, script: &str, extras: &[Extra]) -> Result<Machine> {
     let mut archive = Archive::new();
-    for extra in extras.iter().chain([&Extra::script(script)]) {
+    let own =
+        [Extra::script(script), Extra::text("/etc/test-library", include_str!("../../rootfs/test-library"))];
+    for extra in extras.iter().chain(&own) {
         archive.file(&extra.path, extra.mode, &extra.content);
     }
     // Linux unpacks one archive after the other.

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! System tier: the bare-metal test guest under `gz`, which looks at its virtual machine from inside.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{BOOT_LIMIT, Host, boot::CPUS, scripted};
+use crate::{
+    harness::{Case, Context, Tier},
+    results::Results,
+};
+
+const ON_GZVM: &[&str] = &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "guest-testguest.Image"];
+const ON_KVM: &[&str] = &["gz", "host-initrd.cpio", "guest-testguest.Image"];
+
+/// The tests of this file.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for cpu in CPUS {
+        cases.push(Case::new(Tier::System, format!("guests::testguest::{cpu}"), ON_GZVM, move |context| {
+            testguest(context, Host::Gzvm, cpu, 4)
+        }));
+    }
+    for vcpus in [1, 8] {
+        cases.push(Case::new(
+            Tier::System,
+            format!("guests::testguest::{vcpus}_vcpus"),
+            ON_GZVM,
+            move |context| testguest(context, Host::Gzvm, "max", vcpus),
+        ));
+    }
+    // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
+    cases.push(Case::new(Tier::System, "guests::testguest::kvm", ON_KVM, |context| {
+        testguest(context, Host::Kvm, "max", 4)
+    }));
+    cases
+}
+
+fn testguest(context: &Context, host: Host, cpu: &str, vcpus: u32) -> Result<()> {
+    let below = if host == Host::Kvm { "kvm" } else { "gzvm" };
+    let script = format!(
+        ". /etc/test-library
+run_gz --kernel /guest/testguest.Image --cpus {vcpus} --mem 128M --cmdline hyp={below} </dev/null
+echo \"gz ended with $?\""
+    );
+    let mut machine = scripted(context, host, &script, &[])?;
+    cpu.clone_into(&mut machine.cpu);
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("gzvm test guest:", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", Duration::from_secs(240))?;
+    console.wait_for("gz ended with 0", Duration::from_secs(30))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}
