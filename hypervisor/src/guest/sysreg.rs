@@ -52,7 +52,9 @@ impl Running<'_> {
             (3, 0, 1, 0, 1) => 0,
             // OSLSR_EL1: OS lock implemented (OSLM = 0b10).
             (2, 0, 1, 1, 4) => 1 << 3 | u64::from(self.vcpu.os_lock) << 1,
-            // DBGBVR, DBGBCR, DBGWVR, DBGWCR <n>_EL1, MDSCR_EL1, MDCCINT_EL1, OSDLR_EL1, OSDTRRX/TX,
+            // MDSCR_EL1.
+            (2, 0, 0, 2, 2) => self.vcpu.mdscr,
+            // DBGBVR, DBGBCR, DBGWVR, DBGWCR <n>_EL1, MDCCINT_EL1, OSDLR_EL1, OSDTRRX/TX,
             // OSECCR, DBGPRCR, DBGCLAIMSET/CLR, DBGAUTHSTATUS, MDRAR: no self-hosted debug yet.
             (2, 0, 0, _, 0 | 2 | 4..=7)
             | (2, 0, 1, 3 | 4, 4)
@@ -78,6 +80,10 @@ impl Running<'_> {
             // OSLAR_EL1.
             (2, 0, 1, 0, 4) => {
                 self.vcpu.os_lock = value & 1 != 0;
+                return Some(Next::Resume);
+            }
+            (2, 0, 0, 2, 2) => {
+                self.vcpu.mdscr = value;
                 return Some(Next::Resume);
             }
             (2, 0, 0, _, 0 | 2 | 4..=7) | (2, 0, 1, 3 | 4, 4) | (2, 0, 7, 8 | 9, 6) | (2, 3, 0, 4 | 5, 0) => {

@@ -376,6 +376,8 @@ pub struct Vcpu {
     pub pending: Option<Pending>,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
+    /// MDSCR_EL1: likewise, while there is no self-hosted debug.
+    pub mdscr: u64,
 }
 
 impl Vcpu {
@@ -390,6 +392,7 @@ impl Vcpu {
             shared,
             pending: None,
             os_lock: false,
+            mdscr: 0,
         };
         vcpu.reset(0, 0);
         vcpu
@@ -407,6 +410,7 @@ impl Vcpu {
         self.gic = CpuInterface { vmcr: gic::VMCR_RESET, ..CpuInterface::default() };
         self.pending = None;
         self.os_lock = false;
+        self.mdscr = 0;
     }
 
     /// MPIDR_EL1 as the guest reads it.
