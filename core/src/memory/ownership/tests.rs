@@ -238,6 +238,14 @@ fn whole_transition_table() {
 
 #[test]
 fn blocks_cost_blocks() {
+    // Also where RAM ends in mid-block.
+    let banks = banks();
+    let mut table_of_parts = table(&banks);
+    for bank in &banks {
+        table_of_parts.apply(*bank, Transition::HypervisorToHost).unwrap();
+    }
+    assert!(table_of_parts.pages.iter().all(|p| *p == 0xDEAD_BEEF));
+
     let ram = run(0x4000_0000, 1 << 30);
     let mut table = table(&[ram]);
     table.apply(ram, Transition::HypervisorToHost).unwrap();

@@ -166,3 +166,43 @@ fn teardown_by_one() {
     assert!((0..1024).all(|i| m.translate(i << 30) == Translation::Fault { descriptor: 0, level: 1 }));
     assert_eq!(on!(s2.teardown_step(m, 1, |_, _| panic!("twice"))), Progress::Done);
 }
+
+#[test]
+fn no_blocks_at_level_0() {
+    let (mut s2, mut m) = new(48);
+    let all = ipa(0, 512 * BLOCK_1G);
+    s2.pa_bits = 48;
+    on!(s2.map(m, all, Pa(0), Attrs::RAM)).unwrap();
+    assert_eq!(m.allocated.len(), 1);
+    assert!(matches!(m.translate(511 * BLOCK_1G), Translation::Mapped { level: 1, .. }));
+    assert_eq!(on!(s2.coalesce(m, all)), Ok(0));
+    m.assert_tidy();
+}
+
+/// Taking pages one by one from a block, and giving them back in another order, ends as it began.
+#[test]
+fn page_by_page_and_back() {
+    let (mut s2, mut m) = new(40);
+    let note = Annotation(0x1234);
+    on!(s2.map(m, ipa(0, 4 * BLOCK_1G), Pa(0), Attrs::RAM)).unwrap();
+    for page in 0..512 {
+        on!(s2.annotate(m, ipa(BLOCK_1G + page * 4096, 4096), note)).unwrap();
+    }
+    m.assert_tidy();
+    // All of a block's pages are gone: so is their table.
+    assert_eq!(m.allocated.len(), 1);
+    assert_eq!(s2.walk(&m, Ipa(BLOCK_1G)), Walk::Unmapped { note, level: Level::L2 });
+    for page in (0..512).rev() {
+        let page = ipa(BLOCK_1G + page * 4096, 4096);
+        assert_eq!(
+            on!(s2.map(m, page, Pa(page.start().0), Attrs::RAM)),
+            Err(MapError::Conflict(page.start())),
+            "what a note holds is not mapped by the way"
+        );
+        on!(s2.map_over(m, page, Pa(page.start().0), Attrs::RAM, note)).unwrap();
+    }
+    assert_eq!(on!(s2.coalesce(m, ipa(BLOCK_1G, BLOCK_2M))), Ok(2));
+    assert!(m.allocated.is_empty());
+    assert!(matches!(m.translate(BLOCK_1G), Translation::Mapped { level: 1, .. }));
+    m.assert_clean();
+}
