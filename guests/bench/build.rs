@@ -7,7 +7,15 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
         // -z notext: constants with pointers lie in .rodata; the entry code relocates them before
         // the MMU is on.
-        for arg in ["-T", script, "-pie", "--no-dynamic-linker", "-znotext", "-znorelro", "--no-apply-dynamic-relocs"] {
+        for arg in [
+            "-T",
+            script,
+            "-pie",
+            "--no-dynamic-linker",
+            "-znotext",
+            "-znorelro",
+            "--no-apply-dynamic-relocs",
+        ] {
             println!("cargo:rustc-link-arg-bins={arg}");
         }
     }

@@ -269,12 +269,15 @@ pub fn main() {
     println!("gzvm benchmark guest: {} CPUs, {n} iterations", smp::count());
     let frequency = timer::frequency();
     if frequency != 1_000_000_000 {
-        println!("[NOTE] the counter runs at {frequency} Hz: its ticks are not instructions, not even under -icount");
+        println!(
+            "[NOTE] the counter runs at {frequency} Hz: its ticks are not instructions, not even under -icount"
+        );
     }
     gic::init_distributor();
     gic::init_cpu();
     let bench = Bench { n, empty: time(n, || {}).mean() };
-    let operations: [(&str, fn(&Bench)); 6] = [
+    type Operation = (&'static str, fn(&Bench));
+    let operations: [Operation; 6] = [
         ("hypercall", Bench::hypercall),
         ("gic-read", Bench::gic_read),
         ("mmio-user", Bench::mmio_user),

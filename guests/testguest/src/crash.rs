@@ -23,12 +23,14 @@ pub fn run(how: &str) {
         "unmapped-read" => drop(unsafe { gzvm_guest_kit::mmio::load32(NOWHERE) }),
         // SAFETY: the guest is to end by it.
         "unmapped-write" => unsafe { gzvm_guest_kit::mmio::store32(NOWHERE, 1) },
-        "unmapped-exec" => jump(NOWHERE),
+        "unmapped-exec" => jump_without_mmu(NOWHERE),
         // SAFETY: the guest is to end by it.
         "ldp-device" => unsafe { asm!("ldp {}, {}, [{}]", out(reg) _, out(reg) _, in(reg) TEST_DEVICE) },
         // SAFETY: the guest is to end by it.
-        "writeback-device" => unsafe { asm!("ldr {0:w}, [{1}], #4", out(reg) _, inout(reg) TEST_DEVICE => _) },
-        "exec-device" => jump(TEST_DEVICE),
+        "writeback-device" => unsafe {
+            asm!("ldr {0:w}, [{1}], #4", out(reg) _, inout(reg) TEST_DEVICE => _)
+        },
+        "exec-device" => jump_without_mmu(TEST_DEVICE),
         "hang" => loop {
             arch::cpu_relax();
         },
@@ -46,8 +48,19 @@ pub fn run(how: &str) {
     println!("[SURVIVED] {how}");
 }
 
-fn jump(address: u64) {
+/// With the MMU off, so that it is stage 2 that objects.
+fn jump_without_mmu(address: u64) {
     // SAFETY: the guest is to end by it.
-    let f: extern "C" fn() = unsafe { core::mem::transmute(address as usize) };
-    f();
+    unsafe {
+        asm!(
+            "mrs x9, sctlr_el1",
+            "bic x9, x9, #1",
+            "bic x9, x9, #4",
+            "msr sctlr_el1, x9",
+            "isb",
+            "blr x0",
+            in("x0") address,
+            clobber_abi("C"),
+        )
+    };
 }

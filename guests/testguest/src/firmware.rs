@@ -44,9 +44,8 @@ fn arch_features() -> Outcome {
 
 /// Function IDs that nothing defines: each owner, fast and yielding, 32 and 64 bits.
 fn unknown_functions() -> impl Iterator<Item = u64> {
-    (0..64u64).flat_map(|owner| {
-        [0x8000_FFE1, 0xC000_FFE1, 0x0000_FFE1, 0x4000_FFE1].map(|base| base | owner << 24)
-    })
+    (0..64u64)
+        .flat_map(|owner| [0x8000_FFE1, 0xC000_FFE1, 0x0000_FFE1, 0x4000_FFE1].map(|base| base | owner << 24))
 }
 
 fn unknown_functions_are_not_supported() -> Outcome {

@@ -82,7 +82,10 @@ fn access(f: impl FnOnce(), what: &str, offset: usize) -> Outcome {
 fn words(region: Region) -> impl Iterator<Item = usize> {
     (0..region.size()).step_by(4).filter(|offset| {
         let in_frame = offset % 0x1_0000;
-        in_frame < 0x1000 || (0x6000..0x6400).contains(&in_frame) || in_frame >= 0xFF00 || in_frame % 0x80 == 0x44
+        in_frame < 0x1000
+            || (0x6000..0x6400).contains(&in_frame)
+            || in_frame >= 0xFF00
+            || in_frame % 0x80 == 0x44
     })
 }
 

@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::gic::{self, SPURIOUS, gicd};
-use gzvm_guest_kit::{ArrayVec, arch, cases, check, check_eq, fail, machine, read_sysreg, skip, smp, timer, write_sysreg};
+use gzvm_guest_kit::{
+    ArrayVec, arch, cases, check, check_eq, fail, machine, read_sysreg, skip, smp, timer, write_sysreg,
+};
 
 use crate::util::{Random, everywhere, exit_of_kind, join_second, known_of_kvm, start_second};
 
@@ -206,7 +208,8 @@ fn sgi_ping_pong() -> Outcome {
 
 /// All CPUs send to all; the last SGI of each kind must arrive everywhere.
 fn sgis_from_all_to_all() -> Outcome {
-    static GOT: [AtomicU32; gzvm_guest_kit::MAX_CPUS] = [const { AtomicU32::new(0) }; gzvm_guest_kit::MAX_CPUS];
+    static GOT: [AtomicU32; gzvm_guest_kit::MAX_CPUS] =
+        [const { AtomicU32::new(0) }; gzvm_guest_kit::MAX_CPUS];
     static DONE: AtomicU32 = AtomicU32::new(0);
     GOT.iter().for_each(|g| g.store(0, SeqCst));
     DONE.store(0, SeqCst);

@@ -22,8 +22,15 @@ fn version_and_features() -> Outcome {
     let version = psci::call(function::VERSION, &[]);
     check!(version >= 0x1_0000, "version {version:#x} is older than 1.0");
     for f in [
-        function::VERSION, function::CPU_SUSPEND, function::CPU_OFF, function::CPU_ON, function::CPU_ON_32,
-        function::AFFINITY_INFO, function::SYSTEM_OFF, function::SYSTEM_RESET, function::FEATURES,
+        function::VERSION,
+        function::CPU_SUSPEND,
+        function::CPU_OFF,
+        function::CPU_ON,
+        function::CPU_ON_32,
+        function::AFFINITY_INFO,
+        function::SYSTEM_OFF,
+        function::SYSTEM_RESET,
+        function::FEATURES,
     ] {
         let answer = psci::call(function::FEATURES, &[f]);
         check!(answer >= 0, "FEATURES of {f:#x}: {answer}");
@@ -145,7 +152,10 @@ fn state_of_a_new_cpu() -> Outcome {
     }
     let mpidr = machine::get().cpus[1];
     check_eq!(psci::cpu_on(mpidr, entry, found as u64), error::SUCCESS, "CPU_ON");
-    check!(timer::wait_ms(10_000, || psci::affinity_info(mpidr) == AFFINITY_OFF), "the CPU does not turn off");
+    check!(
+        timer::wait_ms(10_000, || psci::affinity_info(mpidr) == AFFINITY_OFF),
+        "the CPU does not turn off"
+    );
     // SAFETY: as above; the CPU is off.
     let found = unsafe {
         core::arch::asm!("dc ivac, {}", "dsb sy", in(reg) found);

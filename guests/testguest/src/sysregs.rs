@@ -5,7 +5,9 @@ use core::cell::UnsafeCell;
 
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::exception::{self, ec};
-use gzvm_guest_kit::{arch, cases, check, check_eq, fail, machine, println, read_sysreg, skip, user, write_sysreg};
+use gzvm_guest_kit::{
+    arch, cases, check, check_eq, fail, machine, println, read_sysreg, skip, user, write_sysreg,
+};
 
 use crate::util::{Below, below, everywhere};
 

@@ -23,7 +23,8 @@ pub const CASES: &[Case] = cases!["abuse":
 ];
 
 fn counters() -> Result<[(Counter, u64); 5], Verdict> {
-    let names = [Counter::Vms, Counter::Vcpus, Counter::PoolUsed, Counter::PagesShared, Counter::PagesPrivate];
+    let names =
+        [Counter::Vms, Counter::Vcpus, Counter::PoolUsed, Counter::PagesShared, Counter::PagesPrivate];
     let mut all = names.map(|c| (c, 0));
     for (counter, value) in &mut all {
         let Some(now) = hypercall::counter(*counter) else { fail!("no counter {counter:?}") };
@@ -185,14 +186,17 @@ fn argument_page_rewritten() -> Outcome {
         let mut i = 0u64;
         while !STOP.load(SeqCst) {
             i += 1;
-            let bad = i % 2 == 0;
+            let bad = i.is_multiple_of(2);
             let total_pages = if bad { u64::MAX } else { 16 };
             let slot = if bad { 0xFFFF } else { 1 + (i as u32 / 2) % 8 };
             pages::put(
                 BUFFER.load(SeqCst),
                 RegionHeader { slot, constituent_cnt: i as u32, total_pages, gpa: RAM + (i << 24) },
             );
-            pages::write(MAILBOX.load(SeqCst) + 8 * (i % 8), if bad { BAD.load(SeqCst) } else { GOOD.load(SeqCst) + i % 8 });
+            pages::write(
+                MAILBOX.load(SeqCst) + 8 * (i % 8),
+                if bad { BAD.load(SeqCst) } else { GOOD.load(SeqCst) + i % 8 },
+            );
         }
     });
     if let Err(code) = started {
@@ -234,7 +238,8 @@ fn as_many_vms_as_fit() -> Outcome {
     for id in ids.drain(..) {
         vm::destroy(id)?;
     }
-    let known = [Some(Status::NoMemory), Some(Status::Success), Some(Status::Busy), Some(Status::InvalidArgs)];
+    let known =
+        [Some(Status::NoMemory), Some(Status::Success), Some(Status::Busy), Some(Status::InvalidArgs)];
     check!(known.contains(&last.status()), "status {:?} at the limit", last.status());
     if last.ok() {
         vm::destroy(last.values[0] as u16)?;

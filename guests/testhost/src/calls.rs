@@ -89,16 +89,26 @@ fn reserved_functions() -> Outcome {
 fn no_such_vm() -> Outcome {
     for vm in [0u64, 1, 2, 0x7FFF, 0xFFFE, 0xFFFF, 0x1_0000, 1 << 31, 1 << 32 | 1, u64::MAX] {
         for function in [
-            Function::DestroyVm, Function::SetMemregion, Function::CreateDevice, Function::InformExit,
-            Function::MemregionPurpose, Function::SetDtbConfig, Function::MapGuest, Function::MapGuestBlock,
+            Function::DestroyVm,
+            Function::SetMemregion,
+            Function::CreateDevice,
+            Function::InformExit,
+            Function::MemregionPurpose,
+            Function::SetDtbConfig,
+            Function::MapGuest,
+            Function::MapGuestBlock,
             Function::GetStatistics,
         ] {
             check!(!call(function, &[vm, 0, 0, 0, 0]).ok(), "{function:?} of VM {vm:#x} succeeds");
         }
         let tuple = vm << 16;
-        for function in
-            [Function::CreateVcpu, Function::DestroyVcpu, Function::SetOneReg, Function::IrqLine, Function::GetOneReg]
-        {
+        for function in [
+            Function::CreateVcpu,
+            Function::DestroyVcpu,
+            Function::SetOneReg,
+            Function::IrqLine,
+            Function::GetOneReg,
+        ] {
             let reply = call(function, &[tuple, reg::X0, 0]);
             check!(!reply.ok(), "{function:?} of tuple {tuple:#x} succeeds");
         }
@@ -110,8 +120,28 @@ fn no_such_vm() -> Outcome {
 }
 
 const BOUNDARIES: [u64; 22] = [
-    0, 1, 2, 3, 7, 8, 9, 10, 11, 255, 511, 512, 513, 4095, 4096, 0xFFFE, 0xFFFF, 0x1_0000, 1 << 31, 0xFFFF_FFFF,
-    1 << 63, u64::MAX,
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    10,
+    11,
+    255,
+    511,
+    512,
+    513,
+    4095,
+    4096,
+    0xFFFE,
+    0xFFFF,
+    0x1_0000,
+    1 << 31,
+    0xFFFF_FFFF,
+    1 << 63,
+    u64::MAX,
 ];
 
 /// What exists, by the hypervisor's counters.
@@ -155,7 +185,9 @@ fn boundaries_with_a_vm() -> Outcome {
     let mut vm = Vm::new(programs::tour(), 1)?;
     for number in 0..0x48 {
         // Those end the VM or its vCPU, which is another case's.
-        if [0, Function::DestroyVm as u64, Function::DestroyVcpu as u64, Function::Run as u64].contains(&number) {
+        if [0, Function::DestroyVm as u64, Function::DestroyVcpu as u64, Function::Run as u64]
+            .contains(&number)
+        {
             continue;
         }
         // IRQ_LINE and the register calls take a tuple.
@@ -192,9 +224,20 @@ fn wild_addresses() -> Outcome {
     let hypervisor = hypervisor_memory()?;
     let vm = Vm::new(programs::tour(), 1)?;
     for address in [
-        hypervisor.start, hypervisor.start + 4096, hypervisor.end() - 8192, hypervisor.end() - 4096,
-        hypervisor.start - 4096, 1 << 47, 1 << 48, 1 << 52, 1 << 63, u64::MAX, u64::MAX & !4095, u64::MAX - 8191,
-        vm.memory + 1, vm.memory + 8,
+        hypervisor.start,
+        hypervisor.start + 4096,
+        hypervisor.end() - 8192,
+        hypervisor.end() - 4096,
+        hypervisor.start - 4096,
+        1 << 47,
+        1 << 48,
+        1 << 52,
+        1 << 63,
+        u64::MAX,
+        !4095,
+        u64::MAX - 8191,
+        vm.memory + 1,
+        vm.memory + 8,
     ] {
         let id = u64::from(vm.id);
         let region = call(Function::SetMemregion, &[id, 8192, address]);
@@ -228,7 +271,7 @@ fn slots() -> Outcome {
         ("no pages", set(0, 0, RAM)),
         ("wrapping pages", set(0, u64::MAX, RAM)),
         ("wrapping pages by shift", set(0, 1 << 52, RAM)),
-        ("wrapping end", set(0, 16, u64::MAX & !4095)),
+        ("wrapping end", set(0, 16, !4095)),
         ("above the guest's space", set(0, 16, 1 << 50)),
         ("unaligned address", set(0, 16, RAM + 1)),
     ];
@@ -266,7 +309,9 @@ fn registers() -> Outcome {
         let Some(id) = reg::x(n) else { continue };
         check!(set(id, 1 << 63 | u64::from(n)), "X{n} is refused");
     }
-    for id in [0, 1, reg::X0 + 1, reg::PSTATE + 0x1000, u64::MAX, reg::X0 & !(0xF << 52), 0x6030_0000_0013_C000] {
+    for id in
+        [0, 1, reg::X0 + 1, reg::PSTATE + 0x1000, u64::MAX, reg::X0 & !(0xF << 52), 0x6030_0000_0013_C000]
+    {
         // Unknown registers: refused, or ignored; never more.
         let _ = set(id, u64::MAX);
     }

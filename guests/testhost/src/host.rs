@@ -11,7 +11,9 @@ use gzvm_guest_kit::machine::Range;
 use gzvm_guest_kit::mmio;
 use gzvm_guest_kit::psci::{self, error};
 use gzvm_guest_kit::smccc::{Conduit, VERSION};
-use gzvm_guest_kit::{ArrayVec, arch, boot, cases, check, check_eq, fail, gic, machine, read_sysreg, smp, timer};
+use gzvm_guest_kit::{
+    ArrayVec, arch, boot, cases, check, check_eq, fail, gic, machine, read_sysreg, smp, timer,
+};
 
 pub const CASES: &[Case] = cases!["host":
     starts_at_el1, device_tree_has_the_hypervisor_node, hypervisor_memory_is_reserved,
@@ -183,7 +185,11 @@ fn psci_calls() -> Outcome {
     let version = psci::call(psci::function::VERSION, &[]);
     check!(version >= 2, "PSCI_VERSION {version:#x}");
     check_eq!(psci::affinity_info(arch::mpidr()), 0, "AFFINITY_INFO of this CPU");
-    check_eq!(psci::cpu_on(arch::mpidr(), boot::secondary_entry(), 0), error::ALREADY_ON, "CPU_ON of this CPU");
+    check_eq!(
+        psci::cpu_on(arch::mpidr(), boot::secondary_entry(), 0),
+        error::ALREADY_ON,
+        "CPU_ON of this CPU"
+    );
     let nobody = psci::cpu_on(0x7F_0000, boot::secondary_entry(), 0);
     check_eq!(nobody, error::INVALID_PARAMETERS, "CPU_ON of nobody");
     Ok(())
@@ -209,7 +215,9 @@ fn smc_is_denied_by_default() -> Outcome {
     // and PSCI's gaps.
     let owners = [1u64, 2, 3, 5, 6, 7, 30, 48, 49, 50, 59, 63];
     let many = owners.iter().flat_map(|o| [0x8000_0000, 0xC000_0000, 0, 0x4000_0000].map(|b| b | o << 24));
-    for function in many.flat_map(|f| [f, f + 1, f + 0x20, f + 0xFF01]).chain([0x8400_0060, 0xC400_0020, 0x8400_00FF]) {
+    for function in
+        many.flat_map(|f| [f, f + 1, f + 0x20, f + 0xFF01]).chain([0x8400_0060, 0xC400_0020, 0x8400_00FF])
+    {
         let x0 = match exception::expect(|| Conduit::Smc.call(function, &[1, 2, 3])) {
             Ok(x) => x[0],
             Err(e) => fail!("SMC {function:#x}: {e}"),

@@ -3,8 +3,8 @@
 
 use gzvm_abi::hypercall::{Function, REGION_BUFFER_SIZE, RegionHeader, Status, Tuple, cap, purpose};
 use gzvm_abi::ioctl::{self, CreateDevice};
-use gzvm_abi::run::{Exception, HWSTATE_OFFSET, HwState, Mmio, VcpuRun, exception, exit};
 use gzvm_abi::reg;
+use gzvm_abi::run::{Exception, HWSTATE_OFFSET, HwState, Mmio, VcpuRun, exception, exit};
 use gzvm_guest_kit::case::{Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, Reply};
 use gzvm_guest_kit::{arch, fail, timer};
@@ -113,8 +113,15 @@ impl Vm {
             (ioctl::DEVICE_VGIC_V3_DIST, GICD, 0x1_0000),
             (ioctl::DEVICE_VGIC_V3_REDIST, GICD - redistributors, redistributors),
         ] {
-            let device =
-                CreateDevice { dev_type, id: 0, flags: 0, dev_addr, dev_reg_size, attr_addr: 0, attr_size: 0 };
+            let device = CreateDevice {
+                dev_type,
+                id: 0,
+                flags: 0,
+                dev_addr,
+                dev_reg_size,
+                attr_addr: 0,
+                attr_size: 0,
+            };
             pages::put(page, device);
             must(self.call(Function::CreateDevice, &[page]), "CREATE_DEVICE")?;
         }
