@@ -97,6 +97,11 @@ impl Irq {
         self.flags.contains(flag)
     }
 
+    #[cfg(test)]
+    pub fn has_any(&self, flags: Flags) -> bool {
+        self.flags.intersects(flags)
+    }
+
     /// For `ENABLED`, `GROUP1`, `EDGE`, `ANY`, `HARDWARE`, `LINE`; the rest have methods.
     pub fn set(&mut self, flag: Flags, on: bool) {
         self.flags.set(flag, on);

@@ -92,7 +92,7 @@ pub struct CpuInterface {
 /// What was put in a list register, to recognise it when it comes back.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
-    intid: u16,
+    pub intid: u16,
     priority: u8,
     /// Pending because the line is high, not because of a latch.
     from_line: bool,

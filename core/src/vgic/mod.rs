@@ -235,6 +235,7 @@ impl Vgic {
     /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (ICH_VTR_EL2.ListRegs
     /// + 1). Ignored past [`MAX_VCPUS`].
     pub fn add_vcpu(&mut self, v: VcpuId, nr_lrs: usize) {
+        self.unload(v);
         if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
             *vcpu = Vcpu {
                 present: true,

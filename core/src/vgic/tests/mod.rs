@@ -5,10 +5,13 @@
 //! - [`oracle`]: a GICv3 without list registers, written for clarity, knowing nothing of the rest.
 //! - [`machine`]: two vCPUs on simulated CPUs, and an EL2 that flushes, syncs and kicks.
 //! - [`property`]: random operations on machine and oracle.
+//! - [`abuse`]: any call with any argument. [`invariants`]: what must hold after each step.
 //! - [`directed`]: the cases in which others failed. [`registers`]: register by register, and sweeps.
 
+mod abuse;
 mod cpu;
 mod directed;
+mod invariants;
 mod machine;
 mod oracle;
 mod property;

@@ -5,6 +5,7 @@
 //! wake-up and register. [`late_kicks_lose_nothing`]: kicks take effect whenever they do, so only what
 //! may not depend on that is checked: nothing lost, nothing invented.
 
+use super::invariants;
 use super::machine::{Machine, TIMER, v};
 use super::oracle::{Oracle, VCPUS};
 use proptest::prelude::*;
@@ -265,6 +266,7 @@ impl Pair {
             Op::Compare(n) => self.compare(n),
         }
         self.machine.settle();
+        invariants::check(&self.machine.vgic);
     }
 
     /// All pending, active and enabled bits.
@@ -448,6 +450,7 @@ fn run_late(nr_lrs: usize, ops: &[Late]) {
                 }
             }
         }
+        invariants::check(&m.vgic);
     }
     // All kicks arrive, everything is enabled, everyone takes all there is.
     m.prompt = true;
