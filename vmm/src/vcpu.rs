@@ -10,6 +10,8 @@ use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use gzvm_abi::reg;
+
 use crate::bus::Bus;
 use crate::exit::EndReason;
 use crate::hypervisor::{Exit, Kick, Vcpu};
@@ -97,13 +99,24 @@ fn run(vcpu: &mut dyn Vcpu, bus: &Bus, stop: &AtomicBool) -> Option<EndReason> {
             Exit::Again => None,
             Exit::End(reason) => Some(reason),
         };
-        if end.is_some() {
-            return end;
+        match end {
+            None => {}
+            Some(EndReason::Crash(report)) => return Some(EndReason::Crash(report + &place(vcpu))),
+            other => return other,
         }
         // Checked after each run, and before the next: see `hypervisor` on how a kick gets through.
         if stop.load(Ordering::Acquire) {
             return None;
         }
+    }
+}
+
+/// Where a crashed guest is; nothing where the hypervisor does not tell.
+fn place(vcpu: &dyn Vcpu) -> String {
+    let [pc, lr, pstate] = [Some(reg::PC), reg::x(30), Some(reg::PSTATE)].map(|id| vcpu.register(id?));
+    match (pc, lr, pstate) {
+        (Some(pc), Some(lr), Some(pstate)) => format!("; pc {pc:#x}, lr {lr:#x}, pstate {pstate:#x}"),
+        _ => String::new(),
     }
 }
 
@@ -165,6 +178,10 @@ mod tests {
             }
         }
 
+        fn register(&self, id: u64) -> Option<u64> {
+            Some(id & 0xFFFF)
+        }
+
         fn kick(&self) -> Arc<dyn Kick> {
             self.flag.clone()
         }
@@ -190,5 +207,16 @@ mod tests {
         threads.stop();
         assert!(!ran_on.load(Ordering::SeqCst), "a vCPU ran after the end");
         assert!(reasons.try_recv().is_err(), "stopped vCPUs report nothing");
+    }
+
+    #[test]
+    fn a_crash_tells_where() {
+        // No device at all: the first access is a crash.
+        let mut vcpu = fake(None, &Arc::default());
+        let Some(EndReason::Crash(report)) = run(vcpu.as_mut(), &Bus::new(true), &AtomicBool::new(false))
+        else {
+            panic!("no crash");
+        };
+        assert!(report.contains("0x90000; pc 0x40, lr 0x3c, pstate 0x42"), "{report}");
     }
 }

@@ -6,7 +6,10 @@
 //!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
 //! ```
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
 use anyhow::Context;
@@ -42,7 +45,7 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let loaded = loader::load(&ram, &options.kernel, options.initrd.as_deref())?;
 
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, &ram, options.cpus)?;
-    let devices = Devices::new(vm.as_ref(), &ram, disks, options.strict_mmio)?;
+    let mut devices = Devices::new(vm.as_ref(), &ram, disks, options.strict_mmio)?;
     let fdt = place_fdt(options, &ram, loaded.initrd, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
     let boot = BootState { entry: loaded.entry, fdt };
@@ -131,6 +134,7 @@ fn seed(number: Option<u64>) -> anyhow::Result<[u8; 64]> {
 struct Devices {
     bus: Arc<Bus>,
     uart: Arc<Uart>,
+    output: ConsoleOutput,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
@@ -138,7 +142,8 @@ impl Devices {
     fn new(vm: &dyn Vm, ram: &GuestRam, disks: Vec<Disk>, strict_mmio: bool) -> anyhow::Result<Self> {
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, layout::SERIAL_SPI)?;
-        let uart = Arc::new(Uart::new(line, Box::new(unbuffered_stdout()?))?);
+        let output = ConsoleOutput::stdout().context("standard output")?;
+        let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
         bus.insert(layout::SERIAL, uart.clone())?;
         bus.insert(layout::RTC, Arc::new(Pl031::new()))?;
         bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
@@ -148,11 +153,12 @@ impl Devices {
             bus.insert(layout::virtio(index), device.clone())?;
             virtio.push(device);
         }
-        Ok(Self { bus: Arc::new(bus), uart, virtio })
+        Ok(Self { bus: Arc::new(bus), uart, output, virtio })
     }
 
-    fn shut_down(&self) {
+    fn shut_down(&mut self) {
         self.virtio.iter().for_each(|device| device.shut_down());
+        self.output.finish_line();
     }
 }
 
@@ -183,15 +189,63 @@ fn interrupt(vm: &dyn Vm, spi: u32) -> anyhow::Result<EventFd> {
     Ok(line)
 }
 
-/// Standard output without Rust's line buffer: a guest's prompt has no newline.
-fn unbuffered_stdout() -> io::Result<std::fs::File> {
-    use std::os::fd::AsFd;
-    Ok(io::stdout().as_fd().try_clone_to_owned()?.into())
+/// Standard output without Rust's line buffer (a guest's prompt has no newline), which knows
+/// whether it stands at the beginning of a line.
+#[derive(Clone)]
+struct ConsoleOutput {
+    file: Arc<File>,
+    mid_line: Arc<AtomicBool>,
+}
+
+impl ConsoleOutput {
+    fn stdout() -> io::Result<Self> {
+        let file = io::stdout().as_fd().try_clone_to_owned()?.into();
+        Ok(Self { file: Arc::new(file), mid_line: Arc::default() })
+    }
+
+    /// Ends the line that the guest has begun, so that what we say does not stand behind it.
+    fn finish_line(&mut self) {
+        if self.mid_line.load(Ordering::Relaxed) {
+            // A console that has gone away is no matter by now.
+            let _ = self.write_all(b"\r\n");
+        }
+    }
+}
+
+impl Write for ConsoleOutput {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.file.as_ref().write(data)?;
+        if let Some(last) = data.get(..count).and_then(<[u8]>::last) {
+            self.mid_line.store(*last != b'\n', Ordering::Relaxed);
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_was_begun_is_ended() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let mut output = ConsoleOutput { file: Arc::new(file), mid_line: Arc::default() };
+        output.finish_line();
+        output.write_all(b"done\n").unwrap();
+        output.finish_line();
+        output.write_all(b"prompt # ").unwrap();
+        output.finish_line();
+        output.finish_line();
+        drop(output);
+        let mut all = String::new();
+        io::Read::read_to_string(&mut reader, &mut all).unwrap();
+        assert_eq!(all, "done\nprompt # \r\n");
+    }
 
     #[test]
     fn seeds_repeat_or_differ() {

@@ -122,6 +122,10 @@ impl Vcpu for GuestVcpu {
         }
     }
 
+    fn register(&self, id: u64) -> Option<u64> {
+        self.fd.get_one_reg(id).ok()
+    }
+
     fn kick(&self) -> Arc<dyn Kick> {
         Arc::new(self.fd.immediate_exit())
     }

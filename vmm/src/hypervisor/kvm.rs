@@ -178,7 +178,6 @@ impl Vcpu for GuestVcpu {
 
     fn run(&mut self) -> Exit<'_> {
         let id = self.id;
-        // `run` borrows the vCPU for the exit's data; what needs registers is told apart first.
         let failure = match self.fd.run() {
             Ok(VcpuExit::MmioRead(address, data)) => return Exit::MmioRead { address, data },
             Ok(VcpuExit::MmioWrite(address, data)) => return Exit::MmioWrite { address, data },
@@ -195,6 +194,11 @@ impl Vcpu for GuestVcpu {
             }
         };
         Exit::End(EndReason::Crash(format!("vCPU {id}: {failure}")))
+    }
+
+    fn register(&self, id: u64) -> Option<u64> {
+        let mut value = [0; 8];
+        self.fd.get_one_reg(id, &mut value).ok().map(|_| u64::from_le_bytes(value))
     }
 
     fn kick(&self) -> Arc<dyn Kick> {

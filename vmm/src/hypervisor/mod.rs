@@ -72,6 +72,9 @@ pub trait Vcpu: Send {
     /// Runs the guest until something needs us.
     fn run(&mut self) -> Exit<'_>;
 
+    /// Reads a register (see [`gzvm_abi::reg`]) of a stopped vCPU, where the hypervisor tells.
+    fn register(&self, id: u64) -> Option<u64>;
+
     /// What makes it leave.
     fn kick(&self) -> Arc<dyn Kick>;
 }
