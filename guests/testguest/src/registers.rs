@@ -13,6 +13,7 @@ pub const CASES: &[Case] = cases!["registers":
     general_survive_hvc, general_survive_gic_access, general_survive_sgi_write,
     general_survive_user_mmio, general_survive_preemption, fp_survives, system_registers_survive,
     counter_never_goes_back,
+    pointer_authentication_keys_survive,
 ];
 
 /// Long enough for some host ticks.
@@ -147,6 +148,44 @@ fn system_registers_survive() -> Outcome {
         ];
         write_sysreg!("mair_el1", 0x04FF);
         arch::isb();
+        Ok(())
+    })
+}
+
+fn pointer_authentication_keys_survive() -> Outcome {
+    // APA, API, GPA, GPI; APA3 and GPA3 in the next register.
+    let isar1 = read_sysreg!("S3_0_C0_C6_1");
+    let isar2 = read_sysreg!("S3_0_C0_C6_2");
+    if isar1 & 0xFF00_0FF0 == 0 && isar2 & 0xFF00 == 0 {
+        skip!("no pointer authentication");
+    }
+    everywhere(|| {
+        macro_rules! keys {
+            ($(($i:literal, $reg:literal)),* $(,)?) => {
+                let pattern = 0x0F1E_2D3C_4B5A_6978_u64.rotate_left(8 * arch::cpu_index() as u32);
+                $(write_sysreg!($reg, pattern + $i);)*
+                arch::isb();
+                let end = timer::now() + timer::frequency() / 1000 * PREEMPTION_MS;
+                let mut i = 0;
+                while timer::now() < end {
+                    exit_of_kind(i);
+                    i += 1;
+                    $(check_eq!(read_sysreg!($reg), pattern + $i, "key register {} on CPU {}", $i, arch::cpu_index());)*
+                }
+            };
+        }
+        keys![
+            (0, "S3_0_C2_C1_0"),
+            (1, "S3_0_C2_C1_1"),
+            (2, "S3_0_C2_C1_2"),
+            (3, "S3_0_C2_C1_3"),
+            (4, "S3_0_C2_C2_0"),
+            (5, "S3_0_C2_C2_1"),
+            (6, "S3_0_C2_C2_2"),
+            (7, "S3_0_C2_C2_3"),
+            (8, "S3_0_C2_C3_0"),
+            (9, "S3_0_C2_C3_1"),
+        ];
         Ok(())
     })
 }

@@ -19,7 +19,9 @@ use crate::vm::{self, Vm};
 
 pub const CASES: &[Case] = cases!["abuse":
     same_vcpu_on_two_cpus, destroy_while_running, calls_while_destroying, argument_page_rewritten,
-    as_many_vms_as_fit, nothing_leaks, vm_ids_are_fresh, survives_it_all,
+    as_many_vms_as_fit, nothing_leaks, vm_ids_are_fresh,
+    no_stale_translations,
+    new_vm_has_a_new_gic, survives_it_all,
 ];
 
 fn counters() -> Result<[(Counter, u64); 5], Verdict> {
@@ -287,5 +289,39 @@ fn survives_it_all() -> Outcome {
     check_eq!(vm.run_to_store(0)?, (0x10, 42), "first store");
     vm.destroy()?;
     pages::reset();
+    Ok(())
+}
+
+/// More VMs than there are VMIDs of 8 bits, each with other memory at the same guest addresses.
+fn no_stale_translations() -> Outcome {
+    let memories = [pages::take(512, 2 << 20), pages::take(512, 2 << 20), pages::take(512, 2 << 20)];
+    let kept = pages::mark();
+    for round in 0..300u64 {
+        let memory = memories[(round % 3) as usize];
+        pages::write(memory + 0x1000, 0x7000 + round);
+        let mut vm = Vm::with_memory(programs::reads_one(), 1, memory)?;
+        check_eq!(vm.run_to_store(0)?, (0x10, 0x7000 + round), "word in life {round}");
+        vm.destroy()?;
+        pages::back_to(kept);
+    }
+    pages::reset();
+    Ok(())
+}
+
+/// An interrupt that was pending in a VM's GIC is not in the next VM's.
+fn new_vm_has_a_new_gic() -> Outcome {
+    for _ in 0..3 {
+        let mut vm = Vm::new(programs::waits_for_spi(), 1)?;
+        // Pending nowhere: it must sleep.
+        for _ in 0..5 {
+            let reason = vm.run(0)?;
+            check_eq!(reason, exit::IDLE, "exit before any interrupt");
+        }
+        check!(call(Function::IrqLine, &[vm.tuple(0), programs::SPI, 1]).ok(), "IRQ_LINE");
+        check_eq!(vm.run_to_store(0)?, (0x10, 32 + programs::SPI), "INTID");
+        check!(call(Function::IrqLine, &[vm.tuple(0), programs::SPI, 1]).ok(), "IRQ_LINE");
+        vm.destroy()?;
+        pages::reset();
+    }
     Ok(())
 }

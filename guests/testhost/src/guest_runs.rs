@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use gzvm_abi::hypercall::Function;
 use gzvm_abi::reg;
-use gzvm_abi::run::{Mmio, SystemEvent, exit, system_event};
+use gzvm_abi::run::{Hypercall, Mmio, SystemEvent, exit, system_event};
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::hypercall::{self, call};
 use gzvm_guest_kit::{arch, cases, check, check_eq, fail, gic, machine, skip, smp, timer};
@@ -18,6 +18,8 @@ pub const CASES: &[Case] = cases!["guest":
     tour_of_exits, page_report_is_not_trusted, memory_is_the_hosts_pages, registers_of_the_host_survive,
     unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, own_timer_preempts_the_guest,
     second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus, host_fp_survives,
+    two_vms_interleaved, vcpu_wanders_between_cpus, relinquished_page_comes_back_fresh, time_call_and_reset,
+    blocks_from_the_mailbox,
 ];
 
 fn power_off(vm: &mut Vm) -> Outcome {
@@ -48,7 +50,12 @@ fn load(vm: &mut Vm, offset: u64, size: u64, answer: u64) -> Outcome {
 
 /// The program `tour` from start to end; `in_load` may tamper with the first load's report.
 fn tour(in_load: impl FnOnce(&Vm)) -> Outcome {
+    tour_of(|_| {}, in_load)
+}
+
+fn tour_of(prepare: impl FnOnce(&mut Vm), in_load: impl FnOnce(&Vm)) -> Outcome {
     let mut vm = Vm::new(programs::tour(), 1)?;
+    prepare(&mut vm);
     vm.set_reg(0, reg::X0, 0xFEED_0000_BEEF_1111)?;
     store(&mut vm, 0x10, 0xFEED_0000_BEEF_1111, "x0")?;
     load(&mut vm, 0, 4, 0x8765_4321)?;
@@ -373,6 +380,127 @@ fn host_fp_survives() -> Outcome {
         }
         check_eq!((after0, after31), (pattern, pattern), "d0 and d31, round {round}");
     }
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// Two VMs with different values, a step of each in turn.
+fn two_vms_interleaved() -> Outcome {
+    const VALUES: [u64; 2] = [0xAAAA_5555_0000_0001, 0x5555_AAAA_0000_0002];
+    let mut vms = [Vm::new(programs::tour(), 1)?, Vm::new(programs::tour(), 1)?];
+    for (vm, value) in vms.iter_mut().zip(VALUES) {
+        vm.set_reg(0, reg::X0, value)?;
+    }
+    let mut each = |step: &dyn Fn(&mut Vm, u64) -> Outcome| {
+        let [a, b] = &mut vms;
+        step(a, VALUES[0])?;
+        step(b, VALUES[1])
+    };
+    each(&|vm, value| store(vm, 0x10, value, "x0"))?;
+    each(&|vm, value| load(vm, 0, 4, value & 0xFFFF_FFFF))?;
+    each(&|vm, value| store(vm, 0x20, value & 0xFFFF_FFFF, "4-byte load"))?;
+    each(&|vm, _| store(vm, 0x28, 0x2121, "another register"))?;
+    each(&|vm, value| load(vm, 3, 1, value & 0x7F))?;
+    each(&|vm, value| store(vm, 0x30, value & 0x7F, "1-byte load"))?;
+    each(&|vm, _| store(vm, 0x36, 0, "store of wzr"))?;
+    each(&|vm, _| vm.run_to_store(0).map(drop))?;
+    each(&|vm, _| vm.run_to_store(0).map(drop))?;
+    each(&|vm, _| store(vm, 0x48, 4, "CurrentEL"))?;
+    each(&|vm, value| store(vm, 0x50, value, "word through memory"))?;
+    each(&|vm, _| power_off(vm))?;
+    let [a, b] = vms;
+    a.destroy()?;
+    b.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// Every RUN of the vCPU on another CPU than the one before.
+fn vcpu_wanders_between_cpus() -> Outcome {
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    tour_of(|vm| vm.wanders = true, |_| {})?;
+    let mut vm = Vm::new(programs::sleeps(), 1)?;
+    vm.wanders = true;
+    let (reason, _) = sleep_through(&mut vm, |_| {})?;
+    check_eq!(reason, exit::MMIO, "exit");
+    let mmio = Mmio::read(&vm.report(0));
+    check_eq!(u64::from_le_bytes(mmio.data), 27, "INTID of the timer, armed on one CPU or the other");
+    store(&mut vm, 0x18, 1, "not early")?;
+    power_off(&mut vm)?;
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// MEM_RELINQUISH: the page leaves the VM, the driver hears of it, a later touch faults again and
+/// finds what is there now.
+fn relinquished_page_comes_back_fresh() -> Outcome {
+    let memory = pages::take(512, 2 << 20);
+    pages::write(memory + 0x1000, 0x1111);
+    let mut vm = Vm::with_memory(programs::relinquishes(), 1, memory)?;
+    store(&mut vm, 0x10, 0x1111, "word before")?;
+    let before = vm.faults;
+    let reason = vm.run(0)?;
+    check_eq!(reason, exit::HYPERCALL, "exit of MEM_RELINQUISH");
+    let call = Hypercall::read(&vm.report(0));
+    check_eq!(call.args[0], u64::from(gzvm_abi::guest::MEM_RELINQUISH), "function");
+    check_eq!(call.args[1], RAM + 0x1000, "address");
+    pages::write(memory + 0x1000, 0x2222);
+    crate::vm::clean(memory + 0x1000, 8);
+    store(&mut vm, 0x18, 0, "answer")?;
+    store(&mut vm, 0x20, 0x2222, "word afterwards")?;
+    check_eq!(vm.faults, before + 1, "page faults by the second touch");
+    power_off(&mut vm)?;
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+fn time_call_and_reset() -> Outcome {
+    let mut vm = Vm::new(programs::asks_time(), 1)?;
+    let reason = vm.run(0)?;
+    check_eq!(reason, exit::HYPERCALL, "exit of PTP");
+    let mut report = vm.report(0);
+    let mut call = Hypercall::read(&report);
+    check_eq!((call.args[0], call.args[1]), (u64::from(gzvm_abi::guest::PTP), 0), "function and counter");
+    call.args = [1, 2, 3, 4, u64::MAX, u64::MAX, u64::MAX, u64::MAX];
+    call.write(&mut report);
+    pages::put(vm.shared[0], report);
+    for (i, offset) in [0x10, 0x18, 0x20, 0x28].into_iter().enumerate() {
+        store(&mut vm, offset, i as u64 + 1, "result of PTP")?;
+    }
+    let reason = vm.run(0)?;
+    check_eq!(reason, exit::SYSTEM_EVENT, "last exit");
+    check_eq!(SystemEvent::read(&vm.report(0)).type_, system_event::RESET, "system event");
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// MAP_GUEST_BLOCK of the whole slot in steps of the batch size: no fault is left.
+fn blocks_from_the_mailbox() -> Outcome {
+    let memory = pages::take(512, 2 << 20);
+    let mut sum = 0u64;
+    for i in 0..512 {
+        pages::write(memory + i * 4096 + 0xFF8, 3 * i + 7);
+        sum += 3 * i + 7;
+    }
+    let mut vm = Vm::with_memory(programs::reads_all(), 1, memory)?;
+    let batch = call(Function::EnableCap, &[0, gzvm_abi::hypercall::cap::QUERY_HYP_BATCH_PAGES]).values[0];
+    check!((1..=512).contains(&batch), "batch of {batch} pages");
+    for start in (0..512).step_by(batch as usize) {
+        for i in 0..batch {
+            pages::write(vm.mailbox + 8 * i, (memory >> 12) + start + i);
+        }
+        let reply = call(Function::MapGuestBlock, &[vm.id.into(), 0, (RAM >> 12) + start, batch]);
+        check!(reply.ok(), "MAP_GUEST_BLOCK at page {start}: x0 = {:#x}", reply.x0);
+    }
+    store(&mut vm, 0x10, sum, "sum of 512 pages")?;
+    check_eq!(vm.faults, 0, "page faults");
+    power_off(&mut vm)?;
     vm.destroy()?;
     pages::reset();
     Ok(())

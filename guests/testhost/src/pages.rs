@@ -54,6 +54,16 @@ pub fn reset() {
     NEXT.store(0, SeqCst);
 }
 
+/// How far the arena is used, for [`back_to`].
+pub fn mark() -> u64 {
+    NEXT.load(SeqCst)
+}
+
+/// Takes the pages back that were given out after `mark`.
+pub fn back_to(mark: u64) {
+    NEXT.store(mark, SeqCst);
+}
+
 /// Reads a word of the arena.
 pub fn read(address: u64) -> u64 {
     // SAFETY: memory that only the tests use.

@@ -42,6 +42,13 @@ programs! {
     reads_all = (prog_reads, prog_reads_end);
     /// Loads from DEVICE for ever.
     loads = (prog_loads, prog_loads_end);
+    /// Tells the word at RAM + 0x1000, turns off.
+    reads_one = (prog_one, prog_one_end);
+    /// Tells the word at RAM + 0x1000, gives the page back by MEM_RELINQUISH, tells the answer and
+    /// the word again, turns off.
+    relinquishes = (prog_relinquish, prog_relinquish_end);
+    /// Asks for the time (PTP), tells x0 to x3, resets.
+    asks_time = (prog_ptp, prog_ptp_end);
     /// Calls a function nobody knows, by HVC and SMC, tells both answers, turns off.
     calls_unknown = (prog_unknown, prog_unknown_end);
 }
@@ -57,6 +64,9 @@ global_asm!(
     .global prog_smp, prog_smp_end
     .global prog_reads, prog_reads_end
     .global prog_loads, prog_loads_end
+    .global prog_one, prog_one_end
+    .global prog_relinquish, prog_relinquish_end
+    .global prog_ptp, prog_ptp_end
     .global prog_unknown, prog_unknown_end
 
     .macro  prog_off
@@ -222,6 +232,48 @@ prog_reads:
     str     x2, [x1, #0x10]
     prog_off
 prog_reads_end:
+
+    .balign 16
+prog_one:
+    mov     x3, #0x80000000
+    mov     x1, #0x90000
+    ldr     x2, [x3, #0x1000]
+    str     x2, [x1, #0x10]
+    prog_off
+prog_one_end:
+
+    .balign 16
+prog_relinquish:
+    mov     x20, #0x80000000
+    mov     x19, #0x90000
+    ldr     x2, [x20, #0x1000]
+    str     x2, [x19, #0x10]
+    movz    w0, #0x0009
+    movk    w0, #0xC600, lsl #16
+    add     x1, x20, #0x1000
+    hvc     #0
+    str     x0, [x19, #0x18]
+    ldr     x2, [x20, #0x1000]
+    str     x2, [x19, #0x20]
+    prog_off
+prog_relinquish_end:
+
+    .balign 16
+prog_ptp:
+    mov     x19, #0x90000
+    movz    w0, #0x0001
+    movk    w0, #0x8600, lsl #16
+    mov     x1, #0
+    hvc     #0
+    str     x0, [x19, #0x10]
+    str     x1, [x19, #0x18]
+    str     x2, [x19, #0x20]
+    str     x3, [x19, #0x28]
+    movz    w0, #0x0009
+    movk    w0, #0x8400, lsl #16
+    hvc     #0
+    b       .
+prog_ptp_end:
 
     .balign 16
 prog_loads:

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A VM as a driver makes it: the calls of gen F in their order, and the run loop.
 
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
 use gzvm_abi::hypercall::{Function, REGION_BUFFER_SIZE, RegionHeader, Status, Tuple, cap, purpose};
 use gzvm_abi::ioctl::{self, CreateDevice};
 use gzvm_abi::reg;
 use gzvm_abi::run::{Exception, HWSTATE_OFFSET, HwState, Mmio, VcpuRun, exception, exit};
 use gzvm_guest_kit::case::{Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, Reply};
-use gzvm_guest_kit::{arch, fail, timer};
+use gzvm_guest_kit::{arch, fail, smp, timer};
 
 use crate::pages;
 use crate::programs::{GICD, RAM};
@@ -30,6 +32,9 @@ pub struct Vm {
     pub mailbox: u64,
     /// Page faults answered so far.
     pub faults: u64,
+    /// Every RUN on another CPU than the one before: on CPU 1 and on this one.
+    pub wanders: bool,
+    on_other: core::cell::Cell<bool>,
     destroyed: bool,
 }
 
@@ -79,6 +84,8 @@ impl Vm {
             shared: [pages::take(2, 4096), pages::take(2, 4096)],
             mailbox: pages::take(1, 4096),
             faults: 0,
+            wanders: false,
+            on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
         vm.set_up(vcpus)?;
@@ -156,6 +163,9 @@ impl Vm {
 
     /// RUN once; the exit reason.
     pub fn run_once(&self, vcpu: u16) -> u32 {
+        if self.wanders && !self.on_other.replace(!self.on_other.get()) {
+            return run_on_second(self.tuple(vcpu));
+        }
         hypercall::call(Function::Run, &[self.tuple(vcpu)]).values[0] as u32
     }
 
@@ -237,6 +247,21 @@ impl Drop for Vm {
             let _ = destroy(self.id);
         }
     }
+}
+
+/// RUN on CPU 1, which is off before and afterwards; 0 if that fails.
+fn run_on_second(tuple: u64) -> u32 {
+    static TUPLE: AtomicU64 = AtomicU64::new(0);
+    static REASON: AtomicU32 = AtomicU32::new(0);
+    TUPLE.store(tuple, SeqCst);
+    REASON.store(0, SeqCst);
+    let started = smp::start(1, || {
+        REASON.store(hypercall::call(Function::Run, &[TUPLE.load(SeqCst)]).values[0] as u32, SeqCst);
+    });
+    if started.is_err() || smp::join(1).is_err() {
+        return 0;
+    }
+    REASON.load(SeqCst)
 }
 
 /// Cleans memory to where a guest with its MMU off looks.
