@@ -71,18 +71,16 @@ impl Slot {
             .ok_or(code::EFAULT)
     }
 
-    /// Pins pages from `gfn` on, none of which is pinned, and records them. How many, at least one; their PFNs are in
-    /// `pfns` then.
+    /// Pins pages from `gfn` on, none of which is pinned, and records them. They lie in one block. How many, at least one;
+    /// their PFNs are in `pfns` then.
     fn pin(&mut self, gfn: u64, pfns: &mut [u64]) -> Result<usize> {
         self.pins.prepare(gfn)?;
         let got = mm::pin(self.user_addr(gfn)?, pfns)?;
-        for at in 0..got {
-            let Some(&pfn) = pfns.get(at) else { break };
-            if let Err(e) = self.pins.record(gfn.saturating_add(at as u64), pfn) {
-                // Not reached: the callers looked. The pins without an entry must not stay.
-                mm::unpin(pfns.get_mut(at..got).unwrap_or_default());
-                return Err(e);
-            }
+        let pinned = pfns.get_mut(..got).ok_or(code::EINVAL)?;
+        if let Err(e) = self.pins.record(gfn, pinned) {
+            // Not reached: the callers looked. Pins without an entry must not stay.
+            mm::unpin(pinned);
+            return Err(e);
         }
         Ok(got)
     }

@@ -6,14 +6,13 @@
 //! Invariant: an entry stands for exactly one pin. Dropping the table unpins everything; so it must only be dropped when
 //! the hypervisor has let go of the pages.
 
+use core::cell::Cell;
+
 use zerocopy::FromZeros;
 
 use crate::counters::PINNED_PAGES;
 use crate::device::BLOCK_PAGES;
-use crate::kernel::{KBox, KVec, Result, code, mm};
-
-/// Pages unpinned in one call.
-const CHUNK: usize = 32;
+use crate::kernel::{KBox, KVec, Result, code, mm, task};
 
 #[derive(FromZeros)]
 #[repr(C)]
@@ -79,18 +78,21 @@ impl Pins {
         self.block(block)?.entries.get(index)?.checked_sub(1)
     }
 
-    /// Records a pin under `gfn`, whose block is [prepared](Self::prepare) and which has none. EEXIST, EINVAL: the pin stays
-    /// the caller's.
-    pub fn record(&mut self, gfn: u64, pfn: u64) -> Result {
-        let (block, index) = split(gfn);
-        let block = self.block_mut(block).ok_or(code::EINVAL)?;
-        let entry = block.entries.get_mut(index).ok_or(code::EINVAL)?;
-        if *entry != 0 {
+    /// Records pins under the pages from `gfn` on, which have none and lie in one [prepared](Self::prepare) block. If that is
+    /// not so, EINVAL or EEXIST: all of them stay the caller's.
+    pub fn record(&mut self, gfn: u64, pfns: &[u64]) -> Result {
+        let (number, index) = split(gfn);
+        let block = self.block_mut(number).ok_or(code::EINVAL)?;
+        let end = index.checked_add(pfns.len()).ok_or(code::EINVAL)?;
+        let entries = block.entries.get_mut(index..end).ok_or(code::EINVAL)?;
+        if entries.iter().any(|&e| e != 0) || pfns.contains(&u64::MAX) {
             return Err(code::EEXIST);
         }
-        *entry = pfn.checked_add(1).ok_or(code::EINVAL)?;
-        block.used = block.used.saturating_add(1);
-        PINNED_PAGES.add(1);
+        for (entry, pfn) in entries.iter_mut().zip(pfns) {
+            *entry = pfn.wrapping_add(1);
+        }
+        block.used = block.used.saturating_add(pfns.len() as u64);
+        PINNED_PAGES.add(pfns.len() as u64);
         Ok(())
     }
 
@@ -109,21 +111,18 @@ impl Pins {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let mut batch = [0; CHUNK];
-        let mut pfns = self.entries.iter().filter_map(|e| e.checked_sub(1));
-        loop {
-            let mut n = 0;
-            for (to, from) in batch.iter_mut().zip(&mut pfns) {
-                *to = from;
+        // PFNs move to the front of the array that held them.
+        let cells = Cell::from_mut(self.entries.as_mut_slice()).as_slice_of_cells();
+        let mut to = cells.iter();
+        let mut n = 0;
+        for pfn in cells.iter().filter_map(|e| e.get().checked_sub(1)) {
+            if let Some(to) = to.next() {
+                to.set(pfn);
                 n += 1;
             }
-            let Some(some) = batch.get_mut(..n) else { return };
-            mm::unpin(some);
-            PINNED_PAGES.sub(n as u64);
-            if n < CHUNK {
-                return;
-            }
-            crate::kernel::task::cond_resched();
         }
+        mm::unpin(self.entries.get_mut(..n).unwrap_or_default());
+        PINNED_PAGES.sub(n as u64);
+        task::cond_resched();
     }
 }
