@@ -206,8 +206,18 @@ pub mod purpose {
 pub const REGION_BUFFER_SIZE: u64 = 8192;
 
 /// Head of the region buffer of [`Function::SetMemregion`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+)]
 #[repr(C)]
 pub struct RegionHeader {
     /// Memory slot.
@@ -221,8 +231,18 @@ pub struct RegionHeader {
 }
 
 /// One run of pages in the region buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+)]
 #[repr(C)]
 pub struct Constituent {
     /// Physical address of the first page.

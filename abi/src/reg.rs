@@ -10,7 +10,7 @@ pub const SIZE_SHIFT: u32 = 52;
 
 /// The id of a core register at `offset` bytes in KVM's register structure, 64 bits wide.
 const fn core64(offset: u64) -> u64 {
-    ARM64 | U64 | CORE | offset / 4
+    ARM64 | U64 | CORE | (offset / 4)
 }
 
 /// X0. Xn is `X0 + 2 * n`, up to X30.

@@ -52,7 +52,10 @@ impl core::fmt::Display for BootError {
         match self {
             Self::NoDeviceTree => write!(f, "no valid device tree in x0"),
             Self::NoMemory => write!(f, "the device tree names no usable memory"),
-            Self::NoGic => write!(f, "this machine has no GICv3 (device tree: no \"arm,gic-v3\"); QEMU: -M virt,gic-version=3"),
+            Self::NoGic => write!(
+                f,
+                "this machine has no GICv3 (device tree: no \"arm,gic-v3\"); QEMU: -M virt,gic-version=3"
+            ),
             Self::NoTimer => write!(f, "the device tree has no \"arm,armv8-timer\" with an EL2 timer"),
             Self::NoRedistributor => write!(f, "no GIC redistributor has this CPU's affinity"),
             Self::NoRoom(bytes) => {
@@ -152,8 +155,8 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let entry = check_image(&image.kernel)?;
     // SAFETY: the range was reserved by the layout for this, once, and nothing else uses it.
     let buffer = unsafe { mem::carve::<u8>(layout.tree.base, layout.tree.size as usize) };
-    let used = host_tree::write(fdt, buffer, &image, &own)
-        .map_err(|_| BootError::NoRoom(layout.tree.size))?;
+    let used =
+        host_tree::write(fdt, buffer, &image, &own).map_err(|_| BootError::NoRoom(layout.tree.size))?;
     // The host starts with its caches off.
     barrier::clean_invalidate(layout.tree.base as usize, used);
     info!("host: kernel {:#x}, {} bytes of device tree at {:#x}: starting", entry, used, layout.tree.base);
@@ -271,7 +274,9 @@ impl Layout {
         let ranges = ranges(banks);
         let mut table = Ownership::new(&ranges, blocks, pages).map_err(|_| BootError::NoMemory)?;
         for bank in &ranges {
-            for part in host::without(Region { base: bank.start().0, size: bank.size() }, &[self.own, image_pages()]) {
+            for part in
+                host::without(Region { base: bank.start().0, size: bank.size() }, &[self.own, image_pages()])
+            {
                 if let Ok(range) = PaRange::new(Pa(part.base), part.size) {
                     table.apply(range, Transition::HypervisorToHost).map_err(|_| BootError::NoMemory)?;
                 }
@@ -315,11 +320,7 @@ fn map_hypervisor(machine: &Machine<'_>, banks: &[Region], cpus: &Blocks) -> u64
     map.activate()
 }
 
-fn publish(
-    (mut block, _): (PageBox<PerCpu>, u64),
-    ttbr: u64,
-    published: &mut ArrayVec<&'static PerCpu, 64>,
-) {
+fn publish((mut block, _): (PageBox<PerCpu>, u64), ttbr: u64, published: &mut ArrayVec<&'static PerCpu, 64>) {
     let (mair, tcr, sctlr) = cpu::stage1_registers();
     block.ttbr0 = ttbr;
     block.mair = mair;

@@ -54,6 +54,11 @@ pub fn set_cpu_gic(index: usize, gic: CpuGic) {
     }
 }
 
+/// List registers that every CPU started so far has: a vCPU may move between them.
+pub fn fewest_lrs() -> usize {
+    CPU_GICS.lock().iter().flatten().map(|g| g.nr_lrs).min().unwrap_or(1)
+}
+
 /// The CPU with these affinity fields.
 pub fn cpu_by_mpidr(mpidr: u64) -> Option<&'static PerCpu> {
     get().cpus.iter().copied().find(|c| c.mpidr == mpidr & 0xFF_00FF_FFFF)

@@ -160,9 +160,12 @@ fn disabled(node: &FdtNode<'_>) -> bool {
 }
 
 fn regions<'a>(node: &FdtNode<'a>) -> impl Iterator<Item = Region> + use<'a> {
-    node.reg().ok().flatten().into_iter().flatten().filter_map(|r| {
-        Some(Region { base: r.address::<u64>().ok()?, size: r.size::<u64>().ok()? })
-    })
+    node.reg()
+        .ok()
+        .flatten()
+        .into_iter()
+        .flatten()
+        .filter_map(|r| Some(Region { base: r.address::<u64>().ok()?, size: r.size::<u64>().ok()? }))
 }
 
 /// `reg` of a boot module: two addresses of equal width, whatever /chosen's cell counts say (boot
@@ -302,7 +305,8 @@ impl<'a> Machine<'a> {
             if let Some(dist) = regions.next() {
                 let count = property_u32(node, "#redistributor-regions").unwrap_or(1) as usize;
                 let redist = regions.take(count.min(MAX_GICR)).collect();
-                let stride = node.property("redistributor-stride").and_then(|p| cells(p.value())).unwrap_or(0);
+                let stride =
+                    node.property("redistributor-stride").and_then(|p| cells(p.value())).unwrap_or(0);
                 self.gic = Some(Gic { dist, redist, stride, maintenance: interrupt(node, 0) });
             }
         }

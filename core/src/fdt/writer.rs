@@ -37,14 +37,8 @@ impl<'a> Writer<'a> {
     ) -> Result<Self, NoSpace> {
         let area = buffer.len() / 4;
         let strings_area = (buffer.len().checked_sub(area).ok_or(NoSpace)?) & !7;
-        let mut w = Self {
-            buffer,
-            at: HEADER,
-            structure: 0,
-            reservations: HEADER,
-            strings_len: 0,
-            strings_area,
-        };
+        let mut w =
+            Self { buffer, at: HEADER, structure: 0, reservations: HEADER, strings_len: 0, strings_area };
         for (address, size) in reservations.chain(core::iter::once((0, 0))) {
             w.bytes(&address.to_be_bytes())?;
             w.bytes(&size.to_be_bytes())?;

@@ -92,7 +92,8 @@ const MMFR0: Fields = &[
 /// ID_AA64MMFR1_EL1: hardware access flag and dirty state, HPDS, PAN, ETS.
 const MMFR1: Fields = &[(0, Max(2)), (12, Max(2)), (20, Max(3)), (36, Max(2))];
 /// ID_AA64MMFR2_EL1: CnP, UAO, IESB hidden, VARange 48, TTL, BBM, E0PD, AT (unaligned atomics), ST.
-const MMFR2: Fields = &[(0, Max(1)), (4, Max(1)), (28, Max(1)), (32, Max(1)), (48, Max(1)), (52, Max(2)), (60, Max(1))];
+const MMFR2: Fields =
+    &[(0, Max(1)), (4, Max(1)), (28, Max(1)), (32, Max(1)), (48, Max(1)), (52, Max(2)), (60, Max(1))];
 
 /// The value of ID register S3_0_C0_C`crm`_`op2` for a guest, `hardware` being the CPU's.
 /// `crm` 1..=7; everything else, and AArch32's registers, reads as zero.
@@ -131,9 +132,16 @@ mod tests {
     #[test]
     fn what_is_not_switched_is_hidden() {
         let pfr0 = filter(4, 0, u64::MAX);
-        for (name, shift) in
-            [("EL2", 8), ("EL3", 12), ("RAS", 28), ("SVE", 32), ("SEL2", 36), ("MPAM", 40), ("AMU", 44), ("RME", 52)]
-        {
+        for (name, shift) in [
+            ("EL2", 8),
+            ("EL3", 12),
+            ("RAS", 28),
+            ("SVE", 32),
+            ("SEL2", 36),
+            ("MPAM", 40),
+            ("AMU", 44),
+            ("RME", 52),
+        ] {
             assert_eq!(pfr0 >> shift & 0xF, 0, "{name}");
         }
         assert_eq!(pfr0 >> 16 & 0xFF, 0xFF, "absent FP stays absent");
@@ -142,7 +150,8 @@ mod tests {
             assert_eq!(pfr1 >> shift & 0xF, 0, "{name}");
         }
         let dfr0 = filter(5, 0, u64::MAX);
-        for (name, shift) in [("PMU", 8), ("PMS", 32), ("TRF", 40), ("TRBE", 44), ("BRBE", 52), ("Trace", 4)] {
+        for (name, shift) in [("PMU", 8), ("PMS", 32), ("TRF", 40), ("TRBE", 44), ("BRBE", 52), ("Trace", 4)]
+        {
             assert_eq!(dfr0 >> shift & 0xF, 0, "{name}");
         }
         assert_eq!(filter(7, 3, u64::MAX), 0, "ID_AA64MMFR3_EL1");

@@ -31,7 +31,7 @@ impl PendingLoad {
     /// The transfer register and the value that it gets for `data`, little-endian. None for XZR.
     pub const fn complete(&self, data: u64) -> (u8, u64) {
         let value = truncate(data, self.access.size);
-        let bits = self.access.size as u32 * 8;
+        let bits = (self.access.size as u32).wrapping_mul(8);
         let value = if self.access.sign_extend && bits < 64 {
             let shift = 64u32.wrapping_sub(bits);
             ((value << shift) as i64 >> shift) as u64

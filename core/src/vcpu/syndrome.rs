@@ -196,10 +196,7 @@ mod tests {
         let Cause::DataAbort(abort, Some(access)) = decode(esr) else { panic!() };
         assert_eq!(abort.kind, FaultKind::Translation);
         assert!(!abort.write && !abort.s1ptw);
-        assert_eq!(
-            access,
-            DataAccess { size: 4, sign_extend: false, sixty_four: true, rt: 3, write: false }
-        );
+        assert_eq!(access, DataAccess { size: 4, sign_extend: false, sixty_four: true, rt: 3, write: false });
     }
 
     #[test]

@@ -83,7 +83,8 @@ const CNTHCTL_EL1PCTEN: u64 = 1;
 const CNTHCTL_EL1PCEN: u64 = 2;
 
 /// HCRX_EL2 for the host: the features whose registers it may find in the ID registers.
-const HCRX_HOST: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 22 | 1 << 23;
+const HCRX_HOST: u64 =
+    1 | 1 << 1 | 1 << 2 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 17 | 1 << 18 | 1 << 22 | 1 << 23;
 
 /// Fine-grained traps: the bits that trap while 0 ("n" bits).
 const HFGRW_N_BITS: u64 = 0xFFFC_0000_0000_0000;

@@ -3,7 +3,6 @@
 
 use core::fmt::{self, Write};
 
-
 use gzvm_core::fdt::machine::{Uart, UartKind};
 
 use crate::arch::mmio::Frame;
@@ -26,7 +25,6 @@ pub struct Port {
     kind: UartKind,
     frame: Frame,
 }
-
 
 impl Port {
     /// The UART of the device tree.

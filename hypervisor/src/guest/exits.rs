@@ -255,13 +255,18 @@ impl Running<'_> {
             self.skip();
             return self.after_kicks(kicks);
         }
-        let data = {
+        let (data, holders) = {
             let mut vgic = self.vgic();
             match frame {
-                None => vgic.dist_read(id, offset, size),
-                Some(target) => vgic.redist_read(id, target, offset, size),
+                None => (vgic.dist_read(id, offset, size), vgic.held_elsewhere(offset, size)),
+                Some(target) => (
+                    vgic.redist_read(id, target, offset, size),
+                    vgic.held_elsewhere_redist(target, offset, size),
+                ),
             }
         };
+        // vCPUs that know better than what was read come out: a guest that polls sees it next time.
+        let _ = self.vm.kick(holders);
         if let Some(load) = PendingLoad::of(access) {
             let (register, value) = load.complete(data);
             if let Some(x) = self.vcpu.regs.x.get_mut(usize::from(register)) {

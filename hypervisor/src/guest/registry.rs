@@ -72,9 +72,7 @@ pub fn create() -> Result<VmId, CreateError> {
 }
 
 /// The slot of a VM for taking it apart, if nobody is inside it.
-pub fn lock_for_destruction(
-    id: u64,
-) -> Result<RwLockWriteGuard<'static, Option<PageBox<Vm>>>, LookupError> {
+pub fn lock_for_destruction(id: u64) -> Result<RwLockWriteGuard<'static, Option<PageBox<Vm>>>, LookupError> {
     let slot = slot(id).ok_or(LookupError::NoVm)?;
     let guard = slot.try_write().ok_or(LookupError::Busy)?;
     if guard.is_none() { Err(LookupError::NoVm) } else { Ok(guard) }

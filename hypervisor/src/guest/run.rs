@@ -162,6 +162,9 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     take_answer(vcpu);
+    if core::mem::take(&mut vcpu.wake_others) {
+        return Exit::Ipi;
+    }
     let start = {
         let mut power = vm.power.lock();
         match power.get(vcpu.id) {
@@ -272,8 +275,14 @@ impl Running<'_> {
                     ))
                 }
             };
-            if let Next::Exit(exit) = next {
-                return exit;
+            match next {
+                // A WFI may end early: the sleeper goes first, and this vCPU comes back to its own.
+                Next::Exit(Exit::Idle(_)) | Next::Resume if self.vcpu.wake_others => {
+                    self.vcpu.wake_others = false;
+                    return Exit::Ipi;
+                }
+                Next::Exit(exit) => return exit,
+                Next::Resume => {}
             }
         }
     }
@@ -304,7 +313,7 @@ impl Running<'_> {
             self.gic.read_lrs(&mut self.vcpu.gic);
             let kicks = self.vm.vgic.lock().sync(self.vcpu.id, &self.vcpu.gic);
             self.loaded = false;
-            let _ = self.vm.kick(kicks);
+            self.vcpu.wake_others |= self.vm.kick(kicks);
         }
     }
 

@@ -141,7 +141,7 @@ impl Vm {
         if slot.is_some() {
             return Err(CreateError::Exists);
         }
-        let nr_lrs = PerCpu::this().with(|s| s.gic.map_or(1, |g| g.nr_lrs));
+        let nr_lrs = platform::fewest_lrs();
         share(area).map_err(|_| CreateError::BadPages)?;
         let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area))) {
             Ok(vcpu) => vcpu,
@@ -240,12 +240,8 @@ fn kick_cpu(index: usize) {
     if core::ptr::eq(*target, this) {
         return;
     }
-    let kicked = target.guest_state.compare_exchange(
-        kick::GUEST,
-        kick::KICKED,
-        Ordering::SeqCst,
-        Ordering::SeqCst,
-    );
+    let kicked =
+        target.guest_state.compare_exchange(kick::GUEST, kick::KICKED, Ordering::SeqCst, Ordering::SeqCst);
     if kicked.is_ok() {
         this.with(|s| {
             if let Some(gic) = &s.gic {
@@ -374,6 +370,8 @@ pub struct Vcpu {
     pub shared: SharedPages,
     /// What the last exit waits for.
     pub pending: Option<Pending>,
+    /// Somebody who sleeps has to be woken, and the driver has not been told yet.
+    pub wake_others: bool,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
     /// MDSCR_EL1: likewise, while there is no self-hosted debug.
@@ -391,6 +389,7 @@ impl Vcpu {
             gic: CpuInterface::default(),
             shared,
             pending: None,
+            wake_others: false,
             os_lock: false,
             mdscr: 0,
         };
@@ -425,8 +424,8 @@ impl Vcpu {
 
     /// Fills the hardware state page.
     pub fn publish(&self, vtimer_offset: u64, vtimer_delay: u64, vtimer_migrate: u32) {
-        let state = gzvm_abi::run::HwState { vtimer_offset, vtimer_delay, vtimer_migrate, ..Default::default() };
+        let state =
+            gzvm_abi::run::HwState { vtimer_offset, vtimer_delay, vtimer_migrate, ..Default::default() };
         self.shared.write(HWSTATE_OFFSET, state.as_bytes());
     }
 }
-

@@ -177,11 +177,7 @@ fn abort_host(frame: &mut HostFrame, esr: u64) {
     let denied = PerCpu::this().counter(Counter::HostAbort.index());
     // The host could flood the console: the first few lines tell.
     if denied <= 8 {
-        log::warn!(
-            "host: access to {:#x} denied (pc {:#x})",
-            cpu::fault_ipa_page() | far & 0xFFF,
-            frame.elr
-        );
+        log::warn!("host: access to {:#x} denied (pc {:#x})", cpu::fault_ipa_page() | far & 0xFFF, frame.elr);
     }
     inject(frame, esr, far);
 }

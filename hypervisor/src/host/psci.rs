@@ -79,10 +79,7 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
     if !hosts_own(entry) {
         return psci::INVALID_ADDRESS;
     }
-    if target
-        .power
-        .compare_exchange(power::OFF, power::STARTING, Ordering::SeqCst, Ordering::SeqCst)
-        .is_err()
+    if target.power.compare_exchange(power::OFF, power::STARTING, Ordering::SeqCst, Ordering::SeqCst).is_err()
     {
         return match target.power.load(Ordering::SeqCst) {
             power::STARTING => psci::ON_PENDING,

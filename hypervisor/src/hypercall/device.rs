@@ -37,7 +37,7 @@ pub fn create([id, pa, ..]: Args) -> Result<Results, Error> {
 
 /// Each frame is given once.
 fn set_frame(frame: &AtomicU64, address: u64) -> Result<(), Error> {
-    if address % FRAME != 0 || address >> IPA_BITS != 0 {
+    if !address.is_multiple_of(FRAME) || address >> IPA_BITS != 0 {
         return Err(Error::Invalid);
     }
     frame
