@@ -340,12 +340,27 @@ int gzk_clock_snapshot(u64 *wall_ns, u64 *counter)
 
 /* ---- Hypercalls ---- */
 
+/* x0..x7 from regs[], x8..x17 zero; x0..x3 back to regs[]. */
 void gzk_hvc(u64 *regs)
 {
-	struct arm_smccc_1_2_regs *r = (struct arm_smccc_1_2_regs *)regs;
+	struct arm_smccc_1_2_regs r;
 
-	BUILD_BUG_ON(sizeof(*r) != 18 * sizeof(u64));
-	arm_smccc_1_2_hvc(r, r);
+	/* One by one: an initialiser would be a call of memset on the way into the guest. */
+	r.a0 = regs[0];
+	r.a1 = regs[1];
+	r.a2 = regs[2];
+	r.a3 = regs[3];
+	r.a4 = regs[4];
+	r.a5 = regs[5];
+	r.a6 = regs[6];
+	r.a7 = regs[7];
+	r.a8 = r.a9 = r.a10 = r.a11 = r.a12 = 0;
+	r.a13 = r.a14 = r.a15 = r.a16 = r.a17 = 0;
+	arm_smccc_1_2_hvc(&r, &r);
+	regs[0] = r.a0;
+	regs[1] = r.a1;
+	regs[2] = r.a2;
+	regs[3] = r.a3;
 }
 
 u32 gzk_pa_bits(void)

@@ -629,9 +629,8 @@ pub unsafe fn gzk_clock_snapshot(wall_ns: *mut u64, counter: *mut u64) -> i32 {
 }
 
 pub unsafe fn gzk_hvc(regs: *mut u64) {
-    // SAFETY: 18 registers, as promised by the caller.
-    let regs = unsafe { &mut *regs.cast::<[u64; 18]>() };
-    assert_eq!(regs[8..], [0; 10]);
+    // SAFETY: 8 registers, as promised by the caller.
+    let regs = unsafe { &mut *regs.cast::<[u64; 8]>() };
     let function = Function::from_fid(regs[0]).expect("unknown hypercall");
     let args: [u64; 7] = regs[1..8].try_into().unwrap();
     if function == Function::Run {

@@ -32,14 +32,8 @@ fn errno(x0: u64) -> Result {
 
 fn raw<const N: usize>(function: Function, args: [u64; N]) -> (u64, Reply) {
     const { assert!(N <= 7) };
-    let mut regs = [0; 18];
-    let mut at = regs.iter_mut();
-    if let Some(x0) = at.next() {
-        *x0 = function.fid().into();
-    }
-    for (reg, arg) in at.zip(args) {
-        *reg = arg;
-    }
+    let x = |n: usize| args.get(n).copied().unwrap_or(0);
+    let mut regs = [function.fid().into(), x(0), x(1), x(2), x(3), x(4), x(5), x(6)];
     hvc(&mut regs);
     let [x0, x1, x2, x3, ..] = regs;
     (x0, Reply { x1, x2, x3 })

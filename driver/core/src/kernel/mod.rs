@@ -19,9 +19,9 @@ pub use print::bug;
 
 use crate::sys;
 
-/// HVC with x0..x17 = `regs`, and back.
-pub fn hvc(regs: &mut [u64; 18]) {
-    // SAFETY: the shim reads and writes 18 registers' worth.
+/// HVC with x0..x7 = `regs` and x8..x17 = 0; `regs` starts with the results x0..x3 afterwards.
+pub fn hvc(regs: &mut [u64; 8]) {
+    // SAFETY: the shim reads eight registers' worth, and writes four.
     unsafe { sys::gzk_hvc(regs.as_mut_ptr()) }
 }
 
