@@ -30,6 +30,8 @@ mod power;
 #[cfg(target_os = "none")]
 mod registers;
 #[cfg(target_os = "none")]
+mod sgi;
+#[cfg(target_os = "none")]
 mod sysregs;
 #[cfg(target_os = "none")]
 mod time;
@@ -56,6 +58,7 @@ fn guest() {
         power::CASES,
         devices::CASES,
         time::CASES,
+        sgi::CASES,
         interrupts::CASES,
         gic_registers::CASES,
         memory::CASES,

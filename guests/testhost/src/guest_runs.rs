@@ -19,7 +19,7 @@ pub const CASES: &[Case] = cases!["guest":
     unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, own_timer_preempts_the_guest,
     second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus, host_fp_survives,
     two_vms_interleaved, vcpu_wanders_between_cpus, relinquished_page_comes_back_fresh, time_call_and_reset,
-    blocks_from_the_mailbox,
+    blocks_from_the_mailbox, another_cpu_loses_a_relinquished_page,
 ];
 
 fn power_off(vm: &mut Vm) -> Outcome {
@@ -279,13 +279,17 @@ static TUPLE: AtomicU64 = AtomicU64::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
 static LAST_EXIT: AtomicU32 = AtomicU32::new(0);
 
-/// On another CPU: runs vCPU [`TUPLE`] until told to stop. Page faults stay for the boot CPU.
+/// On another CPU: runs vCPU [`TUPLE`] until told to stop or until it does MMIO. Page faults stay for
+/// the boot CPU.
 fn runs_tuple() {
     gic::init_cpu();
     gic::set_handler(|_| {});
     while !STOP.load(SeqCst) {
         let reason = hypercall::call(Function::Run, &[TUPLE.load(SeqCst)]).values[0] as u32;
         LAST_EXIT.store(reason, SeqCst);
+        if reason == exit::MMIO {
+            break;
+        }
         arch::irq_enable();
         arch::isb();
         arch::irq_disable();
@@ -504,4 +508,46 @@ fn blocks_from_the_mailbox() -> Outcome {
     vm.destroy()?;
     pages::reset();
     Ok(())
+}
+
+/// Translations of a page that leaves the VM go on all CPUs: a vCPU that never exits must not see
+/// the old page any more. (QEMU drops a VMID's translations when VTTBR_EL2 changes, so only a vCPU
+/// that stays in the guest can show this.)
+fn another_cpu_loses_a_relinquished_page() -> Outcome {
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    let memory = pages::take(512, 2 << 20);
+    let other_page = pages::take(1, 4096);
+    pages::write(memory + 0x1000, 0x1111);
+    pages::write(other_page, 0x2222);
+    crate::vm::clean(other_page, 8);
+    let mut vm = Vm::with_memory(programs::watches(), 2, memory)?;
+    check!(vm.map(RAM).ok() && vm.map(RAM + 0x1000).ok(), "MAP_GUEST");
+    STOP.store(false, SeqCst);
+    TUPLE.store(vm.tuple(1), SeqCst);
+    if let Err(code) = smp::start(1, runs_tuple) {
+        fail!("CPU 1 does not start: {code}");
+    }
+    let outcome = (|| {
+        check_eq!(vm.run(0)?, exit::HYPERCALL, "exit of MEM_RELINQUISH");
+        let pfn = other_page >> 12;
+        let reply = call(Function::MapGuest, &[vm.id.into(), 0, pfn, (RAM + 0x1000) >> 12, 1]);
+        check!(reply.ok(), "MAP_GUEST of another page: x0 = {:#x}", reply.x0);
+        check_eq!(vm.run_to_store(0)?, (0x10, 0), "answer");
+        let seen = timer::wait_ms(3000, || smp::join_if_done(1));
+        check!(seen, "vCPU 1 still sees the page that has left the VM");
+        let mmio = Mmio::read(&vm.report(1));
+        check_eq!(u64::from_le_bytes(mmio.data), 0x2222, "what vCPU 1 sees");
+        Ok(())
+    })();
+    STOP.store(true, SeqCst);
+    timer::wait_ms(5000, || {
+        gic::send_sgi(machine::get().cpus[1], 1);
+        timer::wait_ms(1, || false);
+        smp::join_if_done(1)
+    });
+    vm.destroy()?;
+    pages::reset();
+    outcome
 }

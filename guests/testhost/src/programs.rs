@@ -47,6 +47,9 @@ programs! {
     /// Tells the word at RAM + 0x1000, gives the page back by MEM_RELINQUISH, tells the answer and
     /// the word again, turns off.
     relinquishes = (prog_relinquish, prog_relinquish_end);
+    /// vCPU 1 loads from RAM + 0x1000 for ever until the word changes, and tells it; vCPU 0 starts
+    /// vCPU 1, relinquishes the page meanwhile and tells the answer.
+    watches = (prog_watch, prog_watch_end);
     /// Asks for the time (PTP), tells x0 to x3, resets.
     asks_time = (prog_ptp, prog_ptp_end);
     /// Calls a function nobody knows, by HVC and SMC, tells both answers, turns off.
@@ -66,6 +69,7 @@ global_asm!(
     .global prog_loads, prog_loads_end
     .global prog_one, prog_one_end
     .global prog_relinquish, prog_relinquish_end
+    .global prog_watch, prog_watch_end
     .global prog_ptp, prog_ptp_end
     .global prog_unknown, prog_unknown_end
 
@@ -257,6 +261,40 @@ prog_relinquish:
     str     x2, [x19, #0x20]
     prog_off
 prog_relinquish_end:
+
+    .balign 16
+prog_watch:
+    movz    w0, #0x0003             // CPU_ON
+    movk    w0, #0xC400, lsl #16
+    mov     x1, #1
+    adr     x2, 2f
+    mov     x3, #0
+    hvc     #0
+    adr     x4, 3f
+1:  ldr     x5, [x4]
+    cbz     x5, 1b
+    mov     x20, #0x80000000
+    mov     x19, #0x90000
+    movz    w0, #0x0009
+    movk    w0, #0xC600, lsl #16
+    add     x1, x20, #0x1000
+    hvc     #0
+    str     x0, [x19, #0x10]
+    b       .
+2:  mov     x20, #0x80000000
+    ldr     x6, [x20, #0x1000]
+    adr     x4, 3f
+    mov     x5, #1
+    str     x5, [x4]
+4:  ldr     x7, [x20, #0x1000]
+    cmp     x6, x7
+    b.eq    4b
+    mov     x1, #0x90000
+    str     x7, [x1, #0x18]
+    b       .
+    .balign 8
+3:  .quad   0
+prog_watch_end:
 
     .balign 16
 prog_ptp:
