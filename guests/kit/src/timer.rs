@@ -45,6 +45,8 @@ pub fn arm_at(deadline: u64) {
 
 /// Arms the virtual timer, `ticks` from now (TVAL: 31 bits).
 pub fn arm_in(ticks: u32) {
+    // Off first: an interrupt between the two writes would be taken, and raised again by the second.
+    write_sysreg!("cntv_ctl_el0", CTL_IMASK);
     write_sysreg!("cntv_tval_el0", u64::from(ticks));
     write_sysreg!("cntv_ctl_el0", CTL_ENABLE);
     arch::isb();

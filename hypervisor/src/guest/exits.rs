@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, system_event};
-use gzvm_abi::{MAX_VCPUS, guest};
+use gzvm_abi::guest;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
 use gzvm_core::memory::stage2::Walk;
 use gzvm_core::platform::psci::Outcome;
@@ -233,7 +233,8 @@ impl Running<'_> {
         }
         let gicr = self.vm.gicr.load(Ordering::Relaxed);
         let offset = ipa.0.checked_sub(gicr)?;
-        let vcpu = u16::try_from(offset / REDIST_SIZE).ok().filter(|v| usize::from(*v) < MAX_VCPUS)?;
+        let count = self.vm.vcpu_count.load(Ordering::Relaxed);
+        let vcpu = u16::try_from(offset / REDIST_SIZE).ok().filter(|v| u32::from(*v) < count)?;
         Some((Some(VcpuId(vcpu)), offset % REDIST_SIZE))
     }
 

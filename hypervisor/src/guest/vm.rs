@@ -92,6 +92,8 @@ pub struct Vm {
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
     pub gicr: AtomicU64,
+    /// Highest vCPU ever created, plus one: so many redistributors there are.
+    pub vcpu_count: AtomicU32,
     /// Taking apart has begun: nothing may run or be added.
     pub dying: AtomicBool,
 }
@@ -126,6 +128,7 @@ impl Vm {
             cntvoff: timer::now(),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
+            vcpu_count: AtomicU32::new(0),
             dying: AtomicBool::new(false),
         })
         .map_err(|e| {
@@ -152,6 +155,7 @@ impl Vm {
         };
         vcpu.publish_offset(self.cntvoff);
         *slot = Some(vcpu);
+        self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
         self.power.lock().add(id);
         let mut vgic = self.vgic.lock();
         vgic.add_vcpu(id, nr_lrs);
