@@ -38,6 +38,8 @@ pub fn wait_ms(ms: u64, mut f: impl FnMut() -> bool) -> bool {
 /// Arms the virtual timer for the counter value `deadline`.
 #[inline(always)]
 pub fn arm_at(deadline: u64) {
+    // Off first, as in `arm_in`.
+    write_sysreg!("cntv_ctl_el0", CTL_IMASK);
     write_sysreg!("cntv_cval_el0", deadline);
     write_sysreg!("cntv_ctl_el0", CTL_ENABLE);
     arch::isb();
