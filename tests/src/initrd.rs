@@ -13,6 +13,8 @@ const RC: &str = include_str!("../rootfs/rc");
 const INITTAB: &str = include_str!("../rootfs/inittab");
 const HOST_SESSION: &str = include_str!("../rootfs/host-session");
 const GUEST_COMMAND: &str = include_str!("../rootfs/guest-command");
+const RUN_GZ: &str = include_str!("../rootfs/run_gz");
+const TEST_LIBRARY: &str = include_str!("../rootfs/test-library");
 const GUEST_SESSION: &str = include_str!("../rootfs/guest-session");
 
 /// Modules of the stock kernel that go in, in loading order.
@@ -74,6 +76,8 @@ pub fn host(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
     let mut archive = base(layout, "host", HOST_SESSION, "virtio_mmio virtio_blk gzvm")?;
     archive.file("bin/guest", 0o755, GUEST_COMMAND.as_bytes());
     archive.file("guest/Image", 0o644, &read(&layout.kernel())?);
+    archive.file("bin/run_gz", 0o755, RUN_GZ.as_bytes());
+    archive.file("etc/test-library", 0o644, TEST_LIBRARY.as_bytes());
     let parts = [
         ("lib/modules/gzvm.ko", 0o644, "gzvm.ko"),
         ("bin/gz", 0o755, "gz"),

@@ -28,7 +28,7 @@ pub fn cases(_layout: &Layout) -> Vec<Case> {
             move |context| results_of_testhost(context, cpu, 4, "2G"),
         ));
     }
-    for (smp, memory) in [(1, "1G"), (2, "4G"), (8, "64G")] {
+    for (smp, memory) in [(1, "1G"), (2, "64G"), (8, "4G")] {
         cases.push(Case::new(
             Tier::Boot,
             format!("boot::testhost::{smp}_cpus_{memory}"),

@@ -55,8 +55,7 @@ ends no_vcpu 2 'cpus' run_gz --kernel $test --cpus 0
 ends good_disk 0 CRASH run_gz --kernel $test --disk /tmp/disk --cmdline crash=off
 
 # Memory larger than the host has: refused, or taken as it is touched; the host must live on.
-timeout -s KILL 60 gz run $(kind=$(argument gz.hypervisor); echo ${kind:+--hypervisor $kind}) --kernel $test --mem 64G \
-    --cmdline crash=off >/tmp/out 2>&1 </dev/null
+timeout -s KILL 60 run_gz --kernel $test --mem 64G --cmdline crash=off >/tmp/out 2>&1 </dev/null
 status=$?
 cat /tmp/out
 holds memory_larger_than_the_host "exit status $status: $(tail -n 1 /tmp/out)" [ $status = 0 -o $status = 1 ]

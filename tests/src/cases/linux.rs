@@ -20,7 +20,7 @@ pub fn cases() -> Vec<Case> {
             move |context| linux_host(context, Host::Gzvm, cpu, 4, "2G"),
         ));
     }
-    for (smp, memory) in [(1, "1G"), (2, "4G"), (8, "64G")] {
+    for (smp, memory) in [(1, "1G"), (2, "64G"), (8, "4G")] {
         cases.push(Case::new(
             Tier::System,
             format!("linux::host::{smp}_cpus_{memory}"),
