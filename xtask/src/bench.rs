@@ -1,24 +1,137 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-// Being built by the task "bench": please leave this file alone for now.
 //! `cargo xtask bench`: instructions per operation, under gzvm and under its peers.
+//!
+//! The same guests are run by the same VMM in QEMU that counts instructions instead of time; a table on the terminal,
+//! and on request JSON and the generated part of `docs/benchmarks.md`, which also says what the figures mean.
+//!
+//! Invariants: one machine runs at a time; a figure that could not be measured is an error in the table and a status
+//! other than zero, never a gap.
+//!
+//! [`measure`] runs the machines, [`results`] reads their consoles, [`report`] writes tables and JSON, [`plot`] the
+//! drawing.
 
-use std::path::PathBuf;
+mod measure;
+mod plot;
+mod report;
+mod results;
 
-use anyhow::{Result, bail};
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use gzvm_tests::layout::Layout;
+
+use self::{
+    measure::Plan,
+    report::{Column, Report},
+};
+use crate::{
+    build::{self, Part},
+    process, setup,
+};
+
+/// What runs at EL2 below the VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Host {
+    /// Our hypervisor; Linux is its host VM at EL1
+    Gzvm,
+    /// KVM, the host's kernel at EL2 (what Linux does on Armv8.1 and newer)
+    KvmVhe,
+    /// KVM, the host's kernel at EL1 (kvm-arm.mode=nvhe)
+    KvmNvhe,
+    /// KVM that does not trust the host's kernel (kvm-arm.mode=protected), with a VM that is not protected
+    KvmProtected,
+}
+
+impl Host {
+    /// As in the table and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gzvm => "gzvm",
+            Self::KvmVhe => "kvm-vhe",
+            Self::KvmNvhe => "kvm-nvhe",
+            Self::KvmProtected => "kvm-protected",
+        }
+    }
+}
 
 /// What `bench` may be told.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Write the figures as a list of objects {operation, host, vm, instructions}
+    /// Write the figures as a list of objects {operation, host, vm, instructions, ...}
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// One batch of each operation and two Linux boots: less exact
+    #[arg(long)]
+    pub quick: bool,
+    /// Only this host; may be given several times
+    #[arg(long, value_enum, value_name = "HOST")]
+    pub host: Vec<Host>,
+    /// Write the figures and the plot into docs/ (docs/benchmarks.md, docs/benchmarks.svg)
+    #[arg(long, conflicts_with_all = ["quick", "host"])]
+    pub docs: bool,
+    /// Measure what is in target/gz, build nothing
+    #[arg(long)]
+    pub no_build: bool,
 }
 
 /// Measures.
 ///
 /// # Errors
-/// If the benchmark guest is not there.
-pub fn bench(layout: &Layout, _options: &Options) -> Result<()> {
-    bail!("{} is not built yet", layout.part("guest-bench.Image").display())
+/// If a figure could not be measured; after what could be has been written.
+pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
+    let mut hosts =
+        if options.host.is_empty() { Host::value_variants().to_vec() } else { options.host.clone() };
+    hosts.dedup();
+    if !options.no_build {
+        setup::ensure(layout, &setup::Options::default())?;
+        let peers = [Part::Guests, Part::Gz, Part::Rootfs];
+        build::build(layout, if hosts.contains(&Host::Gzvm) { &build::ALL } else { &peers })?;
+    }
+    let plan = Plan::new(layout, options.quick)?;
+    let mut columns = Vec::new();
+    for host in hosts {
+        let step = process::Step::new(format!("counting instructions under {}", host.name()));
+        columns.push(Column { host, figures: plan.measure(host).map_err(|error| format!("{error:#}")) });
+        step.done();
+    }
+    let step = process::Step::new("booting the same Linux without a hypervisor");
+    let bare_metal = plan.bare_metal().map_err(|error| format!("{error:#}"));
+    step.done();
+    let report = Report { columns, bare_metal, about: about(layout)? };
+    print!("{}", report.terminal());
+    if let Some(file) = &options.json {
+        let text = report.json()?;
+        fs::write(file, text).with_context(|| format!("can't write {}", file.display()))?;
+        eprintln!("The figures are in {}", file.display());
+    }
+    let problems = report.problems();
+    if options.docs && problems.is_empty() {
+        write_docs(layout, &report)?;
+    }
+    if !problems.is_empty() {
+        bail!(
+            "{} of the measurements failed; consoles are in {}/bench-*.log",
+            problems.len(),
+            layout.logs().display()
+        );
+    }
+    Ok(())
+}
+
+/// What was measured with which versions.
+fn about(layout: &Layout) -> Result<String> {
+    let qemu = process::output(std::process::Command::new(gzvm_tests::machine::QEMU).arg("--version"))?;
+    let qemu = qemu.lines().next().unwrap_or_default().split_once(" (").map_or("", |(version, _)| version);
+    Ok(format!("{qemu}, Linux {} as host and guest", layout.release()?))
+}
+
+fn write_docs(layout: &Layout, report: &Report) -> Result<()> {
+    let page = layout.root.join("docs/benchmarks.md");
+    let old = fs::read_to_string(&page).with_context(|| format!("can't read {}", page.display()))?;
+    fs::write(&page, report::replace_generated(&old, &report.markdown())?)?;
+    let svg = layout.root.join("docs/benchmarks.svg");
+    fs::write(&svg, plot::svg(report))?;
+    eprintln!("Written: {}, {}", page.display(), svg.display());
+    Ok(())
 }

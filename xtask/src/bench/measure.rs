@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The measurement itself: a machine whose counter counts instructions, a script in its host, the console's text.
+//!
+//! Every run is the same to the byte (seed, clock, device tree, no address randomisation), so its figures repeat as long
+//! as no part changes. The host settles for 20 virtual seconds, which cost nothing: idle time is skipped.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use gzvm_tests::{
+    cases,
+    cpio::Archive,
+    initrd::Extra,
+    layout::Layout,
+    machine::{Boot, Kernel, Machine},
+};
+
+use super::{
+    Host,
+    results::{self, Figure},
+};
+use crate::process;
+
+/// CPUs of the host. Virtual time is the sum of what all CPUs execute; two are what an IPI between vCPUs needs.
+const CPUS: u32 = 2;
+/// Wall time of one machine. Counting excludes threads, and the PC may be busy.
+const LIMIT: Duration = Duration::from_secs(1800);
+const STOPWATCH: &str = include_str!("stopwatch.S");
+/// For a Linux that is measured. KVM 6.12 in its protected mode hides these two features of `-cpu max` without telling a
+/// guest, which then dies; to be the same everywhere, no guest uses them.
+const GUEST_ARGUMENTS: &str = "quiet panic=-1 nokaslr arm64.nopauth arm64.nomops";
+const GUEST_MEMORY: &str = "512M";
+
+/// Figures of one host, by operation; what could not be measured has its reason.
+pub type Figures = BTreeMap<&'static str, Result<Figure, String>>;
+
+/// What all measurements share.
+pub struct Plan<'a> {
+    layout: &'a Layout,
+    folder: PathBuf,
+    batches: u32,
+    boots: u32,
+    stopwatch: Vec<u8>,
+}
+
+impl<'a> Plan<'a> {
+    /// Assembles the stopwatch.
+    ///
+    /// # Errors
+    /// If it can't be.
+    pub fn new(layout: &'a Layout, quick: bool) -> Result<Self> {
+        let folder = layout.out.join("bench");
+        fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+        let (source, program) = (folder.join("stopwatch.S"), folder.join("stopwatch"));
+        fs::write(&source, STOPWATCH)?;
+        let mut compiler = Command::new("aarch64-linux-gnu-gcc");
+        process::run(compiler.args(["-nostdlib", "-static", "-s", "-o"]).arg(&program).arg(&source))?;
+        let (batches, boots) = if quick { (1, 2) } else { (3, 8) };
+        Ok(Self { layout, batches, boots, stopwatch: fs::read(&program)?, folder })
+    }
+
+    /// All figures of one host.
+    ///
+    /// # Errors
+    /// If the machine did not come to the end of its script.
+    pub fn measure(&self, host: Host) -> Result<Figures> {
+        let base = self.layout.part("host-initrd.cpio");
+        let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
+        let mut archive = Archive::new();
+        let script = Extra::script(&self.script());
+        archive.file(&script.path, script.mode, &script.content);
+        archive.file("bin/stopwatch", 0o755, &self.stopwatch);
+        archive.file("guest/stopwatch.cpio", 0o644, &self.guest_initrd());
+        initrd.extend(archive.finish());
+        let initrd = self.write("host-initrd.cpio", &initrd)?;
+        let (kind, mode) = match host {
+            Host::Gzvm => (cases::Host::Gzvm, ""),
+            Host::KvmVhe => (cases::Host::Kvm, ""),
+            Host::KvmNvhe => (cases::Host::Kvm, "kvm-arm.mode=nvhe"),
+            Host::KvmProtected => (cases::Host::Kvm, "kvm-arm.mode=protected"),
+        };
+        let arguments = format!("nokaslr gz.mode=script {mode}");
+        let mut machine = Machine::new(kind.boot(self.layout, initrd, &arguments));
+        machine.smp = CPUS;
+        let text = run(&mut machine, &self.log(host.name()))?;
+        check_mode(host, &text)?;
+        let mut figures = results::operations(&text, self.batches);
+        figures.insert(results::LINUX_BOOT, results::boots(&text, self.boots));
+        ensure!(text.contains(END), "the host did not come to the end of its script");
+        Ok(figures)
+    }
+
+    /// Instructions from reset to init of the guest's kernel as the machine's only one, at EL1.
+    ///
+    /// # Errors
+    /// If it did not get there.
+    pub fn bare_metal(&self) -> Result<Figure> {
+        let mut counts = Vec::new();
+        for number in 1..=self.boots {
+            let kernel = Kernel {
+                image: self.layout.kernel(),
+                initrd: Some(self.write("stopwatch.cpio", &self.guest_initrd())?),
+                arguments: format!("console=ttyAMA0 {GUEST_ARGUMENTS} {}", varied(number)),
+            };
+            let mut machine = Machine::new(Boot::Direct(kernel));
+            machine.smp = 1;
+            machine.memory = GUEST_MEMORY.to_owned();
+            machine.extra = vec!["-M".into(), "virtualization=off".into()];
+            let text = run(&mut machine, &self.log("bare-metal"))?;
+            counts.push(results::counter(&text).context("init did not print the counter")?);
+        }
+        Figure::median(&counts).context("no boot")
+    }
+
+    /// What the host does.
+    fn script(&self) -> String {
+        let batches: Vec<_> = (1..=self.batches).map(|n| n.to_string()).collect();
+        let boots: Vec<_> = (1..=self.boots).map(varied).collect();
+        format!(
+            r#". /etc/profile
+hypervisor=$(argument gz.hypervisor)
+hypervisor=${{hypervisor:-gzvm}}
+counters() {{
+    if [ $hypervisor = kvm ]; then
+        for file in /sys/kernel/debug/kvm/*exit*; do echo "${{file##*/}} $(cat $file)"; done
+    else
+        cat /sys/kernel/debug/gzvm/counters
+    fi | tr '\n' ' '
+}}
+dmesg | grep -i 'kvm.*initialized'
+sleep 20
+for batch in {batches}; do
+    gz run --hypervisor $hypervisor --kernel /guest/bench.Image --cpus 2 --mem 64M </dev/null
+    echo "[STATUS] operations $?"
+done
+for word in {boots}; do
+    sleep 1
+    echo "[BEFORE] $(counters)"
+    stopwatch
+    gz run --hypervisor $hypervisor --kernel /guest/Image --initrd /guest/stopwatch.cpio --cpus 1 \
+        --mem {GUEST_MEMORY} --cmdline "console=ttyS0 {GUEST_ARGUMENTS} $word" </dev/null |
+    while read -r line; do
+        case $line in
+        *COUNTER*) stopwatch; echo "[AFTER] $(counters)"; echo "[INIT] ${{line##*] }}" ;;
+        *) echo "$line" ;;
+        esac
+    done
+done
+echo "{END}""#,
+            batches = batches.join(" "),
+            boots = boots.join(" "),
+        )
+    }
+
+    /// The guest's root: a console and the stopwatch as init.
+    fn guest_initrd(&self) -> Vec<u8> {
+        let mut archive = Archive::new();
+        archive.folder("dev");
+        archive.device("dev/console", 5, 1);
+        archive.file("init", 0o755, &self.stopwatch);
+        archive.finish()
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        fs::write(&path, content).with_context(|| format!("can't write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.layout.logs().join(format!("bench-{name}.log"))
+    }
+}
+
+/// What the host says last.
+const END: &str = "[END] all measured";
+
+/// A word for a kernel's command line, of a length that differs from boot to boot: it moves the phase of the kernel's
+/// timer tick against its work, by which one boot differs from the next.
+fn varied(number: u32) -> String {
+    format!("phase={}", "x".repeat(number as usize))
+}
+
+fn run(machine: &mut Machine, log: &Path) -> Result<String> {
+    machine.icount = true;
+    let mut console = machine.start(log)?;
+    console.wait_power_off(LIMIT)?;
+    Ok(console.text())
+}
+
+/// The host's kernel must say that it runs in the mode that was asked for: Linux falls back without an error.
+fn check_mode(host: Host, text: &str) -> Result<()> {
+    let modes: &[&str] = match host {
+        Host::Gzvm => return Ok(()),
+        Host::KvmVhe => &["VHE"],
+        Host::KvmNvhe => &["Hyp nVHE"],
+        // The latter: at EL2 with HCR_EL2.E2H set, on CPUs that have it.
+        Host::KvmProtected => &["Protected nVHE", "Protected hVHE"],
+    };
+    if !modes.iter().any(|mode| text.contains(&format!("kvm [1]: {mode} mode initialized"))) {
+        bail!("the host's kernel does not run KVM as {}", host.name());
+    }
+    Ok(())
+}

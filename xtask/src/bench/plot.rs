@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The figures as bars: a group an operation, each on a scale of its own (they span six orders of magnitude).
+
+use std::fmt::Write as _;
+
+use super::{
+    Host,
+    report::{self, Report, grouped},
+};
+
+const WIDTH: u32 = 760;
+const LEFT: u32 = 130;
+/// Room for the longest bar; its number stands right of it.
+const BAR: u32 = 500;
+const BAR_HEIGHT: u32 = 14;
+const GROUP_GAP: u32 = 16;
+const TOP: u32 = 56;
+
+const fn colour(host: Host) -> &'static str {
+    match host {
+        Host::Gzvm => "#0b6e4f",
+        Host::KvmVhe => "#4f7cac",
+        Host::KvmNvhe => "#8fb0d0",
+        Host::KvmProtected => "#c0a24a",
+    }
+}
+
+/// The drawing.
+pub fn svg(report: &Report) -> String {
+    let mut body = String::new();
+    let mut y = TOP;
+    for operation in report::operations() {
+        let figures: Vec<_> =
+            report.columns.iter().map(|column| (column.host, column.figure(operation).ok())).collect();
+        let most = figures.iter().filter_map(|(_, figure)| Some(figure.as_ref()?.instructions)).max();
+        let target = report::target(operation);
+        let most = most.max(target).unwrap_or(1).max(1);
+        let length = |count: u64| count as f64 / most as f64 * f64::from(BAR);
+        let height = BAR_HEIGHT * u32::try_from(figures.len()).unwrap_or(0);
+        text(&mut body, LEFT - 10, y + height / 2 + 4, "end", operation);
+        for (index, (host, figure)) in figures.iter().enumerate() {
+            let top = y + BAR_HEIGHT * u32::try_from(index).unwrap_or(0);
+            let Some(figure) = figure else {
+                text(&mut body, LEFT + 6, top + 11, "start", "failed");
+                continue;
+            };
+            let bar = length(figure.instructions);
+            _ = writeln!(
+                body,
+                r#"<rect x="{LEFT}" y="{top}" width="{bar:.1}" height="{}" fill="{}"/>"#,
+                BAR_HEIGHT - 2,
+                colour(*host)
+            );
+            _ = writeln!(
+                body,
+                r#"<text x="{:.1}" y="{}" font-size="11">{}</text>"#,
+                f64::from(LEFT) + bar + 5.0,
+                top + 10,
+                grouped(figure.instructions)
+            );
+        }
+        if let Some(target) = target {
+            let x = f64::from(LEFT) + length(target);
+            _ = writeln!(
+                body,
+                r##"<line x1="{x:.1}" y1="{}" x2="{x:.1}" y2="{}" stroke="#c1121f" stroke-dasharray="3 2"/>"##,
+                y - 3,
+                y + height + 1
+            );
+        }
+        y += height + GROUP_GAP;
+    }
+    let mut legend = String::new();
+    let mut x = LEFT;
+    for column in &report.columns {
+        let name = column.host.name();
+        _ = writeln!(
+            legend,
+            r#"<rect x="{x}" y="32" width="12" height="10" fill="{}"/>"#,
+            colour(column.host)
+        );
+        text(&mut legend, x + 17, 41, "start", name);
+        x += 45 + 7 * u32::try_from(name.len()).unwrap_or(0);
+    }
+    _ = writeln!(
+        legend,
+        r##"<line x1="{x}" y1="30" x2="{x}" y2="44" stroke="#c1121f" stroke-dasharray="3 2"/>"##
+    );
+    text(&mut legend, x + 8, 41, "start", "target");
+    format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" font-family="sans-serif" font-size="12" fill="#222">
+<rect width="{WIDTH}" height="{y}" fill="#fff"/>
+<text x="{LEFT}" y="20" font-size="14">Instructions per operation, plain VM; shorter is better; each operation on its own scale</text>
+{legend}{body}</svg>
+"##
+    )
+}
+
+fn text(to: &mut String, x: u32, y: u32, anchor: &str, content: &str) {
+    _ = writeln!(to, r#"<text x="{x}" y="{y}" text-anchor="{anchor}">{content}</text>"#);
+}
