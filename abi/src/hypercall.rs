@@ -74,10 +74,16 @@ functions! {
     ExtCounter = 0x41,
 }
 
+/// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).
+pub const fn strip_sve_hint(fid: u32) -> u32 {
+    if fid >> 31 == 1 { fid & !(1 << 16) } else { fid }
+}
+
 impl Function {
-    /// The function an SMCCC function ID names, of either family. Looks at the low 32 bits only.
+    /// The function an SMCCC function ID names, of either family. Looks at the low 32 bits only, and
+    /// not at the SVE hint.
     pub const fn from_fid(fid: u64) -> Option<Self> {
-        let fid = fid as u32;
+        let fid = strip_sve_hint(fid as u32);
         if fid & 0xFFFF_F000 == FID_BASE_SMC64 || fid & 0xFFFF_F000 == FID_BASE_SMC32 {
             Self::from_number((fid & 0xFFF) as u16)
         } else {

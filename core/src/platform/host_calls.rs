@@ -2,6 +2,8 @@
 //! Which SMCs of the host reach the firmware. Default deny: what is not named here is answered
 //! with NOT_SUPPORTED and never leaves EL2.
 
+use gzvm_abi::hypercall::strip_sve_hint;
+
 use super::psci;
 use super::smccc;
 
@@ -18,7 +20,7 @@ pub enum HostCall {
 
 /// Decides by x0; only its low 32 bits count (SMCCC 2.7).
 pub fn decide(fid: u64) -> HostCall {
-    let fid = fid as u32;
+    let fid = strip_sve_hint(fid as u32);
     if smccc::is_psci(fid) {
         return match psci::Function::from_fid(fid) {
             Some(f) => HostCall::Psci(f),
@@ -50,6 +52,7 @@ mod tests {
             assert_eq!(decide(fid), HostCall::Deny, "{fid:#x}");
         }
         assert_eq!(decide(0xFFFF_FFFF_8000_0000), HostCall::Forward);
+        assert_eq!(decide(0xC401_0003), HostCall::Psci(psci::Function::CpuOn), "with the SVE hint");
         assert_eq!(decide(0xC400_0003), HostCall::Psci(psci::Function::CpuOn));
     }
 

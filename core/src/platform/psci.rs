@@ -163,7 +163,7 @@ impl<const N: usize> PowerStates<N> {
 
     /// Decides on a call of `vcpu`. `fid` is x0; 32-bit calls take the low halves of their arguments.
     pub fn call(&mut self, vcpu: VcpuId, fid: u64, args: [u64; 3], ipa_bits: u8) -> Outcome {
-        let fid = fid as u32;
+        let fid = gzvm_abi::hypercall::strip_sve_hint(fid as u32);
         let wide = fid & 0x4000_0000 != 0;
         let [a1, a2, a3] = if wide { args } else { args.map(|a| a & 0xFFFF_FFFF) };
         let Some(function) = Function::from_fid(fid) else { return Outcome::Return(NOT_SUPPORTED) };

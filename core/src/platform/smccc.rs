@@ -2,6 +2,7 @@
 //! Calls that guests make by HVC, besides PSCI (SMCCC 1.2, Arm DEN0028).
 
 use gzvm_abi::guest;
+use gzvm_abi::hypercall::strip_sve_hint;
 
 /// SMCCC's "not supported".
 pub const NOT_SUPPORTED: u64 = -1i64 as u64;
@@ -47,7 +48,7 @@ pub const fn is_psci(fid: u32) -> bool {
 
 /// Decides on the call with x0 = `fid` (low 32 bits count) and x1 = `arg`.
 pub fn decide(fid: u64, arg: u64) -> Answer {
-    let fid = fid as u32;
+    let fid = strip_sve_hint(fid as u32);
     match fid {
         _ if is_psci(fid) => Answer::Psci,
         VERSION => one(0x0001_0002),

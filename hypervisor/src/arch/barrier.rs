@@ -29,6 +29,12 @@ simple! {
     tlbi_alle1 = "dsb nshst\n tlbi alle1\n ic iallu\n dsb nsh\n isb";
     /// Drops EL2's own entries, on this CPU.
     tlbi_alle2 = "dsb sy\n tlbi alle2\n dsb nsh\n isb";
+    /// Drops EL1&0's stage-1 entries of the VMID in VTTBR_EL2, on this CPU.
+    tlbi_vmalle1 = "tlbi vmalle1\n ic iallu\n dsb nsh\n isb";
+    /// Waits for profiling records in flight (PSB CSYNC).
+    psb_csync = "hint #17\n dsb nsh";
+    /// Waits for trace in flight (TSB CSYNC).
+    tsb_csync = "hint #18\n dsb nsh";
     /// Makes instruction fetch see what was written (all CPUs).
     ic_ialluis = "ic ialluis\n dsb ish\n isb";
 }

@@ -91,6 +91,22 @@ const HFGRW_N_BITS: u64 = 0xFFFC_0000_0000_0000;
 const HFGI_N_BITS: u64 = 0x0F80_0000_0000_0000;
 const HDFG_N_BITS: u64 = 0x7800_0000_0000_0000;
 
+/// HFGITR2_EL2.TSBCSYNC: the one bit of the FGT2 registers that traps while 1.
+const HFGI2_TSBCSYNC: u64 = 1;
+
+/// ICC_SRE_EL2: system registers at EL2 and below; for the host without a trap of ICC_SRE_EL1.
+const ICC_SRE_HOST: u64 = 0xF;
+/// For guests ICC_SRE_EL1, which is physical, traps.
+const ICC_SRE_GUEST: u64 = 0x7;
+/// MPAM2_EL2 for guests: MPAM0_EL1 and MPAM1_EL1 trap.
+const MPAM2_GUEST: u64 = 3 << 48;
+/// TCR_EL1.EPD0 and EPD1: no stage-1 walks.
+const TCR_EPD: u64 = 1 << 7 | 1 << 23;
+
+/// MDCR_EL2.E2PB and E2TB for guests: buffers are EL1's, and their registers trap.
+const MDCR_E2PB_TRAP: u64 = 0b10 << 12;
+const MDCR_E2TB_TRAP: u64 = 0b10 << 24;
+
 /// MDCR_EL2 for guests: debug, PMU, OS lock, trace, SPE, TRF all trap.
 const MDCR_GUEST_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19 | 1 << 27;
 
@@ -127,6 +143,8 @@ pub struct CpuState {
     pub host_vtcr: u64,
     host_vmpidr: u64,
     host_vpidr: u64,
+    host_pmscr: u64,
+    host_trfcr: u64,
 }
 
 impl Default for CpuState {
@@ -146,6 +164,8 @@ impl Default for CpuState {
             host_vtcr: 0,
             host_vmpidr: 0,
             host_vpidr: 0,
+            host_pmscr: 0,
+            host_trfcr: 0,
         }
     }
 }
@@ -182,6 +202,8 @@ impl CpuState {
         self.features = f;
         self.host_vttbr = vttbr;
         self.host_vtcr = vtcr;
+        // A CPU that was off has lost its registers, and the host's that were kept for it are stale.
+        self.fp = FpHolder::Host;
         self.host_vmpidr = read!("mpidr_el1");
         self.host_vpidr = read!("midr_el1");
         let sve_trap = if f.sve { CPTR_TZ } else { 0 };
@@ -199,14 +221,17 @@ impl CpuState {
         write!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
         write!("cnthp_ctl_el2", 0);
         // ICC_SRE_EL2: system registers at EL2 and below, no trap of ICC_SRE_EL1.
-        write!("s3_4_c12_c9_5", 0xF);
+        write!("s3_4_c12_c9_5", ICC_SRE_HOST);
         isb();
         write!("s3_4_c12_c11_0", 0);
         let counters = if f.pmu { read!("pmcr_el0") >> 11 & 0x1F } else { 0 };
         let spe = if f.spe { 3 << 12 } else { 0 };
         let trbe = if f.trbe { 3 << 24 } else { 0 };
         self.mdcr_host = counters | spe | trbe;
-        self.mdcr_guest = counters | MDCR_GUEST_TRAPS;
+        self.mdcr_guest = counters
+            | MDCR_GUEST_TRAPS
+            | if f.spe { MDCR_E2PB_TRAP } else { 0 }
+            | if f.trbe { MDCR_E2TB_TRAP } else { 0 };
         write!("mdcr_el2", self.mdcr_host);
         if f.trf {
             write!("s3_4_c1_c2_1", 0);
@@ -228,13 +253,6 @@ impl CpuState {
             write!("s3_4_c1_c2_2", HCRX_HOST);
         }
         self.fine_grained_traps(true);
-        if f.fgt2 {
-            write!("s3_4_c3_c1_2", u64::MAX);
-            write!("s3_4_c3_c1_3", u64::MAX);
-            write!("s3_4_c3_c1_0", u64::MAX);
-            write!("s3_4_c3_c1_1", u64::MAX);
-            write!("s3_4_c3_c1_7", u64::MAX);
-        }
         tlbi_alle1();
         self.reset_el1();
     }
@@ -267,6 +285,14 @@ impl CpuState {
         if self.features.amu {
             write!("s3_4_c3_c1_6", 0);
         }
+        if self.features.fgt2 {
+            // HFGRTR2, HFGWTR2, HDFGRTR2, HDFGWTR2: all "n" bits; HFGITR2 has one that is not.
+            write!("s3_4_c3_c1_2", pick(u64::MAX));
+            write!("s3_4_c3_c1_3", pick(u64::MAX));
+            write!("s3_4_c3_c1_0", pick(u64::MAX));
+            write!("s3_4_c3_c1_1", pick(u64::MAX));
+            write!("s3_4_c3_c1_7", pick(u64::MAX & !HFGI2_TSBCSYNC));
+        }
     }
 
     /// Gives the CPU to a guest: its EL1, timer, traps, stage 2 and vectors. FP stays the host's
@@ -276,9 +302,15 @@ impl CpuState {
         self.host_el1.save(&f);
         timer::save(&mut self.host_timer);
         timer::arm_host_deadline(&self.host_timer);
-        guest.el1.restore(&f);
+        self.stop_profiling();
+        // No speculative walk may combine one VM's stage 1 with another's stage 2: walks are off
+        // (TCR_EL1.EPDx) from before the change of stage 2 until EL1's registers are complete.
+        write!("tcr_el1", self.host_el1.tcr | TCR_EPD);
+        isb();
         write!("vttbr_el2", guest.vttbr);
         write!("vtcr_el2", guest.vtcr);
+        isb();
+        guest.el1.restore(&f);
         write!("vmpidr_el2", guest.vmpidr);
         write!("vpidr_el2", guest.vpidr);
         write!("cnthctl_el2", CNTHCTL_EL1PCTEN);
@@ -288,6 +320,10 @@ impl CpuState {
             write!("s3_4_c1_c2_2", 0);
         }
         self.fine_grained_traps(false);
+        if f.mpam {
+            write!("s3_4_c10_c5_0", MPAM2_GUEST);
+        }
+        write!("s3_4_c12_c9_5", ICC_SRE_GUEST);
         write!("hcr_el2", HCR_GUEST.bits());
         write!("vbar_el2", &raw const guest_vectors as u64);
         timer::restore(guest.timer, guest.cntvoff);
@@ -305,10 +341,17 @@ impl CpuState {
             fp.save();
             self.fp = FpHolder::Leftover;
         }
-        self.host_el1.restore(&f);
+        write!("tcr_el1", el1.tcr | TCR_EPD);
+        isb();
         write!("hcr_el2", HCR_HOST.bits());
         write!("vttbr_el2", self.host_vttbr);
         write!("vtcr_el2", self.host_vtcr);
+        isb();
+        self.host_el1.restore(&f);
+        if f.mpam {
+            write!("s3_4_c10_c5_0", 0);
+        }
+        write!("s3_4_c12_c9_5", ICC_SRE_HOST);
         write!("vmpidr_el2", self.host_vmpidr);
         write!("vpidr_el2", self.host_vpidr);
         write!("cnthctl_el2", CNTHCTL_EL1PCTEN | CNTHCTL_EL1PCEN);
@@ -319,8 +362,35 @@ impl CpuState {
             write!("s3_4_c1_c2_2", HCRX_HOST);
         }
         self.fine_grained_traps(true);
+        self.resume_profiling();
         timer::restore(&self.host_timer, 0);
         isb();
+    }
+
+    /// The host's profiling and trace buffers must be drained and off before their owner changes:
+    /// what is in flight would be written through EL2's own map, at an address that the host chose.
+    fn stop_profiling(&mut self) {
+        if self.features.spe {
+            self.host_pmscr = read!("s3_0_c9_c9_0");
+            write!("s3_0_c9_c9_0", 0);
+            isb();
+            super::barrier::psb_csync();
+        }
+        if self.features.trf {
+            self.host_trfcr = read!("s3_0_c1_c2_1");
+            write!("s3_0_c1_c2_1", 0);
+            isb();
+            super::barrier::tsb_csync();
+        }
+    }
+
+    fn resume_profiling(&self) {
+        if self.features.spe {
+            write!("s3_0_c9_c9_0", self.host_pmscr);
+        }
+        if self.features.trf {
+            write!("s3_0_c1_c2_1", self.host_trfcr);
+        }
     }
 
     fn sve_sme_traps(&self) -> u64 {
@@ -333,13 +403,7 @@ impl CpuState {
             FpHolder::Guest => {}
             FpHolder::Host => {
                 self.host_fp_untrapped();
-                if self.features.sme {
-                    // Streaming mode would change what the guest's instructions mean. A host that
-                    // enters guests in it loses its Z registers, which is its own doing.
-                    write!("s3_3_c4_c2_2", read!("s3_3_c4_c2_2") & !1);
-                    isb();
-                }
-                self.host_fp.save(self.features.sve);
+                self.host_fp.save(&self.features);
             }
             FpHolder::Leftover => {}
         }
@@ -358,7 +422,7 @@ impl CpuState {
     pub fn host_uses_fp(&mut self) {
         self.host_fp_untrapped();
         if self.fp != FpHolder::Host {
-            self.host_fp.restore(self.features.sve);
+            self.host_fp.restore(&self.features);
             self.fp = FpHolder::Host;
         }
     }

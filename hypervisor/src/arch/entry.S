@@ -84,6 +84,7 @@ primary_entry:
     str     x5, [x1, x4, lsl #3]
     dsb     sy
 
+    msr     tpidr_el2, xzr                  // no per-CPU block yet: the vectors look
     adrp    x1, host_vectors
     add     x1, x1, :lo12:host_vectors
     msr     vbar_el2, x1
@@ -155,6 +156,7 @@ replace_map:
 secondary_entry:
     msr     daifset, #0xf
     mov     x20, x0
+    msr     tpidr_el2, x20
     adrp    x1, host_vectors
     add     x1, x1, :lo12:host_vectors
     msr     vbar_el2, x1

@@ -53,7 +53,7 @@ fp_restore:
     msr     fpcr, x2
     ret
 
-// sve_save(area), sve_restore(area): z0..z31 and p0..p15, FFR at the vector length in force
+// sve_save(area, ffr), sve_restore(area, ffr): z0..z31 and p0..p15, FFR at the vector length in force
 // (`SveRegs`: 32 * 256 bytes, then 17 * 32, then FPSR, FPCR).
 .macro z_all op
     .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
@@ -71,10 +71,11 @@ sve_save:
     add     x3, x0, #8192
     z_all   str
     p_all   str
+    cbz     x1, 1f
     rdffr   p0.b
     str     p0, [x3, #16, mul vl]
     ldr     p0, [x3, #0, mul vl]
-    mrs     x1, fpsr
+1:  mrs     x1, fpsr
     mrs     x2, fpcr
     add     x3, x3, #544
     stp     w1, w2, [x3]
@@ -83,18 +84,13 @@ sve_save:
 .global sve_restore
 sve_restore:
     add     x3, x0, #8192
+    cbz     x1, 1f
     ldr     p0, [x3, #16, mul vl]
     wrffr   p0.b
-    z_all   ldr
+1:  z_all   ldr
     p_all   ldr
     add     x3, x3, #544
     ldp     w1, w2, [x3]
     msr     fpsr, x1
     msr     fpcr, x2
-    ret
-
-// Vector length in bytes.
-.global sve_vl
-sve_vl:
-    rdvl    x0, #1
     ret

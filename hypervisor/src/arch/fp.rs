@@ -4,6 +4,7 @@
 //! Guests have FP/SIMD without SVE. A guest's registers are saved on every return to the host if it
 //! used them; the host's come back at the host's own first use, by trap.
 
+use super::id::Features;
 use super::sysreg::{read, write};
 
 /// q0..q31, FPSR, FPCR.
@@ -29,8 +30,8 @@ pub struct SveRegs([u8; 8192 + 544 + 16]);
 unsafe extern "C" {
     fn fp_save(area: *mut FpRegs);
     fn fp_restore(area: *const FpRegs);
-    fn sve_save(area: *mut SveRegs);
-    fn sve_restore(area: *const SveRegs);
+    fn sve_save(area: *mut SveRegs, ffr: u64);
+    fn sve_restore(area: *const SveRegs, ffr: u64);
 }
 
 /// The host's registers while they are not in the CPU.
@@ -38,11 +39,13 @@ unsafe extern "C" {
 pub struct HostFp {
     sve: SveRegs,
     zcr_el1: u64,
+    /// SVCR: streaming mode and ZA. ZA itself stays in the CPU; guests can't reach it.
+    svcr: u64,
 }
 
 impl Default for HostFp {
     fn default() -> Self {
-        Self { sve: SveRegs([0; 8192 + 544 + 16]), zcr_el1: 0 }
+        Self { sve: SveRegs([0; 8192 + 544 + 16]), zcr_el1: 0, svcr: 0 }
     }
 }
 
@@ -60,28 +63,51 @@ impl FpRegs {
     }
 }
 
+/// SVCR.SM: streaming mode.
+const SVCR_SM: u64 = 1;
+
 impl HostFp {
-    /// Takes the host's registers. FP and, with `sve`, SVE must not be trapped.
-    pub fn save(&mut self, sve: bool) {
-        if sve {
+    /// Takes the host's registers, and leaves streaming mode, in which a guest's instructions would
+    /// mean something else. Neither FP nor SVE nor SME may be trapped.
+    pub fn save(&mut self, features: &Features) {
+        self.svcr = if features.sme { read!("s3_3_c4_c2_2") } else { 0 };
+        if features.sve {
             self.zcr_el1 = read!("s3_0_c1_c2_0");
+        }
+        if features.sve || self.svcr & SVCR_SM != 0 {
             // SAFETY: the area holds the largest vector length.
-            unsafe { sve_save(&mut self.sve) }
+            unsafe { sve_save(&mut self.sve, self.has_ffr(features)) }
         } else {
             // SAFETY: an SveRegs is larger than an FpRegs and as aligned.
             unsafe { fp_save(core::ptr::from_mut(&mut self.sve).cast()) }
         }
+        if self.svcr & SVCR_SM != 0 {
+            write!("s3_3_c4_c2_2", self.svcr & !SVCR_SM);
+            super::barrier::isb();
+        }
     }
 
     /// Gives the host its registers back.
-    pub fn restore(&self, sve: bool) {
-        if sve {
+    pub fn restore(&self, features: &Features) {
+        if self.svcr & SVCR_SM != 0 {
+            write!("s3_3_c4_c2_2", self.svcr);
+            super::barrier::isb();
+        }
+        if features.sve {
             write!("s3_0_c1_c2_0", self.zcr_el1);
+            super::barrier::isb();
+        }
+        if features.sve || self.svcr & SVCR_SM != 0 {
             // SAFETY: as in `save`.
-            unsafe { sve_restore(&self.sve) }
+            unsafe { sve_restore(&self.sve, self.has_ffr(features)) }
         } else {
             // SAFETY: as in `save`.
             unsafe { fp_restore(core::ptr::from_ref(&self.sve).cast()) }
         }
+    }
+
+    /// Streaming mode has no FFR, unless FEAT_SME_FA64 is there.
+    fn has_ffr(&self, features: &Features) -> u64 {
+        u64::from(self.svcr & SVCR_SM == 0 || features.sme_fa64)
     }
 }

@@ -135,18 +135,13 @@ impl CpuGic {
         (read!("s3_0_c12_c12_2") & 0xFF_FFFF) as u32
     }
 
-    /// Acknowledges, drops and deactivates the pending kick.
+    /// Takes the pending kick back. It is not acknowledged: a more urgent interrupt of the host's could
+    /// come in between, and would be acknowledged in its place. At worst the CPU interface signals
+    /// once more with nothing behind it.
     pub fn take_kick(&self) {
-        let intid = read!("s3_0_c12_c12_0");
-        dsb_sy();
-        isb();
-        if intid & 0xFF_FFFF < 1020 {
-            write!("s3_0_c12_c12_1", intid);
-            // ICC_CTLR_EL1.EOImode: priority drop and deactivation apart.
-            if read!("s3_0_c12_c12_4") & 2 != 0 {
-                write!("s3_0_c12_c11_1", intid);
-            }
-            isb();
+        if let Some(sgi) = self.kick {
+            self.redist.write32(GICR_ICPENDR0, 1 << sgi);
+            dsb_sy();
         }
     }
 

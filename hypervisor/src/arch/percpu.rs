@@ -30,6 +30,8 @@ pub struct PerCpu {
     pub sctlr: u64,
     /// 40: where `guest_exit` stores registers.
     guest_regs: UnsafeCell<*mut GuestRegs>,
+    /// 48: top of the stack for exceptions of EL2's own.
+    pub fatal_stack_top: u64,
     /// Index among the CPUs of the device tree.
     pub index: usize,
     /// Affinity fields of MPIDR.
@@ -79,6 +81,7 @@ impl PerCpu {
             tcr: 0,
             sctlr: 0,
             guest_regs: UnsafeCell::new(core::ptr::null_mut()),
+            fatal_stack_top: 0,
             index,
             mpidr,
             host_entry: AtomicU64::new(0),
@@ -133,6 +136,7 @@ impl PerCpu {
     }
 }
 const _: () = assert!(core::mem::offset_of!(PerCpu, guest_regs) == 40);
+const _: () = assert!(core::mem::offset_of!(PerCpu, fatal_stack_top) == 48);
 
 /// Counts an event on this CPU.
 #[inline(always)]

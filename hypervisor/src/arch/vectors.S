@@ -34,14 +34,19 @@
     b       \target
 .endm
 
-// With the stack suspect (it may be what overflowed), an exception of EL2's own goes to a spare one.
+// With the stack suspect (it may be what overflowed), an exception of EL2's own goes to this CPU's
+// spare one; early in boot, to the one spare stack that there is then.
 .macro fatal_vector reason
 .balign 128
     msr     tpidr_el0, x0
     mov     x0, sp
     msr     tpidrro_el0, x0
-    adrp    x0, fatal_stack_top
-    mov     sp, x0
+    mrs     x0, tpidr_el2
+    cbz     x0, 1f
+    ldr     x0, [x0, #48]                   // PerCpu::fatal_stack_top
+    b       2f
+1:  adrp    x0, fatal_stack_top
+2:  mov     sp, x0
     mov     x0, #\reason
     b       el2_fatal
 .endm
@@ -95,6 +100,7 @@ guest_vectors:
     guest_vector 3
 
 host_exception:
+    mov     x29, xzr                        // the host's frame records are none of EL2's
     bl      handle_host_exception
     ldp     x30, x1, [sp, #240]
     msr     elr_el2, x1
@@ -122,10 +128,13 @@ host_exception:
 
 // The two EL0 thread registers serve as scratch here: there is no way back from a fatal exception.
 el2_fatal:
+    str     x0, [sp, #-16]!
     mrs     x0, tpidr_el0
     save_frame
     mov     x0, sp
     mrs     x1, tpidrro_el0
+    ldr     x2, [sp, #272]                  // the reason
+    mov     x29, xzr
     bl      handle_fatal_exception
     b       .
 

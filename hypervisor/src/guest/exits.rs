@@ -4,8 +4,8 @@
 use core::sync::atomic::Ordering;
 
 use gzvm_abi::counter::Counter;
-use gzvm_abi::run::{self as abi, system_event};
 use gzvm_abi::guest;
+use gzvm_abi::run::{self as abi, system_event};
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
 use gzvm_core::memory::stage2::Walk;
 use gzvm_core::platform::psci::Outcome;

@@ -10,7 +10,7 @@
 //! is unloaded (synced) before anything that looks at the vGIC. Another CPU that changes something
 //! for this vCPU kicks it, so a loaded interface is never stale for longer than a kick takes.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, exit};
@@ -26,13 +26,15 @@ use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
 use crate::arch::gic::{self, CpuGic};
 use crate::arch::percpu::{PerCpu, count, kick};
-use crate::arch::{sysreg, timer};
+use crate::arch::{barrier, sysreg, timer};
 use crate::mem::boxed::PageBox;
 
 /// INTID of the virtual timer in guests (the ABI's device tree: PPI 11).
 pub const GUEST_VTIMER: IntId = IntId(27);
 /// Longest sleep asked of the driver, in seconds: its tick conversion overflows near 30.
 const LONGEST_IDLE: u64 = 20;
+/// And under a driver that may miss a wake-up.
+const SHORT_IDLES_PER_SECOND: u64 = 20;
 
 /// Why RUN returns to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +204,11 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         };
         s.enter_guest_world(&world);
     });
+    // vCPUs share a VMID, but each believes its TLB to be its own.
+    let mark = vcpu.id.0 as u8 + 1;
+    if vm.last_vcpu.get(this.index).is_none_or(|last| last.swap(mark, Ordering::Relaxed) != mark) {
+        barrier::tlbi_vmalle1();
+    }
     gic.restore_interface(&vcpu.gic);
     let id = usize::from(vcpu.id.0);
     vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
@@ -250,8 +257,17 @@ fn take_answer(vcpu: &mut Vcpu) {
     }
 }
 
+/// The driver wakes a vCPU after, not before, it has raised its interrupt. Ours does, and says who it
+/// is by EXT_INFO. The public one wakes first: a vCPU that goes to sleep again in between would
+/// miss the interrupt, so its sleeps are short.
+pub static WAKES_AFTERWARDS: AtomicBool = AtomicBool::new(false);
+
 fn longest_idle() -> u64 {
-    timer::frequency().saturating_mul(LONGEST_IDLE)
+    if WAKES_AFTERWARDS.load(Ordering::Relaxed) {
+        timer::frequency().saturating_mul(LONGEST_IDLE)
+    } else {
+        timer::frequency() / SHORT_IDLES_PER_SECOND
+    }
 }
 
 impl Running<'_> {

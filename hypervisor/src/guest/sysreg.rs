@@ -48,6 +48,8 @@ impl Running<'_> {
             (3, 0, 0, crm @ 4..=7, op2) => id_registers::filter(crm, op2, cpu::id_register(crm, op2)),
             // REVIDR_EL1, AIDR_EL1, SMIDR_EL1.
             (3, 0, 0, 0, 6) | (3, 1, 0, 0, 6 | 7) => 0,
+            // ICC_SRE_EL1: system registers, no bypass.
+            (3, 0, 12, 12, 5) => 7,
             // ACTLR_EL1.
             (3, 0, 1, 0, 1) => 0,
             // OSLSR_EL1: OS lock implemented (OSLM = 0b10).
@@ -75,8 +77,8 @@ impl Running<'_> {
             (3, 0, 12, 11, 7) => self.vgic().sgi0r_write(id, value),
             // ICC_DIR_EL1, while it is trapped.
             (3, 0, 12, 11, 1) => self.vgic().deactivate(id, IntId((value & 0xFF_FFFF) as u32)),
-            // ACTLR_EL1: nothing in it.
-            (3, 0, 1, 0, 1) => return Some(Next::Resume),
+            // ACTLR_EL1 and ICC_SRE_EL1: nothing to change in them.
+            (3, 0, 1, 0, 1) | (3, 0, 12, 12, 5) => return Some(Next::Resume),
             // OSLAR_EL1.
             (2, 0, 1, 0, 4) => {
                 self.vcpu.os_lock = value & 1 != 0;

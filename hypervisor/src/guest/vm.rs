@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A VM and its vCPUs.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use gzvm_abi::MAX_VCPUS;
 use gzvm_abi::run::HWSTATE_OFFSET;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
+use gzvm_core::fdt::machine::MAX_CPUS;
 use gzvm_core::memory::ownership::Transition;
 use gzvm_core::memory::slots::Slots;
 use gzvm_core::memory::stage2::{Attrs, MapError, Progress, Stage2, Walk};
@@ -92,6 +93,8 @@ pub struct Vm {
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
     pub gicr: AtomicU64,
+    /// Per physical CPU: the vCPU that ran there last, plus one.
+    pub last_vcpu: [AtomicU8; MAX_CPUS],
     /// Highest vCPU ever created, plus one: so many redistributors there are.
     pub vcpu_count: AtomicU32,
     /// Taking apart has begun: nothing may run or be added.
@@ -128,6 +131,7 @@ impl Vm {
             cntvoff: timer::now(),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
+            last_vcpu: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpu_count: AtomicU32::new(0),
             dying: AtomicBool::new(false),
         })

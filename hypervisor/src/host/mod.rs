@@ -9,6 +9,7 @@ mod psci;
 
 use arrayvec::ArrayVec;
 use gzvm_abi::counter::Counter;
+use gzvm_abi::hypercall::strip_sve_hint;
 use gzvm_core::addr::{Ipa, Pa};
 use gzvm_core::fdt::machine::Region;
 use gzvm_core::memory::IpaRange;
@@ -197,7 +198,7 @@ fn firmware_call(frame: &mut HostFrame) {
 fn forward(frame: &mut HostFrame) {
     let mut args = [0; 8];
     args.copy_from_slice(&frame.x[..8]);
-    args[0] &= 0xFFFF_FFFF;
+    args[0] = u64::from(strip_sve_hint(args[0] as u32));
     let result = smc::call(args);
     frame.x[..4].copy_from_slice(&result);
 }

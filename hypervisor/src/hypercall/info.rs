@@ -8,6 +8,7 @@ use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, PROBE_VERSION};
 
 use super::{Args, Error, Results};
 use crate::guest::registry;
+use crate::guest::run::WAKES_AFTERWARDS;
 use crate::mem::pool;
 use crate::platform;
 
@@ -16,8 +17,9 @@ pub fn probe(_: Args) -> Result<Results, Error> {
     Ok([PROBE_VERSION.0, PROBE_VERSION.1, PROBE_VERSION.2])
 }
 
-/// EXT_INFO.
+/// EXT_INFO. A driver that asks knows our protocol: see [`WAKES_AFTERWARDS`].
 pub fn extensions(_: Args) -> Result<Results, Error> {
+    WAKES_AFTERWARDS.store(true, Ordering::Relaxed);
     Ok([EXT_MAGIC, EXT_VERSION, 0b11])
 }
 

@@ -15,6 +15,9 @@ use crate::platform;
 /// Pages that one MAP_GUEST or MAP_GUEST_BLOCK maps at the most.
 pub const MOST_PAGES: u64 = 512;
 
+/// Pages that one populating SET_MEMREGION maps at the most: a bound on the time of the call.
+const MOST_POPULATED: u64 = 32768;
+
 /// MEMREGION_PURPOSE: x1 = VM, x2 = GPA, x3 = bytes, x4 = flags.
 pub fn announce([id, gpa, size, flags, ..]: Args) -> Result<Results, Error> {
     let vm = registry::get(id)?;
@@ -38,6 +41,7 @@ pub fn set_region([id, size, pa, ..]: Args) -> Result<Results, Error> {
     let mut memory = vm.memory.lock();
     match memory.slots.set_region(buffer.header()).map_err(|_| Error::Invalid)? {
         SetRegion::Registered(_) => Ok([0; 3]),
+        SetRegion::Populate(..) if buffer.header().total_pages > MOST_POPULATED => Err(Error::Invalid),
         SetRegion::Populate(..) => {
             let constituents = buffer.constituents().map_err(|_| Error::Invalid)?;
             for run in constituents {
