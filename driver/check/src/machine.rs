@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! VMs with a guest of a few instructions.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use gzvm_abi::ioctl::{self, CreateDevice, OneReg, UserspaceMemoryRegion};
+use gzvm_abi::reg;
+use gzvm_abi::run::{Exception, Mmio, VcpuRun, exit};
+use zerocopy::FromZeros;
+
+use crate::sys::{self, Mapping};
+
+/// Guest address of RAM and of the first instruction.
+pub const RAM: u64 = 0x8000_0000;
+/// Bytes of RAM.
+pub const SIZE: usize = 8 << 20;
+/// A guest address with nothing behind it.
+pub const DEVICE: u64 = 0x1000_0000;
+
+/// `1: wfi; b 1b`
+pub const IDLE: &[u32] = &[0xD503_207F, 0x17FF_FFFF];
+/// `1: b 1b`
+pub const BUSY: &[u32] = &[0x1400_0000];
+/// `1: str w1, [x0]; b 1b`
+pub const STORE: &[u32] = &[0xB900_0001, 0x17FF_FFFF];
+/// `1: ldr w1, [x0]; str w1, [x2]; b 1b`
+pub const ECHO: &[u32] = &[0xB940_0001, 0xB900_0041, 0x17FF_FFFE];
+/// `1: ldr x1, [x0]; add x0, x0, x2; b 1b`
+pub const WALK: &[u32] = &[0xF940_0001, 0x8B02_0000, 0x17FF_FFFE];
+
+/// A VM with RAM, a GIC and a vCPU.
+pub struct Machine {
+    pub vcpu: OwnedFd,
+    pub vm: OwnedFd,
+    pub ram: Mapping,
+}
+
+/// A VM and nothing else.
+pub fn vm() -> io::Result<OwnedFd> {
+    Ok(sys::owned(sys::ioctl(&sys::device()?, ioctl::CREATE_VM, 0)?))
+}
+
+/// Registers memory.
+pub fn region(vm: &OwnedFd, slot: u32, gpa: u64, size: u64, address: u64) -> io::Result<i32> {
+    let mut region = UserspaceMemoryRegion {
+        slot,
+        flags: 1,
+        guest_phys_addr: gpa,
+        memory_size: size,
+        userspace_addr: address,
+    };
+    sys::ioctl_with(vm, ioctl::SET_USER_MEMORY_REGION, &mut region)
+}
+
+/// Gives a VM its GIC.
+pub fn gic(vm: &OwnedFd) -> io::Result<()> {
+    let frames = [
+        (ioctl::DEVICE_VGIC_V3_DIST, 0x3FFF_0000, 0x1_0000),
+        (ioctl::DEVICE_VGIC_V3_REDIST, 0x3FFF_0000 - 0x2_0000 * 2, 0x2_0000),
+    ];
+    for (dev_type, dev_addr, dev_reg_size) in frames {
+        let mut device =
+            CreateDevice { dev_type, id: 0, flags: 0, dev_addr, dev_reg_size, attr_addr: 0, attr_size: 0 };
+        sys::ioctl_with(vm, ioctl::CREATE_DEVICE, &mut device)?;
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// A machine whose vCPU runs `code`, with these registers.
+    pub fn new(code: &[u32], registers: &[(u8, u64)]) -> Result<Self, String> {
+        Self::with_ram(Mapping::new(SIZE, true), code, registers)
+    }
+
+    /// A machine with this memory.
+    pub fn with_ram(ram: Mapping, code: &[u32], registers: &[(u8, u64)]) -> Result<Self, String> {
+        let make = || {
+            for (n, word) in code.iter().enumerate() {
+                ram.put(4 * n, *word);
+            }
+            let vm = vm()?;
+            region(&vm, 0, RAM, SIZE as u64, ram.address())?;
+            gic(&vm)?;
+            let vcpu = sys::owned(sys::ioctl(&vm, ioctl::CREATE_VCPU, 0)?);
+            set_register(&vcpu, reg::PC, RAM)?;
+            for (n, value) in registers {
+                set_register(&vcpu, reg::x(*n).unwrap_or(reg::X0), *value)?;
+            }
+            Ok((vm, vcpu))
+        };
+        let (vm, vcpu) = make().map_err(|e: io::Error| format!("can't make a machine: {e}"))?;
+        Ok(Self { vcpu, vm, ram })
+    }
+}
+
+/// Sets a register of 64 bits.
+pub fn set_register(vcpu: &OwnedFd, id: u64, value: u64) -> io::Result<i32> {
+    let address = std::ptr::from_ref(&value).expose_provenance() as u64;
+    sys::ioctl_with(vcpu, ioctl::SET_ONE_REG, &mut OneReg { id, addr: address })
+}
+
+/// The run structure of one vCPU.
+pub struct Run(pub VcpuRun);
+
+impl Run {
+    /// All zero.
+    pub fn new() -> Self {
+        Self(VcpuRun::new_zeroed())
+    }
+
+    /// RUN.
+    pub fn run(&mut self, vcpu: &OwnedFd) -> io::Result<i32> {
+        sys::ioctl_with(vcpu, ioctl::RUN, &mut self.0)
+    }
+
+    /// RUN that has to end with MMIO.
+    pub fn mmio(&mut self, vcpu: &OwnedFd) -> Result<Mmio, String> {
+        self.run(vcpu).map_err(|e| format!("RUN: {e}"))?;
+        if self.0.exit_reason == exit::MMIO {
+            Ok(Mmio::read(&self.0))
+        } else {
+            Err(format!("exit {:#x} instead of MMIO: {:?}", self.0.exit_reason, Exception::read(&self.0)))
+        }
+    }
+
+    /// RUN that has to end with an exception: its address.
+    pub fn exception(&mut self, vcpu: &OwnedFd) -> Result<u64, String> {
+        self.run(vcpu).map_err(|e| format!("RUN: {e}"))?;
+        if self.0.exit_reason == exit::EXCEPTION {
+            Ok(Exception::read(&self.0).fault_gpa)
+        } else {
+            Err(format!("exit {:#x} instead of an exception", self.0.exit_reason))
+        }
+    }
+}
+
+/// The device, for ioctls of its own.
+pub fn device() -> Result<File, String> {
+    sys::device().map_err(|e| format!("/dev/gzvm: {e}"))
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Checks `/dev/gzvm` from user space, with guests of a few instructions.
+//!
+//! Runs in the host VM and prints a result line a check:
+//!
+//! ```text
+//! [PASS] name
+//! [FAIL] name: reason
+//! [DONE] passed=N failed=N skipped=N
+//! ```
+//!
+//! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
+
+mod arguments;
+mod eventfds;
+mod machine;
+mod memory;
+mod runs;
+mod sys;
+
+use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// A check's result: why it failed.
+type Check = Result<(), String>;
+
+/// Fails the check unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($reason:tt)*) => {
+        if !$condition {
+            return Err(format!("{} (line {})", format_args!($($reason)*), line!()));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// Longest time a check may take; emulated machines are slow.
+const LIMIT: Duration = Duration::from_secs(60);
+
+type Named = (&'static str, fn() -> Check);
+
+const CHECKS: &[Named] = &[
+    ("check_extension", arguments::check_extension),
+    ("vcpu_ids", arguments::vcpu_ids),
+    ("unknown_ioctls", arguments::unknown_ioctls),
+    ("run_arguments", arguments::run_arguments),
+    ("registers", arguments::registers),
+    ("irq_line", arguments::irq_line),
+    ("slots", arguments::slots),
+    ("other_process", arguments::other_process),
+    ("mmio_read_and_write", runs::mmio_read_and_write),
+    ("signal_ends_a_busy_guest", runs::signal_ends_a_busy_guest),
+    ("signal_ends_an_idle_guest", runs::signal_ends_an_idle_guest),
+    ("signals_cost_no_exit", runs::signals_cost_no_exit),
+    ("threads_share_a_vcpu", runs::threads_share_a_vcpu),
+    ("vcpu_outlives_vm_file", runs::vcpu_outlives_vm_file),
+    ("pages_come_on_demand", memory::pages_come_on_demand),
+    ("hole_in_the_memory", memory::hole_in_the_memory),
+    ("read_only_memory", memory::read_only_memory),
+    ("content_is_shared", memory::content_is_shared),
+    ("ioeventfd", eventfds::ioeventfd),
+    ("irqfd_arguments", eventfds::irqfd_arguments),
+    ("irqfd_closed_while_armed", eventfds::closed_while_armed),
+    ("irqfd_storm", eventfds::storm),
+    ("files_closed_in_any_order", eventfds::closed_in_any_order),
+    ("many_vms_at_once", runs::many_vms_at_once),
+];
+
+fn main() -> ExitCode {
+    let only = std::env::args().nth(1).unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&only)) {
+        let (sender, receiver) = channel();
+        // A thread of its own, so that one that hangs is one that fails. It is left behind then.
+        std::thread::spawn(move || {
+            let _ = sender.send(check());
+        });
+        let result = receiver.recv_timeout(LIMIT).unwrap_or_else(|e| {
+            Err(match e {
+                RecvTimeoutError::Timeout => format!("not done after {} s", LIMIT.as_secs()),
+                RecvTimeoutError::Disconnected => "panicked".to_owned(),
+            })
+        });
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("[PASS] {name}");
+            }
+            Err(reason) => {
+                failed += 1;
+                println!("[FAIL] {name}: {reason}");
+            }
+        }
+    }
+    println!("[DONE] passed={passed} failed={failed} skipped=0");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

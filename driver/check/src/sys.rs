@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! System calls: the only unsafe code of this program.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// The errno of a failed call, 0 for success.
+pub fn errno<T>(result: &io::Result<T>) -> i32 {
+    result.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0)
+}
+
+/// An ioctl with a plain number.
+pub fn ioctl(fd: &impl AsRawFd, cmd: u32, arg: u64) -> io::Result<i32> {
+    // SAFETY: pointers in `arg` are the caller's: numbers that are no addresses of this program, or those of the functions below.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), cmd as _, arg) } {
+        -1 => Err(io::Error::last_os_error()),
+        n => Ok(n),
+    }
+}
+
+/// An ioctl with a structure, which may be answered in place.
+pub fn ioctl_with<T>(fd: &impl AsRawFd, cmd: u32, value: &mut T) -> io::Result<i32> {
+    ioctl(fd, cmd, ptr::from_mut(value).expose_provenance() as u64)
+}
+
+/// A descriptor that an ioctl made.
+pub fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: just made, and no one else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Opens the driver.
+pub fn device() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/gzvm")
+}
+
+/// A new eventfd that does not block.
+pub fn eventfd() -> File {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
+    assert!(fd >= 0, "eventfd: {}", io::Error::last_os_error());
+    owned(fd).into()
+}
+
+/// What was signalled since the last time.
+pub fn take(mut eventfd: &File) -> u64 {
+    let mut count = [0; 8];
+    if eventfd.read(&mut count).is_ok() { u64::from_ne_bytes(count) } else { 0 }
+}
+
+/// Signals.
+pub fn signal(mut eventfd: &File) {
+    let _ = eventfd.write(&1_u64.to_ne_bytes());
+}
+
+/// A mapping of anonymous memory.
+pub struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: plain memory; access is by single volatile words.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes, shared, read-only or not.
+    pub fn new(len: usize, writable: bool) -> Self {
+        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        // SAFETY: a new mapping where the kernel likes.
+        let start = unsafe {
+            libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        assert!(start != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        Self { start: start.cast(), len }
+    }
+
+    /// Its address.
+    pub fn address(&self) -> u64 {
+        self.start.expose_provenance() as u64
+    }
+
+    /// Writes a word.
+    pub fn put(&self, offset: usize, word: u32) {
+        assert!(offset + 4 <= self.len && offset.is_multiple_of(4));
+        // SAFETY: in bounds and aligned.
+        unsafe { self.start.add(offset).cast::<u32>().write_volatile(word) }
+    }
+
+    /// Reads a word.
+    pub fn get(&self, offset: usize) -> u32 {
+        assert!(offset + 4 <= self.len && offset.is_multiple_of(4));
+        // SAFETY: in bounds and aligned.
+        unsafe { self.start.add(offset).cast::<u32>().read_volatile() }
+    }
+
+    /// Unmaps a part, or maps fresh memory there.
+    pub fn replace(&self, offset: usize, len: usize, map: bool) {
+        assert!(offset + len <= self.len);
+        // SAFETY: inside our own mapping, of which no reference exists.
+        unsafe {
+            let at = self.start.add(offset).cast();
+            if map {
+                let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                libc::mmap(at, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            } else {
+                libc::munmap(at, len);
+            }
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, not used again. A part that was unmapped stays so.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// Where the handler writes a 1, if anywhere.
+static FLAG: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
+extern "C" fn on_signal(_: i32) {
+    let flag = FLAG.load(Ordering::SeqCst);
+    if !flag.is_null() {
+        // SAFETY: set to a byte that lives until the flag is reset.
+        unsafe { AtomicU8::from_ptr(flag) }.store(1, Ordering::SeqCst);
+    }
+}
+
+/// Handles SIGUSR1: with `restart`, system calls go on after it.
+pub fn handle_signal(restart: bool) {
+    // SAFETY: the handler does nothing but an atomic store.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_flags = if restart { libc::SA_RESTART } else { 0 };
+        libc::sigaction(libc::SIGUSR1, &action, ptr::null_mut());
+    }
+}
+
+/// The byte the handler sets to 1, as crosvm's sets `immediate_exit`. One check at a time.
+pub fn flag_on_signal(flag: *mut u8) {
+    FLAG.store(flag, Ordering::SeqCst);
+}
+
+/// This thread, for [`interrupt`].
+#[derive(Clone, Copy)]
+pub struct Thread(libc::pthread_t);
+
+impl Thread {
+    /// The caller.
+    pub fn current() -> Self {
+        // SAFETY: no preconditions.
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    /// Sends it SIGUSR1. The thread must not have ended.
+    pub fn interrupt(self) {
+        // SAFETY: by the callers, who join the thread later.
+        unsafe { libc::pthread_kill(self.0, libc::SIGUSR1) };
+    }
+}
+
+/// Interrupts the thread that started it, again and again, until dropped: once may be before a system call begins.
+pub struct Kicker(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Kicker {
+    /// The first time after `delay`, then each `period`.
+    pub fn start(delay: Duration, period: Duration) -> Self {
+        let me = Thread::current();
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            thread::sleep(delay);
+            while !until.load(Ordering::SeqCst) {
+                me.interrupt();
+                thread::sleep(period);
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Kicker {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.1.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs `f` in a child process; its result.
+pub fn in_child(f: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child only makes system calls, then ends.
+    match unsafe { libc::fork() } {
+        // SAFETY: as above.
+        0 => unsafe { libc::_exit(i32::from(!f())) },
+        child => {
+            let mut status = -1;
+            // SAFETY: status is valid for a write.
+            unsafe { libc::waitpid(child, &mut status, 0) };
+            status == 0
+        }
+    }
+}
