@@ -10,7 +10,7 @@
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
-use gzvm_core::fdt::machine::{Machine, PsciMethod, Region};
+use gzvm_core::fdt::machine::{MAX_RESERVED, Machine, PsciMethod, Region};
 use gzvm_core::fdt::{host_tree, placement};
 use gzvm_core::memory::PaRange;
 use gzvm_core::memory::ownership::{Ownership, Sizes, Transition};
@@ -19,15 +19,13 @@ use log::{info, warn};
 
 use crate::arch::gic::CpuGic;
 use crate::arch::id::Features;
-use crate::arch::percpu::{PerCpu, power};
+use crate::arch::percpu::{PerCpu, STACKS_PAGES, power};
 use crate::arch::{barrier, cpu, frame};
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::{self, pool, stage1};
 use crate::platform::{self, Platform};
 use crate::{console, host};
 
-/// Stack of each CPU, over a guard page.
-const STACK_PAGES: usize = 8;
 /// Room for the host's device tree: the boot loader's and what we add.
 const TREE_SLACK: u64 = 64 << 10;
 /// Pool pages besides what scales with RAM.
@@ -40,6 +38,8 @@ const POOL_SHARE: u64 = 512;
 enum BootError {
     NoDeviceTree,
     NoMemory,
+    TreeTooLarge,
+    OnlyVhe,
     NoGic,
     NoTimer,
     NoRedistributor,
@@ -52,6 +52,10 @@ impl core::fmt::Display for BootError {
         match self {
             Self::NoDeviceTree => write!(f, "no valid device tree in x0"),
             Self::NoMemory => write!(f, "the device tree names no usable memory"),
+            Self::TreeTooLarge => {
+                write!(f, "the device tree has more memory ranges than this hypervisor handles")
+            }
+            Self::OnlyVhe => write!(f, "this CPU's EL2 has HCR_EL2.E2H fixed to 1, which is not supported"),
             Self::NoGic => write!(
                 f,
                 "this machine has no GICv3 (device tree: no \"arm,gic-v3\"); QEMU: -M virt,gic-version=3"
@@ -107,6 +111,12 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let features = Features::detect();
     banner(&machine, &features, image_base);
 
+    if machine.truncated {
+        return Err(BootError::TreeTooLarge);
+    }
+    if cpu::stuck_in_vhe() {
+        return Err(BootError::OnlyVhe);
+    }
     let gic = machine.gic.clone().ok_or(BootError::NoGic)?;
     let timers = machine.timer.ok_or(BootError::NoTimer)?;
     let banks = usable_banks(&machine, &features);
@@ -129,7 +139,7 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
         stage1::image().base,
     );
 
-    let ownership = layout.ownership(&banks)?;
+    let ownership = layout.ownership(&machine, &banks)?;
     let mut published = ArrayVec::new();
     for block in cpus {
         publish(block, ttbr, &mut published);
@@ -199,6 +209,11 @@ fn usable_banks(machine: &Machine<'_>, features: &Features) -> ArrayVec<Region, 
     banks
 }
 
+fn pages_around(region: &Region) -> Region {
+    let base = region.base & !(PAGE_SIZE - 1);
+    Region { base, size: region.end().saturating_sub(base).next_multiple_of(PAGE_SIZE) }
+}
+
 /// The image rounded out to pages: taken from the host.
 fn image_pages() -> Region {
     let image = stage1::image();
@@ -266,17 +281,20 @@ impl Layout {
         Pool::new(range, bitmap).map_err(|_| BootError::NoRoom(self.pool.size))
     }
 
-    fn ownership(&self, banks: &[Region]) -> Result<Ownership<'static>, BootError> {
+    /// All RAM is the host's but EL2's own, and what firmware keeps: the host may reach the latter
+    /// (its stage 2 has it), but nobody can hand it to EL2 or a VM.
+    fn ownership(&self, machine: &Machine<'_>, banks: &[Region]) -> Result<Ownership<'static>, BootError> {
         // SAFETY: reserved by `choose` for this, each once.
         let (blocks, pages) = unsafe {
             (mem::carve::<u32>(self.blocks.0, self.blocks.1), mem::carve::<u32>(self.pages.0, self.pages.1))
         };
+        let mut holes = ArrayVec::<Region, { MAX_RESERVED + 2 }>::new();
+        holes.extend([self.own, image_pages()]);
+        holes.extend(machine.reserved.iter().map(pages_around));
         let ranges = ranges(banks);
         let mut table = Ownership::new(&ranges, blocks, pages).map_err(|_| BootError::NoMemory)?;
         for bank in &ranges {
-            for part in
-                host::without(Region { base: bank.start().0, size: bank.size() }, &[self.own, image_pages()])
-            {
+            for part in host::without(Region { base: bank.start().0, size: bank.size() }, &holes) {
                 if let Ok(range) = PaRange::new(Pa(part.base), part.size) {
                     table.apply(range, Transition::HypervisorToHost).map_err(|_| BootError::NoMemory)?;
                 }
@@ -290,26 +308,26 @@ fn ranges(banks: &[Region]) -> ArrayVec<PaRange, 16> {
     banks.iter().filter_map(|b| PaRange::new(Pa(b.base), b.size).ok()).collect()
 }
 
-type Blocks = ArrayVec<(PageBox<PerCpu>, u64), 64>;
+type Blocks = ArrayVec<PageBox<PerCpu>, 64>;
 
-/// A block and a stack (its guard page's address) for every CPU of the tree.
+/// A block and stacks for every CPU of the tree.
 fn percpu_blocks(machine: &Machine<'_>) -> Result<Blocks, BootError> {
     let mut blocks = Blocks::new();
     for (index, mpidr) in machine.cpus.iter().enumerate() {
         let no_room = |_| BootError::NoRoom((pages_of::<PerCpu>() as u64) << 12);
         let mut block = PageBox::new(PerCpu::new(index, *mpidr)).map_err(no_room)?;
-        let stack = pool::alloc(STACK_PAGES + 1, 1).map_err(no_room)?;
-        block.stack_top = stack.0 + (STACK_PAGES as u64 + 1) * PAGE_SIZE;
-        blocks.push((block, stack.0));
+        block.set_stacks(pool::alloc(STACKS_PAGES as usize, 1).map_err(no_room)?.0);
+        blocks.push(block);
     }
     Ok(blocks)
 }
 
 fn map_hypervisor(machine: &Machine<'_>, banks: &[Region], cpus: &Blocks) -> u64 {
     let mut map = stage1::Builder::new();
-    banks.iter().for_each(|bank| map.ram(*bank));
+    let no_map: ArrayVec<Region, MAX_RESERVED> = machine.no_map.iter().map(pages_around).collect();
+    banks.iter().flat_map(|bank| host::without(*bank, &no_map)).for_each(|part| map.ram(part));
     map.image();
-    cpus.iter().for_each(|(_, guard)| map.unmap_page(*guard));
+    cpus.iter().flat_map(|block| block.guards()).for_each(|guard| map.unmap_page(guard));
     if let Some(uart) = &machine.uart {
         map.device(Region { base: uart.region.base, size: uart.region.size.max(PAGE_SIZE) });
     }
@@ -320,7 +338,7 @@ fn map_hypervisor(machine: &Machine<'_>, banks: &[Region], cpus: &Blocks) -> u64
     map.activate()
 }
 
-fn publish((mut block, _): (PageBox<PerCpu>, u64), ttbr: u64, published: &mut ArrayVec<&'static PerCpu, 64>) {
+fn publish(mut block: PageBox<PerCpu>, ttbr: u64, published: &mut ArrayVec<&'static PerCpu, 64>) {
     let (mair, tcr, sctlr) = cpu::stage1_registers();
     block.ttbr0 = ttbr;
     block.mair = mair;

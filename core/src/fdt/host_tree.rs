@@ -100,6 +100,13 @@ fn chosen(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, host: &HostImage<'_>) ->
 
 fn reserved(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, ranges: &[Region]) -> Result<(), NoSpace> {
     w.begin_node("reserved-memory")?;
+    // New children follow the cell counts that the old node has.
+    let cells = |name| match old.and_then(|o| o.property(name)) {
+        Some(p) => p.value().last().copied().unwrap_or(2),
+        None if old.is_some() => 1,
+        None => 2,
+    };
+    let (address_cells, size_cells) = (cells("#address-cells"), cells("#size-cells"));
     match old {
         Some(old) => {
             for p in old.properties() {
@@ -116,10 +123,16 @@ fn reserved(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, ranges: &[Region]) -> 
         let mut name = ArrayString::<32>::new();
         write!(name, "gzvm@{:x}", range.base).map_err(|_| NoSpace)?;
         w.begin_node(&name)?;
-        let mut reg = [0; 16];
-        let (base, size) = reg.split_at_mut(8);
-        base.copy_from_slice(&range.base.to_be_bytes());
-        size.copy_from_slice(&range.size.to_be_bytes());
+        let mut reg = arrayvec::ArrayVec::<u8, 16>::new();
+        for (value, cells) in [(range.base, address_cells), (range.size, size_cells)] {
+            let full = value.to_be_bytes();
+            let bytes = match (cells, u32::try_from(value)) {
+                (2, _) => full.get(..),
+                (1, Ok(_)) => full.get(4..),
+                _ => None,
+            };
+            reg.try_extend_from_slice(bytes.ok_or(NoSpace)?).map_err(|_| NoSpace)?;
+        }
         w.property("reg", &reg)?;
         w.property("no-map", &[])?;
         w.end_node()?;

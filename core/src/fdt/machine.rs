@@ -12,7 +12,7 @@ pub const MAX_CPUS: usize = 64;
 /// Most redistributor regions.
 pub const MAX_GICR: usize = 4;
 /// Most ranges that must be left alone.
-pub const MAX_RESERVED: usize = 32;
+pub const MAX_RESERVED: usize = 128;
 
 /// A range of physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -114,6 +114,10 @@ pub struct Machine<'a> {
     pub memory: ArrayVec<Region, MAX_BANKS>,
     /// Ranges that firmware keeps: /memreserve/ and /reserved-memory.
     pub reserved: ArrayVec<Region, MAX_RESERVED>,
+    /// Those of [`reserved`](Self::reserved) that nobody may map.
+    pub no_map: ArrayVec<Region, MAX_RESERVED>,
+    /// The tree has more of something than the lists here hold.
+    pub truncated: bool,
     /// MPIDR affinities (`reg`) of the CPUs that are not disabled.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// The console.
@@ -233,6 +237,8 @@ impl<'a> Machine<'a> {
             model,
             memory: ArrayVec::new(),
             reserved: ArrayVec::new(),
+            no_map: ArrayVec::new(),
+            truncated: false,
             cpus: ArrayVec::new(),
             uart: None,
             gic: None,
@@ -242,20 +248,25 @@ impl<'a> Machine<'a> {
             smmu: false,
         };
         for r in fdt.memory_reservations() {
-            let _ = machine.reserved.try_push(Region { base: r.address(), size: r.size() });
+            let region = Region { base: r.address(), size: r.size() };
+            machine.truncated |= machine.reserved.try_push(region).is_err();
         }
         for node in root.children() {
             if node.property("device_type").is_some_and(|p| p.value() == b"memory\0") && !disabled(&node) {
                 for region in regions(&node).filter(|r| r.size > 0) {
-                    let _ = machine.memory.try_push(region);
+                    machine.truncated |= machine.memory.try_push(region).is_err();
                 }
             }
             match node.name_without_address() {
                 "cpus" => machine.cpus(&node),
                 "reserved-memory" => {
                     for child in node.children() {
+                        let no_map = child.property("no-map").is_some();
                         for region in regions(&child) {
-                            let _ = machine.reserved.try_push(region);
+                            machine.truncated |= machine.reserved.try_push(region).is_err();
+                            if no_map {
+                                machine.truncated |= machine.no_map.try_push(region).is_err();
+                            }
                         }
                     }
                 }

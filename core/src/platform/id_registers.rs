@@ -24,10 +24,10 @@ use Show::{Fixed, Granule, Max, Signed};
 /// (lowest bit of the field, how).
 type Fields = &'static [(u32, Show)];
 
-/// ID_AA64PFR0_EL1: EL0 as is, EL1 AArch64 only, no EL2/EL3; FP, AdvSIMD (0xF = absent) as is; GICv3
+/// ID_AA64PFR0_EL1: EL0 and EL1 AArch64 only (trapped A32 and T32 instructions are not emulated), no EL2/EL3; FP, AdvSIMD (0xF = absent) as is; GICv3
 /// system registers; DIT, CSV2 without SCXTNUM, CSV3.
 const PFR0: Fields = &[
-    (0, Max(2)),
+    (0, Fixed(1)),
     (4, Fixed(1)),
     (16, Signed),
     (20, Signed),

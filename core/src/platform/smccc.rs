@@ -63,8 +63,8 @@ pub fn decide(fid: u64, arg: u64) -> Answer {
     }
 }
 
-/// SMCCC_ARCH_FEATURES: 0 = implemented. A guest runs with the mitigations of EL2's own entry, so
-/// the workaround calls are not required.
+/// SMCCC_ARCH_FEATURES: 0 = implemented. The workaround calls are not offered: EL2 does not mitigate
+/// branch predictor training by guests yet (docs/threat-model.md).
 fn arch_feature(fid: u32) -> u64 {
     match fid {
         VERSION | ARCH_FEATURES => 0,

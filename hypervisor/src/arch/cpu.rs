@@ -224,7 +224,9 @@ impl CpuState {
         write!("s3_4_c12_c9_5", ICC_SRE_HOST);
         isb();
         write!("s3_4_c12_c11_0", 0);
-        let counters = if f.pmu { read!("pmcr_el0") >> 11 & 0x1F } else { 0 };
+        // EL2's own work is not counted (HPMD, HCCD).
+        let hidden = if f.pmu { 1 << 17 | 1 << 23 } else { 0 };
+        let counters = hidden | if f.pmu { read!("pmcr_el0") >> 11 & 0x1F } else { 0 };
         let spe = if f.spe { 3 << 12 } else { 0 };
         let trbe = if f.trbe { 3 << 24 } else { 0 };
         self.mdcr_host = counters | spe | trbe;
@@ -418,6 +420,11 @@ impl CpuState {
         isb();
     }
 
+    /// The host gets an SError: one came while a guest had the CPU, and is more likely its own.
+    pub fn pend_host_serror(&self) {
+        write!("hcr_el2", (HCR_HOST | Hcr::VSE | Hcr::AMO).bits());
+    }
+
     /// The host's first use of FP after a guest's.
     pub fn host_uses_fp(&mut self) {
         self.host_fp_untrapped();
@@ -503,9 +510,12 @@ pub fn inject_sync(esr: u64, far: u64, pc: u64, pstate: u64) -> (u64, u64) {
     write!("elr_el1", pc);
     write!("spsr_el1", pstate);
     let vbar = read!("vbar_el1");
-    // DAIF masked, EL1h; PAN and SSBS follow SCTLR_EL1 as on a real exception entry.
+    // DAIF masked, EL1h, flags kept; TCO is set on every exception; PAN and SSBS follow SCTLR_EL1 as on a real exception entry.
     let sctlr = read!("sctlr_el1");
-    let mut new = super::frame::PSTATE_EL1H_MASKED | (pstate & (1 << 24));
+    let mut new = super::frame::PSTATE_EL1H_MASKED | pstate & (0xF << 28 | 1 << 24);
+    if read!("id_aa64pfr1_el1") >> 8 & 0xF >= 2 {
+        new |= 1 << 25;
+    }
     new |= pstate & (1 << 22);
     if sctlr & (1 << 23) == 0 {
         new |= (1 << 22) & if read!("id_aa64mmfr1_el1") >> 20 & 0xF != 0 { u64::MAX } else { 0 };
@@ -514,6 +524,11 @@ pub fn inject_sync(esr: u64, far: u64, pc: u64, pstate: u64) -> (u64, u64) {
         new |= 1 << 12;
     }
     (vbar.wrapping_add(offset), new)
+}
+
+/// Whether HCR_EL2.E2H reads as 1 after it was written as 0.
+pub fn stuck_in_vhe() -> bool {
+    read!("hcr_el2") >> 34 & 1 != 0
 }
 
 /// Zeroes TPIDR_EL2 so that [`PerCpu::try_this`](super::percpu::PerCpu::try_this) has an answer.

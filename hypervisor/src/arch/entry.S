@@ -16,6 +16,14 @@ image_head:
 .section .text.entry, "ax"
 primary_entry:
     msr     daifset, #0xf
+    mrs     x1, CurrentEL
+    cmp     x1, #8
+    b.ne    0f
+    mov     x1, #1 << 31                    // HCR_EL2: RW, and E2H = 0 before anything depends on it
+    msr     hcr_el2, x1
+    msr     tpidr_el2, xzr
+    isb
+0:
     mov     x20, x0
     mrs     x21, CurrentEL
     lsr     x21, x21, #2
@@ -155,6 +163,10 @@ replace_map:
 .global secondary_entry
 secondary_entry:
     msr     daifset, #0xf
+    mov     x1, #1 << 31
+    msr     hcr_el2, x1
+    msr     tpidr_el2, xzr
+    isb
     mov     x20, x0
     msr     tpidr_el2, x20
     adrp    x1, host_vectors

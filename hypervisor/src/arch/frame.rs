@@ -26,6 +26,15 @@ pub struct GuestRegs {
     pub pstate: u64,
 }
 
+impl GuestRegs {
+    /// Steps over an A64 instruction that EL2 has done. (AArch32 is hidden from guests.)
+    pub fn step(&mut self) {
+        self.pc = self.pc.wrapping_add(4);
+        // BTYPE and SS belong to the instruction that is done.
+        self.pstate &= !(3 << 10 | 1 << 21);
+    }
+}
+
 unsafe extern "C" {
     fn enter_guest(regs: *mut GuestRegs) -> u64;
     fn enter_host(x0: u64, x1: u64, x2: u64, x3: u64, pc: u64, spsr: u64) -> !;

@@ -219,6 +219,19 @@ impl CpuGic {
     }
 }
 
+/// Lets every priority take the CPU out of a guest, whatever the host masked (ICC_PMR_EL1). Returns
+/// the host's mask.
+pub fn unmask_priorities() -> u64 {
+    let mask = read!("s3_0_c4_c6_0");
+    write!("s3_0_c4_c6_0", 0xFF);
+    mask
+}
+
+/// Puts the host's mask back.
+pub fn restore_priorities(mask: u64) {
+    write!("s3_0_c4_c6_0", mask);
+}
+
 fn write_aprs(cpu: &CpuInterface, n: usize) {
     let [a0, a1, a2, a3] = cpu.ap0r.map(u64::from);
     let [b0, b1, b2, b3] = cpu.ap1r.map(u64::from);

@@ -11,6 +11,8 @@ pub mod gic;
 pub mod id;
 pub mod mmio;
 pub mod percpu;
+#[cfg(feature = "crash-test")]
+pub mod provoke;
 pub mod smc;
 pub mod sysreg;
 pub mod timer;

@@ -7,13 +7,22 @@
 //!   interrupts masked, and handlers borrow them for one scope at a time.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use gzvm_abi::counter;
+use gzvm_core::addr::PAGE_SIZE;
 
 use super::cpu::CpuState;
 use super::frame::GuestRegs;
 use super::sysreg;
+
+/// Pages of a CPU's stack.
+pub const STACK_PAGES: u64 = 8;
+/// Pages of its spare stack, for exceptions of EL2's own.
+pub const FATAL_STACK_PAGES: u64 = 2;
+/// Pages of both, and an unmapped guard page below each: `[guard][spare][guard][stack]`.
+pub const STACKS_PAGES: u64 = STACK_PAGES + FATAL_STACK_PAGES + 2;
 
 /// One CPU's block. The first fields' layout is known to `entry.S` and `vectors.S`.
 #[repr(C)]
@@ -91,6 +100,23 @@ impl PerCpu {
             counters: [const { AtomicU64::new(0) }; counter::COUNT],
             state: UnsafeCell::new(CpuState::default()),
         }
+    }
+
+    /// Gives it the [`STACKS_PAGES`] pages from `base` on.
+    pub fn set_stacks(&mut self, base: u64) {
+        self.fatal_stack_top = base + (1 + FATAL_STACK_PAGES) * PAGE_SIZE;
+        self.stack_top = base + STACKS_PAGES * PAGE_SIZE;
+    }
+
+    /// Its stack: first byte, and the byte behind.
+    pub fn stack(&self) -> Range<u64> {
+        self.stack_top.saturating_sub(STACK_PAGES * PAGE_SIZE)..self.stack_top
+    }
+
+    /// The guard pages: below its stack, below its spare one.
+    pub fn guards(&self) -> [u64; 2] {
+        let below = |top: u64, pages: u64| top.saturating_sub((pages + 1) * PAGE_SIZE);
+        [below(self.stack_top, STACK_PAGES), below(self.fatal_stack_top, FATAL_STACK_PAGES)]
     }
 
     /// Makes this the block of the CPU that calls.

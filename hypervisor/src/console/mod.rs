@@ -8,10 +8,11 @@ mod ring;
 mod uart;
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use gzvm_core::fdt::machine::Uart;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 pub use ring::RING;
 use uart::Port;
@@ -20,16 +21,19 @@ struct Console {
     port: Option<Port>,
 }
 
+/// The UART again, for who can't have the lock.
+static PORT: Once<Port> = Once::new();
+
 static CONSOLE: Mutex<Console> = Mutex::new(Console { port: None });
 
 impl Write for Console {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         if let Some(port) = &self.port {
             for b in s.bytes() {
-                if b == b'\n' {
-                    port.send(b'\r');
+                let ready = (b != b'\n' || port.send(b'\r')) && port.send(b);
+                if !ready {
+                    break;
                 }
-                port.send(b);
             }
         }
         RING.append(s.as_bytes());
@@ -65,23 +69,40 @@ impl Log for Logger {
 
 /// Starts the log on `uart`; without one, lines go to the ring only.
 pub fn init(uart: Option<&Uart>) {
-    CONSOLE.lock().port = uart.map(Port::new);
+    let port = uart.map(Port::new);
+    CONSOLE.lock().port = port;
+    if let Some(port) = port {
+        PORT.call_once(|| port);
+    }
     // A second call would fail; there is one.
     let _ = log::set_logger(&Logger);
     log::set_max_level(LevelFilter::Info);
 }
 
-/// For panics: prints even if the lock is held by the code that panicked.
+/// For crash reports: prints even if the lock is held by the code that crashed.
 pub fn print_fatal(args: fmt::Arguments<'_>) {
-    // A CPU that panics while it holds the console would wait for itself; give others a moment.
+    /// The lock could not be had, and won't be.
+    static STUCK: AtomicBool = AtomicBool::new(false);
+    // A CPU that crashes while it holds the console would wait for itself; give others a moment.
     for _ in 0..1_000_000 {
+        if STUCK.load(Ordering::Relaxed) {
+            break;
+        }
         if let Some(mut console) = CONSOLE.try_lock() {
             let _ = console.write_fmt(args);
             return;
         }
         core::hint::spin_loop();
     }
-    uart::fatal(args);
+    STUCK.store(true, Ordering::Relaxed);
+    let _ = Console { port: PORT.get().copied() }.write_fmt(args);
+}
+
+/// A crash of the code that holds the console.
+#[cfg(feature = "crash-test")]
+pub fn crash_inside() {
+    let _console = CONSOLE.lock();
+    panic!("crash test with the console locked");
 }
 
 /// Prints without a logger, an allocator, atomics or the MMU: for a CPU that is not at EL2.
@@ -89,8 +110,8 @@ pub fn print_early(uart: &Uart, text: &str) {
     let port = Port::new(uart);
     for b in text.bytes() {
         if b == b'\n' {
-            port.send(b'\r');
+            let _ = port.send(b'\r');
         }
-        port.send(b);
+        let _ = port.send(b);
     }
 }

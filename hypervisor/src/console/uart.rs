@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Transmit side of PL011 and 8250/16550 UARTs, set up by whoever ran before us.
 
-use core::fmt::{self, Write};
-
 use gzvm_core::fdt::machine::{Uart, UartKind};
 
 use crate::arch::mmio::Frame;
@@ -17,7 +15,7 @@ const THR: u64 = 0;
 const LSR: u64 = 5;
 const LSR_THRE: u32 = 1 << 5;
 /// A UART that never drains must not hang EL2.
-const PATIENCE: u32 = 1_000_000;
+const PATIENCE: u32 = 10_000;
 
 /// A UART to write to.
 #[derive(Clone, Copy)]
@@ -32,46 +30,30 @@ impl Port {
         Self { kind: uart.kind, frame: mem::device_frame(&uart.region) }
     }
 
-    /// Sends one byte; gives up on a UART that stays full.
-    pub fn send(&self, byte: u8) {
+    /// Sends one byte. False: the UART stays full (the host may have switched it off), and the byte is
+    /// dropped.
+    pub fn send(&self, byte: u8) -> bool {
         match self.kind {
             UartKind::Pl011 => {
-                for _ in 0..PATIENCE {
-                    if self.frame.read32(PL011_FR) & PL011_FR_TXFF == 0 {
-                        break;
-                    }
+                let ready = (0..PATIENCE).any(|_| self.frame.read32(PL011_FR) & PL011_FR_TXFF == 0);
+                if ready {
+                    self.frame.write32(PL011_DR, u32::from(byte));
                 }
-                self.frame.write32(PL011_DR, u32::from(byte));
+                ready
             }
             UartKind::Ns16550 { shift, width } => {
                 let read = |r: u64| match width {
                     4 => self.frame.read32(r << shift),
                     _ => u32::from(self.frame.read8(r << shift)),
                 };
-                for _ in 0..PATIENCE {
-                    if read(LSR) & LSR_THRE != 0 {
-                        break;
-                    }
-                }
+                let ready = (0..PATIENCE).any(|_| read(LSR) & LSR_THRE != 0);
                 match width {
+                    _ if !ready => {}
                     4 => self.frame.write32(THR << shift, u32::from(byte)),
                     _ => self.frame.write8(THR << shift, byte),
                 }
+                ready
             }
         }
     }
-}
-
-struct Nowhere;
-
-impl Write for Nowhere {
-    fn write_str(&mut self, s: &str) -> fmt::Result {
-        super::RING.append(s.as_bytes());
-        Ok(())
-    }
-}
-
-/// The console can't be had: the ring keeps the report.
-pub fn fatal(args: fmt::Arguments<'_>) {
-    let _ = Nowhere.write_fmt(args);
 }

@@ -16,11 +16,13 @@ use gzvm_core::vgic::REDIST_SIZE;
 
 use super::run::{Exit, Next, Running};
 use super::vm::Pending;
-use crate::arch::cpu;
 use crate::arch::percpu::{PerCpu, count};
+use crate::arch::{barrier, cpu};
 use crate::mem::pool::Account;
 use crate::mem::tables::Tables;
 
+/// Fault status code of a TLB conflict abort.
+const FSC_TLB_CONFLICT: u8 = 0x30;
 /// Bytes of the distributor frame.
 const GICD_SIZE: u64 = 0x1_0000;
 
@@ -52,7 +54,13 @@ impl Running<'_> {
             }
             Cause::DataAbort(abort, access) => self.abort(abort, access, false),
             Cause::InstructionAbort(abort) => self.abort(abort, None, true),
-            Cause::Hvc { .. } | Cause::Other(_) => {
+            Cause::Hvc { .. } => {
+                // The return address is behind the instruction; an undefined one's is at it.
+                self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_sub(4);
+                self.inject_undefined();
+                Next::Resume
+            }
+            Cause::Other(_) => {
                 self.inject_undefined();
                 Next::Resume
             }
@@ -61,9 +69,7 @@ impl Running<'_> {
 
     /// Steps over the instruction that trapped.
     pub fn skip(&mut self) {
-        self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_add(4);
-        // BTYPE belongs to the instruction that is done.
-        self.vcpu.regs.pstate &= !(3 << 10);
+        self.vcpu.regs.step();
     }
 
     fn inject(&mut self, esr: u64, far: u64) {
@@ -165,6 +171,10 @@ impl Running<'_> {
         let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
         let far = cpu::far();
         if !matches!(abort.kind, FaultKind::Translation) {
+            if abort.kind == FaultKind::Other(FSC_TLB_CONFLICT) {
+                barrier::tlbi_vmid();
+                return Next::Resume;
+            }
             // Memory is mapped with all rights; what is left is an address past the IPA size, or
             // the machine's own trouble with the access. The guest is told as a bus would.
             self.inject(esr, far);

@@ -17,7 +17,6 @@ use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
 use gzvm_core::vgic::Vgic;
-use log::error;
 use spin::MutexGuard;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -55,8 +54,6 @@ pub enum Exit {
     SystemEvent(u32, [u64; 2]),
     /// The vCPU can't be entered.
     FailEntry(u64),
-    /// The guest did something that can't be handled: sub-error and details.
-    InternalError(u32, [u64; 4]),
 }
 
 impl Exit {
@@ -96,12 +93,6 @@ impl Exit {
                 let cpu = PerCpu::this().index as u32;
                 abi::FailEntry { hardware_entry_failure_reason: *why, cpu, pad: 0 }.write(&mut run);
                 exit::FAIL_ENTRY
-            }
-            Self::InternalError(suberror, details) => {
-                let mut e = abi::InternalError { suberror: *suberror, ndata: 4, ..Default::default() };
-                e.data[..4].copy_from_slice(details);
-                e.write(&mut run);
-                exit::INTERNAL_ERROR
             }
         };
         // The reason at the front; what the driver keeps in the bytes behind it stays. Exits that
@@ -144,6 +135,8 @@ pub struct Running<'a> {
     loaded: bool,
     /// The guest timer's physical interrupt has been set active by us.
     timer_active: bool,
+    /// An SError came, which is handed to the host.
+    serror: bool,
 }
 
 /// RUN: x1 of the hypercall.
@@ -186,6 +179,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     let Some(gic) = this.with(|s| s.gic) else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };
     count(Counter::GuestEntry);
     gic.enable_own();
+    let priority_mask = gic::unmask_priorities();
 
     let vttbr = {
         let memory = vm.memory.lock();
@@ -214,7 +208,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
-    let mut running = Running { vm, vcpu, gic, loaded: false, timer_active: false };
+    let mut running = Running { vm, vcpu, gic, loaded: false, timer_active: false, serror: false };
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.dying.load(Ordering::SeqCst) {
         Exit::FailEntry(abi::reason::DYING)
@@ -227,11 +221,16 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         gic.drain_kick();
     }
     running.unload();
+    let serror = running.serror;
     if running.timer_active {
         gic.deactivate_vtimer();
     }
     gic.save_interface(&mut vcpu.gic);
     this.with(|s| s.leave_guest_world(&mut vcpu.el1, &mut vcpu.timer, &mut vcpu.fp));
+    gic::restore_priorities(priority_mask);
+    if serror {
+        this.with(|s| s.pend_host_serror());
+    }
     outcome
 }
 
@@ -247,7 +246,7 @@ fn take_answer(vcpu: &mut Vcpu) {
             if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
                 *x = value;
             }
-            vcpu.regs.pc = vcpu.regs.pc.wrapping_add(4);
+            vcpu.regs.step();
         }
         Some(Pending::Ptp) => {
             let mut args = [0u64; 8];
@@ -284,11 +283,8 @@ impl Running<'_> {
                 ExitKind::Sync => self.handle_sync(),
                 ExitKind::Irq | ExitKind::Fiq => self.handle_interrupt(),
                 ExitKind::SError => {
-                    error!("SError while VM {} ran (ESR {:#x})", self.vm.id, cpu::esr());
-                    Next::Exit(Exit::InternalError(
-                        abi::reason::UNEXPECTED_EXIT as u32,
-                        [cpu::esr(), self.vcpu.regs.pc, 0, 0],
-                    ))
+                    self.serror = true;
+                    Next::Exit(Exit::Irq)
                 }
             };
             match next {
@@ -352,7 +348,7 @@ impl Running<'_> {
 
     fn handle_interrupt(&mut self) -> Next {
         let pending = self.gic.pending();
-        if pending == self.gic.vtimer {
+        if pending == self.gic.vtimer && self.timer_asserted() {
             count(Counter::GuestTimer);
             // It signals, so it is not active, whatever we set before.
             self.timer_active = false;

@@ -34,7 +34,8 @@ use crate::platform;
 pub const IPA_BITS: u8 = 40;
 /// SPIs of a guest.
 const NR_SPIS: usize = 256;
-/// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes.
+/// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes; but
+/// no more than half of the pool.
 const TABLE_LIMIT: u64 = 8192 + 256;
 /// No frame given yet.
 const NO_FRAME: u64 = u64::MAX;
@@ -73,8 +74,6 @@ pub struct VmMemory {
 
 /// A VM.
 pub struct Vm {
-    /// Its id, which is its VMID too.
-    pub id: VmId,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -102,7 +101,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM without memory and vCPUs.
+    /// A VM without memory and vCPUs; its id is its VMID too.
     pub fn new(id: VmId) -> Result<PageBox<Self>, CreateError> {
         let pa_bits = PerCpu::this().with(|s| s.features.pa_bits);
         let bits = IPA_BITS.min(pa_bits);
@@ -115,13 +114,12 @@ impl Vm {
         };
         let memory = VmMemory {
             stage2,
-            account: Account::new(TABLE_LIMIT),
+            account: Account::new(TABLE_LIMIT.min(pool::usage().1 / 2)),
             slots: Slots::new(bits),
             mailbox: None,
             root_pages,
         };
         PageBox::new(Self {
-            id,
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),

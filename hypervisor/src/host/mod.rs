@@ -27,6 +27,8 @@ use crate::hypercall;
 use crate::mem::pool::{self, Account};
 use crate::mem::tables::{Tables, VmTlb};
 
+/// `reason` of an SError.
+const SERROR: u64 = 3;
 /// The host's VMID.
 const VMID: u16 = 0;
 /// Pages that the host's tables may take: the root, and splits around what is not its own.
@@ -49,26 +51,24 @@ pub fn ipa_bits(features: &Features) -> u8 {
     features.pa_bits.min(43)
 }
 
-/// What is left of `region` without `holes`.
-pub fn without(region: Region, holes: &[Region]) -> ArrayVec<Region, 8> {
-    let mut parts = ArrayVec::<Region, 8>::new();
-    parts.push(region);
-    for hole in holes {
-        let mut next = ArrayVec::new();
-        for part in parts {
-            if !part.overlaps(hole) {
-                next.push(part);
+/// What is left of `region` without `holes`, part by part, lowest first.
+pub fn without(region: Region, holes: &[Region]) -> impl Iterator<Item = Region> {
+    let mut at = region.base;
+    core::iter::from_fn(move || {
+        while at < region.end() {
+            // Inside a hole: behind it. Otherwise up to the next one.
+            if let Some(hole) = holes.iter().find(|h| h.base <= at && at < h.end()) {
+                at = hole.end();
                 continue;
             }
-            for (base, end) in [(part.base, hole.base), (hole.end(), part.end())] {
-                if end > base {
-                    next.push(Region { base, size: end - base });
-                }
-            }
+            let next = holes.iter().map(|h| h.base).filter(|b| *b > at).min();
+            let end = next.unwrap_or(u64::MAX).min(region.end());
+            let part = Region { base: at, size: end.saturating_sub(at) };
+            at = end;
+            return Some(part);
         }
-        parts = next;
-    }
-    parts
+        None
+    })
 }
 
 /// Builds the host's stage 2: RAM less `own`, and everything that is not RAM as devices.
@@ -117,6 +117,11 @@ pub fn translation_registers() -> (u64, u64) {
 /// 3 SError.
 #[unsafe(no_mangle)]
 extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
+    if reason == SERROR {
+        // Only after one was handed on from a guest's time: see `pend_host_serror`.
+        PerCpu::this().with(|s| s.pend_host_serror());
+        return;
+    }
     if reason != 0 {
         // Not routed here (HCR_EL2.{IMO,FMO,AMO} = 0 for the host).
         count(Counter::HostIrq);
@@ -154,7 +159,12 @@ extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
             count(Counter::HostSysreg);
             inject(frame, syndrome::ESR_UNDEFINED, 0);
         }
-        Cause::Hvc { .. } | Cause::Wait { .. } | Cause::Other(_) => {
+        Cause::Hvc { .. } => {
+            // The return address is behind the instruction; an undefined one's is at it.
+            frame.elr = frame.elr.wrapping_sub(4);
+            inject(frame, syndrome::ESR_UNDEFINED, 0);
+        }
+        Cause::Wait { .. } | Cause::Other(_) => {
             inject(frame, syndrome::ESR_UNDEFINED, 0);
         }
     }

@@ -8,6 +8,7 @@ use gzvm_core::addr::Pa;
 use gzvm_core::memory::ownership::State;
 use gzvm_core::platform::psci::{self, Function};
 
+use crate::arch::barrier::dsb_sy;
 use crate::arch::frame::HostFrame;
 use crate::arch::percpu::{PerCpu, power};
 use crate::arch::smc;
@@ -89,6 +90,7 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
     target.host_entry.store(entry, Ordering::SeqCst);
     target.host_context.store(context, Ordering::SeqCst);
     let block = core::ptr::from_ref(target) as u64;
+    dsb_sy();
     let [status, ..] = smc::call([CPU_ON, mpidr, entry_point(), block, 0, 0, 0, 0]);
     if status != psci::SUCCESS {
         target.power.store(power::OFF, Ordering::SeqCst);
@@ -110,6 +112,7 @@ fn suspend(args: impl FnOnce(u64, u64) -> [u64; 4], entry: u64, context: u64) ->
     this.host_entry.store(entry, Ordering::SeqCst);
     this.host_context.store(context, Ordering::SeqCst);
     let block = core::ptr::from_ref(this) as u64;
+    dsb_sy();
     let [a0, a1, a2, a3] = args(entry_point(), block);
     smc::call([a0, a1, a2, a3, 0, 0, 0, 0])[0]
 }

@@ -6,6 +6,8 @@
 //! nowhere else. No handler blocks, loops without a bound, or panics.
 
 mod capability;
+#[cfg(feature = "crash-test")]
+mod crash;
 mod device;
 mod info;
 mod memory;
@@ -86,6 +88,8 @@ impl From<MapFailure> for Error {
 
 /// An HVC #0 of the host.
 pub fn dispatch(frame: &mut HostFrame) {
+    #[cfg(feature = "crash-test")]
+    crash::intercept(frame);
     let Some(function) = Function::from_fid(frame.x[0]) else {
         // Not ours: SMCCC's "unknown function".
         frame.x[0] = NOT_SUPPORTED;

@@ -15,9 +15,12 @@ pub mod pool;
 pub mod stage1;
 pub mod tables;
 
+use core::ops::Range;
+
 use gzvm_core::fdt::machine::Region;
 
 use crate::arch::mmio::Frame;
+use crate::arch::percpu::PerCpu;
 
 /// The register frame of a device in the device tree.
 pub fn device_frame(region: &Region) -> Frame {
@@ -68,10 +71,15 @@ pub unsafe fn carve<T: zerocopy::FromBytes>(address: u64, count: usize) -> &'sta
     unsafe { core::slice::from_raw_parts_mut(address as *mut T, count) }
 }
 
-/// A frame record (x29, x30) of a stack, for a backtrace of a hypervisor that is already lost.
+/// A frame record (x29, x30) of a stack, for a backtrace. None if `fp` is not in a stack that this
+/// CPU uses.
 pub fn stack_record(fp: u64) -> Option<(u64, u64)> {
-    // SAFETY: backtraces start from EL2's own frame pointer and follow records upwards; a wild one
-    // faults, and the second report is suppressed. There is nothing left to protect by then.
+    let own = PerCpu::try_this().map(PerCpu::stack);
+    let holds = |stack: &Range<u64>| fp & 15 == 0 && stack.contains(&fp) && stack.contains(&(fp | 15));
+    if !own.iter().chain([&stage1::boot_stack()]).any(holds) {
+        return None;
+    }
+    // SAFETY: 16 aligned bytes of a stack, mapped for good; only this CPU writes to them.
     unsafe {
         let record = fp as *const u64;
         Some((record.read_volatile(), record.add(1).read_volatile()))

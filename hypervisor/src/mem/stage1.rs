@@ -3,6 +3,7 @@
 //! more: text RX, read-only data RO, everything else RW and never executable, stacks over unmapped
 //! guard pages, devices as device memory. Built once at boot (crate `aarch64-paging`).
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use aarch64_paging::Mapping;
@@ -83,6 +84,7 @@ unsafe extern "C" {
     static image_text_end: u8;
     static image_rodata_end: u8;
     static image_boot_stack_guard: u8;
+    static image_boot_stack_top: u8;
     static image_end: u8;
     fn replace_map(ttbr: u64, mair: u64, tcr: u64, sctlr: u64);
 }
@@ -95,6 +97,11 @@ fn address(symbol: *const u8) -> u64 {
 pub fn image() -> Region {
     let (start, end) = (address(&raw const image_start), address(&raw const image_end));
     Region { base: start, size: end.saturating_sub(start) }
+}
+
+/// The stack of the first CPU's boot: first byte, and the byte behind.
+pub fn boot_stack() -> Range<u64> {
+    address(&raw const image_boot_stack_guard) + PAGE_SIZE..address(&raw const image_boot_stack_top)
 }
 
 /// The map being built.

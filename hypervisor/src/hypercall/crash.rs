@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Mistakes on demand, for the tests of EL2's own protection and of its crash reports. Only in
+//! images built with the feature `crash-test`; no other image has this call.
+
+use core::hint::black_box;
+
+use crate::arch::frame::HostFrame;
+use crate::arch::provoke;
+
+/// The call: x1 = what to do.
+const FID: u32 = 0xFB00_107E;
+
+/// Does what the host asks for, if this is the call. Comes back only if the protection failed, or
+/// x1 is none of the numbers below.
+pub fn intercept(frame: &HostFrame) {
+    if frame.x[0] as u32 == FID {
+        crash(frame.x[1]);
+    }
+}
+
+#[inline(never)]
+fn crash(kind: u64) {
+    log::warn!("crash test: kind {kind}");
+    match kind {
+        0 => panic!("crash test"),
+        1 => provoke::read_unmapped(),
+        2 => _ = overflow_stack(0),
+        3 => provoke::write_text(),
+        4 => provoke::write_rodata(),
+        5 => provoke::execute_data(),
+        6 => provoke::undefined_instruction(),
+        7 => crate::console::crash_inside(),
+        _ => return,
+    }
+    log::error!("crash test: kind {kind} went through");
+}
+
+/// Ends at the guard page. A frame is smaller than that page.
+#[inline(never)]
+fn overflow_stack(depth: u64) -> u64 {
+    let frame = black_box([depth; 32]);
+    if depth == u64::MAX {
+        return 0;
+    }
+    overflow_stack(depth + 1).wrapping_add(black_box(&frame)[0])
+}
