@@ -14,6 +14,8 @@ mod abuse;
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
+mod crash;
+#[cfg(target_os = "none")]
 mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
@@ -34,6 +36,9 @@ fn host_vm() {
     println!("gzvm test host: {} CPUs", smp::count());
     gic::init_distributor();
     gic::init_cpu();
+    if crash::run() {
+        return;
+    }
     case::run(&[host::CASES, calls::CASES, guest_runs::CASES, abuse::CASES]);
 }
 

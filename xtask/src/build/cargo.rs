@@ -77,6 +77,21 @@ pub fn build(layout: &Layout, target: &str, packages: &[&str]) -> Result<Vec<(St
     finish(cargo)
 }
 
+/// Builds one package with these features (separated by commas).
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with_features(
+    layout: &Layout,
+    target: &str,
+    package: &str,
+    features: &str,
+) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = arm(layout, "build", target);
+    cargo.args(["-p", package, "--features", features]);
+    finish(cargo)
+}
+
 /// Builds a library package as a static library.
 ///
 /// # Errors

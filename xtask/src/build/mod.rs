@@ -19,11 +19,11 @@ use crate::{process, setup::rust::BARE};
 /// A part that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// The EL2 image: hypervisor.Image, hypervisor.elf
+    /// The EL2 image: hypervisor.Image, hypervisor.elf; hypervisor-crash.Image, which tests make crash
     Hypervisor,
     /// Bare-metal guests: guest-NAME.Image
     Guests,
-    /// The host's driver: gzvm.ko
+    /// The host's driver: gzvm.ko; gzvm-check, which checks it
     Driver,
     /// The VMM, a static Linux program: gz
     Gz,
@@ -69,6 +69,10 @@ pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
 }
 
 fn hypervisor(layout: &Layout) -> Result<()> {
+    for (_, elf) in cargo::build_with_features(layout, BARE, HYPERVISOR, "crash-test")? {
+        flatten(layout, &elf, "hypervisor-crash.Image")?;
+    }
+    // Last, since both end up under one name: what lies in cargo's folder is the real one.
     let programs = cargo::build(layout, BARE, &[HYPERVISOR])?;
     let (_, elf) = programs.first().context("the hypervisor's crate has no program")?;
     copy_if_changed(elf, &layout.part("hypervisor.elf"))?;
@@ -97,10 +101,14 @@ fn vmm(layout: &Layout) -> Result<()> {
     let programs = cargo::linux_programs(layout, &[VMM])?;
     let (_, file) =
         programs.iter().find(|(name, _)| name == VMM).context("the VMM's crate has no program gz")?;
-    // The host's RAM disk holds it: without debug information it is a tenth of the size.
-    let stripped = layout.part("gz.new");
-    process::run(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&stripped).arg(file))?;
-    copy_if_changed(&stripped, &layout.part("gz"))
+    strip(layout, file, "gz")
+}
+
+/// A program without debug information, a tenth of the size: RAM disks hold it.
+fn strip(layout: &Layout, program: &Path, name: &str) -> Result<()> {
+    let stripped = layout.part(&format!("{name}.new"));
+    process::run(Command::new("aarch64-linux-gnu-strip").arg("-o").arg(&stripped).arg(program))?;
+    copy_if_changed(&stripped, &layout.part(name))
 }
 
 fn rootfs(layout: &Layout) -> Result<()> {
