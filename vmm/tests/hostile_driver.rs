@@ -158,6 +158,8 @@ impl Guest {
 
     /// Reads sector 3, honestly; returns its first byte.
     fn read_a_sector(&self) -> u8 {
+        // Reset first: the device may still be at work in the memory that is cleared here.
+        self.set(reg::VIRTIO_MMIO_STATUS, 0);
         self.memory.write_slice(&[0; 0x3000], GuestAddress(DESCRIPTORS)).unwrap();
         self.bring_up();
         self.header(0x4000, 0, 3);
