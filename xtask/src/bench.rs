@@ -61,7 +61,7 @@ pub struct Options {
     /// Write the figures as a list of objects {operation, host, vm, instructions, ...}
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// One batch of each operation and two Linux boots: less exact
+    /// Fewer batches of each operation, and two Linux boots: less exact
     #[arg(long)]
     pub quick: bool,
     /// Only this host; may be given several times

@@ -61,7 +61,7 @@ impl<'a> Plan<'a> {
         fs::write(&source, STOPWATCH)?;
         let mut compiler = Command::new("aarch64-linux-gnu-gcc");
         process::run(compiler.args(["-nostdlib", "-static", "-s", "-o"]).arg(&program).arg(&source))?;
-        let (batches, boots) = if quick { (1, 2) } else { (3, 8) };
+        let (batches, boots) = if quick { (3, 2) } else { (5, 8) };
         Ok(Self { layout, batches, boots, stopwatch: fs::read(&program)?, folder })
     }
 
