@@ -13,7 +13,7 @@
 //!
 //! Principles: exits are values, matched in one place; what comes from outside is copied once and
 //! checked; nothing a host or guest does may panic; every lock is held for a bounded time, and they
-//! nest in the order host, ownership, VM, vCPU.
+//! nest as `guest/mod.rs` says.
 
 #![no_std]
 #![no_main]

@@ -261,6 +261,10 @@ impl<'a> Machine<'a> {
                 "cpus" => machine.cpus(&node),
                 "reserved-memory" => {
                     for child in node.children() {
+                        // A pool that the kernel may use for itself meanwhile is ordinary memory.
+                        if child.property("reusable").is_some() {
+                            continue;
+                        }
                         let no_map = child.property("no-map").is_some();
                         for region in regions(&child) {
                             machine.truncated |= machine.reserved.try_push(region).is_err();

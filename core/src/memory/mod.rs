@@ -10,7 +10,7 @@
 //! | [`stage2`] | a VM's stage-2 translation tables |
 //!
 //! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
-//! Lock order for all of it: host, then hypervisor (pool, ownership), then VM, then vCPU.
+//! Lock order for all of it: vCPU, then VM, then the host's stage 2, then ownership, then the pool.
 
 mod granule;
 pub mod ownership;

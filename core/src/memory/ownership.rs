@@ -21,7 +21,7 @@
 //!   other way. The VM's stage-2 mapping is gone, TLB included, before `take`: a return from
 //!   `Stage2::unmap`, or the call of the visitor in `Stage2::teardown_step`, says so.
 //!
-//! Lock order: host's stage 2, then this table (and the pool), then a VM, then a vCPU.
+//! Lock order: vCPU, VM, host's stage 2, then this table, then the pool.
 
 use super::PaRange;
 use super::granule::{Refused, Step, next};

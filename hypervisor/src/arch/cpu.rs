@@ -100,8 +100,6 @@ const ICC_SRE_HOST: u64 = 0xF;
 const ICC_SRE_GUEST: u64 = 0x7;
 /// MPAM2_EL2 for guests: MPAM0_EL1 and MPAM1_EL1 trap.
 const MPAM2_GUEST: u64 = 3 << 48;
-/// TCR_EL1.EPD0 and EPD1: no stage-1 walks.
-const TCR_EPD: u64 = 1 << 7 | 1 << 23;
 
 /// MDCR_EL2.E2PB and E2TB for guests: buffers are EL1's, and their registers trap.
 const MDCR_E2PB_TRAP: u64 = 0b10 << 12;
@@ -305,10 +303,7 @@ impl CpuState {
         timer::save(&mut self.host_timer);
         timer::arm_host_deadline(&self.host_timer);
         self.stop_profiling();
-        // No speculative walk may combine one VM's stage 1 with another's stage 2: walks are off
-        // (TCR_EL1.EPDx) from before the change of stage 2 until EL1's registers are complete.
-        write!("tcr_el1", self.host_el1.tcr | TCR_EPD);
-        isb();
+        self.host_el1.block_walks();
         write!("vttbr_el2", guest.vttbr);
         write!("vtcr_el2", guest.vtcr);
         isb();
@@ -343,8 +338,7 @@ impl CpuState {
             fp.save();
             self.fp = FpHolder::Leftover;
         }
-        write!("tcr_el1", el1.tcr | TCR_EPD);
-        isb();
+        el1.block_walks();
         write!("hcr_el2", HCR_HOST.bits());
         write!("vttbr_el2", self.host_vttbr);
         write!("vtcr_el2", self.host_vtcr);

@@ -12,25 +12,39 @@ macro_rules! el1_registers {
         /// The switched registers, in the order they are moved.
         #[derive(Clone, Default, Debug)]
         #[allow(missing_docs)]
-        pub struct El1Regs { $($(#[$doc])* pub $field: u64,)* pub pauth: PauthKeys }
+        pub struct El1Regs { $($(#[$doc])* pub $field: u64,)* pub tcr: u64, pub pauth: PauthKeys }
 
         impl El1Regs {
             /// Takes the CPU's registers.
             #[inline(always)]
             pub fn save(&mut self, features: &Features) {
                 $(self.$field = read!($name);)*
+                self.tcr = read!("tcr_el1");
                 if features.pauth {
                     self.pauth.save();
                 }
             }
 
-            /// Puts these registers into the CPU. Takes effect at the next context synchronisation.
+            /// Puts these registers into the CPU, TCR_EL1 last: until then walks are off, see
+            /// [`block_walks`](Self::block_walks). It takes effect at the next context synchronisation.
             #[inline(always)]
             pub fn restore(&self, features: &Features) {
                 $(write!($name, self.$field);)*
                 if features.pauth {
                     self.pauth.restore();
                 }
+                super::barrier::isb();
+                write!("tcr_el1", self.tcr);
+            }
+
+            /// No speculative walk may combine one VM's stage 1 with another's stage 2: with these
+            /// registers in the CPU, turns walks off (EPDx, which count while M = 1).
+            #[inline(always)]
+            pub fn block_walks(&self) {
+                write!("tcr_el1", self.tcr | TCR_EPD);
+                super::barrier::isb();
+                write!("sctlr_el1", self.sctlr | 1);
+                super::barrier::isb();
             }
         }
     };
@@ -41,7 +55,6 @@ el1_registers! {
     cpacr = "cpacr_el1",
     ttbr0 = "ttbr0_el1",
     ttbr1 = "ttbr1_el1",
-    tcr = "tcr_el1",
     esr = "esr_el1",
     afsr0 = "afsr0_el1",
     afsr1 = "afsr1_el1",
@@ -61,6 +74,9 @@ el1_registers! {
     csselr = "csselr_el1",
     mdscr = "mdscr_el1",
 }
+
+/// TCR_EL1.EPD0 and EPD1: no stage-1 walks.
+const TCR_EPD: u64 = 1 << 7 | 1 << 23;
 
 /// Pointer authentication keys.
 #[derive(Clone, Copy, Default, Debug)]

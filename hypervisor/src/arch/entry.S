@@ -21,7 +21,7 @@ primary_entry:
     b.ne    0f
     mov     x1, #1 << 31                    // HCR_EL2: RW, and E2H = 0 before anything depends on it
     msr     hcr_el2, x1
-    msr     tpidr_el2, xzr
+    msr     tpidr_el2, xzr                  // no per-CPU block yet: the vectors look
     isb
 0:
     mov     x20, x0
@@ -92,7 +92,6 @@ primary_entry:
     str     x5, [x1, x4, lsl #3]
     dsb     sy
 
-    msr     tpidr_el2, xzr                  // no per-CPU block yet: the vectors look
     adrp    x1, host_vectors
     add     x1, x1, :lo12:host_vectors
     msr     vbar_el2, x1
@@ -165,10 +164,9 @@ secondary_entry:
     msr     daifset, #0xf
     mov     x1, #1 << 31
     msr     hcr_el2, x1
-    msr     tpidr_el2, xzr
-    isb
     mov     x20, x0
     msr     tpidr_el2, x20
+    isb
     adrp    x1, host_vectors
     add     x1, x1, :lo12:host_vectors
     msr     vbar_el2, x1

@@ -3,7 +3,7 @@
 //! active state of the guest's timer interrupt, and the list registers (GIC architecture
 //! specification, chapters 11 and 12).
 //!
-//! The host owns distributor and redistributors. EL2 touches, on its own CPU's redistributor, only
+//! The host owns distributor and redistributors. EL2 wakes its own CPU's redistributor at boot, and touches there only
 //! the bits of three PPIs (guest timer, host deadline, maintenance) and of one SGI (the kick).
 
 use gzvm_core::fdt::machine::{Gic, TimerPpis};
@@ -185,11 +185,11 @@ impl CpuGic {
         dsb_sy();
     }
 
-    /// Puts a guest's virtual CPU interface into the CPU.
+    /// Puts a guest's virtual CPU interface into the CPU, but for the list registers: see
+    /// [`write_lrs`](Self::write_lrs).
     pub fn restore_interface(&self, cpu: &CpuInterface) {
         write!("s3_4_c12_c11_7", u64::from(cpu.vmcr));
         write_aprs(cpu, self.nr_aprs);
-        self.write_lrs(cpu);
     }
 
     /// Writes list registers and ICH_HCR_EL2.
@@ -209,13 +209,11 @@ impl CpuGic {
         cpu.vmcr = read!("s3_4_c12_c11_7") as u32;
     }
 
-    /// Takes a guest's virtual CPU interface out of the CPU and switches it off.
+    /// Takes a guest's virtual CPU interface out of the CPU and switches it off. What is in the list
+    /// registers has been read before, and is overwritten before the interface is on again.
     pub fn save_interface(&self, cpu: &mut CpuInterface) {
         read_aprs(cpu, self.nr_aprs);
         write!("s3_4_c12_c11_0", 0);
-        for n in 0..self.nr_lrs {
-            write_lr(n, 0);
-        }
     }
 }
 

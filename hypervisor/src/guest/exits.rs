@@ -153,7 +153,7 @@ impl Running<'_> {
             }
             Outcome::Off => {
                 let kicks = self.vgic().set_power(id, false);
-                let _ = self.vm.kick(kicks);
+                self.vcpu.wake_others |= self.vm.kick(kicks);
                 // The next RUN finds it off, and parks it.
                 Next::Exit(Exit::Idle(0))
             }

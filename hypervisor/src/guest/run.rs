@@ -173,7 +173,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     if let Some((entry, context)) = start {
         vcpu.reset(entry, context);
         let kicks = vm.vgic.lock().set_power(vcpu.id, true);
-        let _ = vm.kick(kicks);
+        vcpu.wake_others |= vm.kick(kicks);
     }
     let this = PerCpu::this();
     let Some(gic) = this.with(|s| s.gic) else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };

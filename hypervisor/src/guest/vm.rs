@@ -158,6 +158,8 @@ impl Vm {
         vcpu.publish_offset(self.cntvoff);
         *slot = Some(vcpu);
         self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
+        // A former vCPU of this number may have left TLB entries.
+        self.last_vcpu.iter().for_each(|last| last.store(0, Ordering::Relaxed));
         self.power.lock().add(id);
         let mut vgic = self.vgic.lock();
         vgic.add_vcpu(id, nr_lrs);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A value in pages of the pool: a `Box` that can say no, and that zeroes what it gives back.
+//! A value in pages of the pool: a `Box` that can say no.
 
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
