@@ -98,17 +98,19 @@ pub fn install(layout: &Layout, codename: &str, architecture: &str) -> Result<()
     let step = Step::new("Debian's list of packages");
     let state = State::update(&layout.cache.join("apt/host"), architecture, &wanted)?;
     step.done();
-    let (first, rest): (Vec<_>, Vec<_>) =
+    let (emulator, rest): (Vec<_>, Vec<_>) =
         packages.iter().map(|(package, _)| *package).partition(|p| p.starts_with("qemu-"));
-    if !first.is_empty() {
-        let step = Step::new(format!("Installing {}", first.join(", ")));
-        let suite = if codename == "bookworm" { backports.as_str() } else { codename };
-        install_packages(&state, &["-t", suite], &first)?;
-        step.done();
-    }
+    let suite = if codename == "bookworm" { backports.as_str() } else { codename };
+    // The emulator last: it may bring newer libraries, which those that are there must not contradict.
     if !rest.is_empty() {
         let step = Step::new(format!("Installing {}", rest.join(", ")));
-        install_packages(&state, &[], &rest)?;
+        // With such libraries on the machine already, only packages of the newer suite fit.
+        install_packages(&state, &[], &rest).or_else(|_| install_packages(&state, &["-t", suite], &rest))?;
+        step.done();
+    }
+    if !emulator.is_empty() {
+        let step = Step::new(format!("Installing {}", emulator.join(", ")));
+        install_packages(&state, &["-t", suite], &emulator)?;
         step.done();
     }
     match qemu_version() {
