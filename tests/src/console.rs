@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 /// Text that means that waiting longer is useless.
-const FATAL: [&str; 3] = ["Kernel panic - not syncing", "HYPERVISOR PANIC", "Unable to mount root fs"];
+const FATAL: [&str; 3] = ["Kernel panic - not syncing", "*** gzvm: ", "Unable to mount root fs"];
 
 /// Output and errors: what QEMU complains about is part of the console.
 const STREAMS: u32 = 2;

@@ -2,6 +2,7 @@
 //! The list of system tests, and what they share.
 
 pub mod boot;
+pub mod el2;
 pub mod failures;
 pub mod guests;
 pub mod linux;
@@ -33,6 +34,7 @@ pub const HOST_ARGUMENTS: &str = "console=ttyAMA0 panic=-1 quiet";
 #[must_use]
 pub fn all(layout: &Layout) -> Vec<Case> {
     let mut cases = boot::cases(layout);
+    cases.extend(el2::cases());
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
     cases.extend(guests::cases());
