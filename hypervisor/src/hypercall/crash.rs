@@ -20,7 +20,6 @@ pub fn intercept(frame: &HostFrame) {
 
 #[inline(never)]
 fn crash(kind: u64) {
-    log::warn!("crash test: kind {kind}");
     match kind {
         0 => panic!("crash test"),
         1 => provoke::read_unmapped(),

@@ -353,12 +353,7 @@ fn report(context: &Context, machine: &Machine) -> Result<String> {
     console.wait_for(HEADING, BOOT_LIMIT)?;
     let report = console.wait_for(HALTED, BOOT_LIMIT)?;
     ensure!(!report.contains(HEADING), "reports are mixed:\n{report}");
-    let length = console.text().len();
-    std::thread::sleep(SILENCE);
-    for line in console.text()[length..].lines() {
-        // Another CPU's announcement may come late, but not a report, nor that the call came back.
-        ensure!(line.is_empty() || line.contains("WARN  crash test: kind"), "after the report: {line}");
-    }
+    stays_silent(&mut console)?;
     Ok(report)
 }
 
