@@ -391,5 +391,5 @@ fn check_backtrace(context: &Context, report: &str) -> Result<()> {
 fn is_call(image: &[u8], offset: usize) -> bool {
     let Some(bytes) = image.get(offset..offset.wrapping_add(4)) else { return false };
     let word = bytes.iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-    offset % 4 == 0 && (word >> 26 == 0b10_0101 || word & 0xFFFF_FC1F == 0xD63F_0000)
+    offset.is_multiple_of(4) && (word >> 26 == 0b10_0101 || word & 0xFFFF_FC1F == 0xD63F_0000)
 }
