@@ -36,7 +36,7 @@ macro_rules! ensure {
 pub(crate) use ensure;
 
 /// Longest time a check may take; emulated machines are slow.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 type Named = (&'static str, fn() -> Check);
 

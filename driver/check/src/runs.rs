@@ -133,7 +133,7 @@ pub fn many_vms_at_once() -> Check {
     let threads: Vec<_> = (0..4)
         .map(|_| {
             thread::spawn(|| {
-                for _ in 0..25 {
+                for _ in 0..8 {
                     let machine = Machine::new(ECHO, &[(0, DEVICE), (2, RAM + 0x1000)])?;
                     let second = sys::ioctl(&machine.vm, ioctl::CREATE_VCPU, 1).map_err(|e| e.to_string())?;
                     let second = sys::owned(second);

@@ -2,6 +2,7 @@
 //! The list of system tests, and what they share.
 
 pub mod boot;
+pub mod driver;
 pub mod el2;
 pub mod failures;
 pub mod guests;
@@ -38,6 +39,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
     cases.extend(guests::cases());
+    cases.extend(driver::cases());
     cases.extend(failures::cases());
     cases.extend(stress::cases());
     cases

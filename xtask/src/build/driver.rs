@@ -17,6 +17,8 @@ use crate::process;
 
 /// The package of the driver's logic.
 pub const PACKAGE: &str = "gzvm-driver-core";
+/// The program that checks the loaded driver.
+pub const CHECK: &str = "gzvm-check";
 
 /// Builds it; `target/gz/gzvm.ko` is the result.
 ///
@@ -42,5 +44,9 @@ pub fn build(layout: &Layout) -> Result<()> {
     // A surrounding make must not pass its options on.
     make.env_remove("MAKEFLAGS").stdin(Stdio::null());
     process::run(&mut make).context("the kernel's build system")?;
-    copy_if_changed(&place.join("gzvm.ko"), &layout.part("gzvm.ko"))
+    copy_if_changed(&place.join("gzvm.ko"), &layout.part("gzvm.ko"))?;
+
+    let programs = cargo::linux_programs(layout, &[CHECK])?;
+    let (_, check) = programs.iter().find(|(name, _)| name == CHECK).context("no program gzvm-check")?;
+    super::strip(layout, check, CHECK)
 }

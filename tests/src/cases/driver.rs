@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! System tier: the driver as its clients see it, by a program that plays one.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{BOOT_LIMIT, Host, scripted};
+use crate::{
+    harness::{Case, Context, Tier},
+    initrd::Extra,
+    results::Results,
+};
+
+const PARTS: &[&str] = &["hypervisor.Image", "gzvm.ko", "gzvm-check", "host-initrd.cpio"];
+
+/// The tests of this file.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    vec![Case::new(Tier::System, "driver::ioctls", PARTS, ioctls)]
+}
+
+/// Arguments, exits, signals, races; then nothing is held, and the module can go and come.
+fn ioctls(context: &Context) -> Result<()> {
+    let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
+    let machine = scripted(context, Host::Gzvm, SCRIPT, &[check])?;
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", Duration::from_secs(400))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}
+
+const SCRIPT: &str = r#". /etc/test-library
+held >/tmp/before
+gzvm-check >/tmp/checks
+status=$?
+grep -v DONE /tmp/checks
+passed=$(grep -c PASS /tmp/checks) failed=$(grep -c FAIL /tmp/checks)
+holds check_ends_well "status $status" [ $status = 0 ]
+held >/tmp/after
+diff /tmp/before /tmp/after
+holds counters_return "see the difference above" cmp -s /tmp/before /tmp/after
+
+sleep 5 </dev/gzvm &
+usleep 200000
+holds module_in_use_stays "rmmod took it away" eval '! rmmod gzvm 2>/dev/null'
+wait
+holds module_goes "rmmod refused" rmmod gzvm
+holds module_comes_back "insmod refused" insmod /lib/modules/gzvm.ko
+# Lock-ups and stalls are the emulator's on a busy PC.
+dmesg | grep -E 'WARNING:|BUG:|Oops|Unable to handle' | grep -v 'soft lockup' >/tmp/kernel
+cat /tmp/kernel
+holds kernel_is_quiet "see above" [ ! -s /tmp/kernel ]
+finish"#;
