@@ -3,6 +3,7 @@
 //! nor invalidate them.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -49,6 +50,27 @@ pub fn packages(layout: &Layout) -> Result<Vec<Package>> {
         });
     }
     Ok(found)
+}
+
+/// Throws away what was built with another standard library: cargo does not notice when that alone was made anew.
+///
+/// # Errors
+/// If the folder can't be removed.
+pub fn drop_stale(layout: &Layout) -> Result<()> {
+    let folder = layout.target.join("arm");
+    let stamp = folder.join("standard-library");
+    let now = match rust::wrapper(layout) {
+        Some(wrapper) => format!("{:?}", fs::metadata(wrapper)?.modified()?),
+        None => "the compiler's own".to_owned(),
+    };
+    // A folder without a stamp was made with the compiler's own.
+    let before = fs::read_to_string(&stamp).unwrap_or_else(|_| "the compiler's own".to_owned());
+    if before != now && folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder)?;
+    fs::write(stamp, now)?;
+    Ok(())
 }
 
 /// Cargo with an Arm target.

@@ -44,6 +44,7 @@ const VMM: &str = "gz";
 /// At the first part that fails.
 pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
     fs::create_dir_all(&layout.out).with_context(|| format!("can't make {}", layout.out.display()))?;
+    cargo::drop_stale(layout)?;
     let packages = cargo::packages(layout)?;
     let has = |name: &str| packages.iter().any(|package| package.name == name);
     for part in parts {

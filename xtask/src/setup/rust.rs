@@ -31,6 +31,9 @@ const TARGETS: [&str; 2] = [BARE, LINUX];
 const SUITES: [&str; 5] = ["trixie-backports", "forky", "sid", "trixie", "bookworm-backports"];
 const PACKAGES: [&str; 2] = ["rust-src", "rust-web-src"];
 
+/// Counts up when [`build`] changes, so that older results are built again.
+const RECIPE: u32 = 3;
+
 /// How the Arm targets come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Route {
@@ -97,12 +100,17 @@ pub fn wrapper(layout: &Layout) -> Option<PathBuf> {
 pub fn complete(layout: &Layout, compiler: &Compiler, route: Route) -> bool {
     let own = TARGETS.iter().all(|target| compiler.has(target));
     let stamp = fs::read_to_string(layout.cache.join("toolchain/stamp")).unwrap_or_default();
-    let built = wrapper(layout).is_some() && stamp == compiler.identity;
+    let built = wrapper(layout).is_some() && stamp == stamp_of(compiler);
     match route {
         Route::Auto => (own && wrapper(layout).is_none()) || built,
         Route::Rustup => own && wrapper(layout).is_none(),
         Route::Source => built,
     }
+}
+
+/// What was built, for which compiler.
+fn stamp_of(compiler: &Compiler) -> String {
+    format!("{RECIPE}\n{}", compiler.identity)
 }
 
 /// Makes them available.
@@ -172,15 +180,14 @@ fn from_source(layout: &Layout, compiler: &Compiler, folder: &Path, codename: &s
     let text = format!("#!/bin/sh\nexec '{}' --sysroot '{}' \"$@\"\n", real.display(), sysroot.display());
     fs::write(&wrapper, text)?;
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-    for (target, crates) in [(BARE, "core,alloc,compiler_builtins"), (LINUX, "std,panic_abort,panic_unwind")]
-    {
+    for (target, crates) in [(BARE, "core,alloc,compiler_builtins"), (LINUX, "std,panic_abort")] {
         let step = Step::new(format!("Building Rust's standard library for {target}"));
         build(folder, &wrapper, &sysroot, target, crates)?;
         step.done();
     }
     drop(fs::remove_dir_all(folder.join("build")));
     fs::write(folder.join("env"), format!("export RUSTC='{}'\n", folder.join("rustc").display()))?;
-    fs::write(folder.join("stamp"), &compiler.identity)?;
+    fs::write(folder.join("stamp"), stamp_of(compiler))?;
     fs::rename(wrapper, folder.join("rustc"))?;
     Ok(())
 }
@@ -256,13 +263,18 @@ fn link_sysroot(compiler: &Compiler, sysroot: &Path, library: &Path) -> Result<(
 }
 
 /// Builds the library as a dependency of an empty crate, and moves what came out into the sysroot.
+///
+/// For panics that abort, as in the workspace's release profile: all that is built for Arm uses it.
 fn build(folder: &Path, wrapper: &Path, sysroot: &Path, target: &str, crates: &str) -> Result<()> {
     const PROBE: &str = "gzvm_sysroot_probe";
     let source = folder.join("build");
     fs::create_dir_all(source.join("src"))?;
     fs::write(
         source.join("Cargo.toml"),
-        format!("[package]\nname = \"{PROBE}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n"),
+        format!(
+            "[package]\nname = \"{PROBE}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n\
+             [profile.release]\npanic = \"abort\"\n"
+        ),
     )?;
     fs::write(source.join("src/lib.rs"), "#![no_std]\n")?;
     let mut cargo = process::cargo();
@@ -274,7 +286,8 @@ fn build(folder: &Path, wrapper: &Path, sysroot: &Path, target: &str, crates: &s
         // build-std is not stable; this is the compiler's own library, built by its own version.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")
-        .env_remove("RUSTFLAGS")
+        // As in rustup's own: builds with link-time optimization look into it.
+        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     if target == BARE {
         cargo.arg("-Zbuild-std-features=compiler-builtins-mem");
