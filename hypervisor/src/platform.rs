@@ -4,7 +4,9 @@
 use arrayvec::ArrayVec;
 use gzvm_core::fdt::machine::{Gic, MAX_CPUS, TimerPpis};
 use gzvm_core::memory::ownership::Ownership;
-use spin::{Mutex, Once};
+use spin::Once;
+
+use crate::arch::lock::Mutex;
 
 use crate::arch::gic::CpuGic;
 use crate::arch::percpu::PerCpu;

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use gzvm_guest_kit::case::{Case, Outcome};
-use gzvm_guest_kit::{arch, cases, check, check_eq, gic, machine, read_sysreg, timer, write_sysreg};
+use gzvm_guest_kit::{arch, cases, check, check_eq, gic, machine, read_sysreg, skip, timer, write_sysreg};
 
 use crate::util::everywhere;
 
@@ -14,6 +14,9 @@ pub const CASES: &[Case] = cases!["timer":
     wfi_wakes_with_masked_interrupts, silent_guest_always_wakes, silent_on_all_cpus, moved_deadline,
 ];
 
+/// Seconds: a wake-up that was lost shows after the twenty that a hypervisor lets a vCPU sleep; less may
+/// be the machine's load.
+const LONGEST_SLEEP: u64 = 15;
 static TAKEN: AtomicU32 = AtomicU32::new(0);
 
 fn intid() -> u32 {
@@ -159,7 +162,10 @@ fn sleep(ticks: u64, rounds: u32) -> Outcome {
         }
         let slept = timer::now() - start;
         timer::disarm();
-        check!(slept < timer::frequency() * 5, "slept {slept} ticks instead of {ticks}, round {round}");
+        check!(
+            slept < timer::frequency() * LONGEST_SLEEP,
+            "slept {slept} ticks instead of {ticks}, round {round}"
+        );
     }
     Ok(())
 }
@@ -189,7 +195,10 @@ fn silent_guest_always_wakes() -> Outcome {
                 arch::irq_enable();
             }
             let slept = timer::now() - start;
-            check!(slept < timer::frequency() * 5, "slept {slept} ticks instead of {ticks}, round {round}");
+            check!(
+                slept < timer::frequency() * LONGEST_SLEEP,
+                "slept {slept} ticks instead of {ticks}, round {round}"
+            );
             ticks = ticks * 21 / 20 + 1;
             if ticks > timer::frequency() / 50 {
                 ticks = timer::frequency() / 1_000_000;
@@ -216,12 +225,22 @@ fn moved_deadline() -> Outcome {
         check_eq!(TAKEN.load(SeqCst), 0, "interrupts before the deadline");
         timer::arm_in((timer::frequency() / 2000) as u32);
         one_interrupt("the nearer deadline")?;
-        arch::irq_disable();
-        timer::arm_at(timer::now() + timer::frequency() / 1000);
-        timer::arm_at(timer::now() + 1000 * timer::frequency());
-        arch::irq_enable();
-        timer::wait_ms(5, || false);
-        check_eq!(TAKEN.load(SeqCst), 0, "interrupts of the deadline that was moved away");
-        Ok(())
+        // Only where the deadline is moved in time: one that passes while the vCPU is off its CPU is in
+        // a list register already, and a hypervisor is not told that the level drops again.
+        for _ in 0..100 {
+            arch::irq_disable();
+            TAKEN.store(0, SeqCst);
+            let deadline = timer::now() + timer::frequency() / 1000;
+            timer::arm_at(deadline);
+            timer::arm_at(timer::now() + 1000 * timer::frequency());
+            let in_time = timer::now() < deadline;
+            arch::irq_enable();
+            if in_time {
+                timer::wait_ms(5, || false);
+                check_eq!(TAKEN.load(SeqCst), 0, "interrupts of the deadline that was moved away");
+                return Ok(());
+            }
+        }
+        skip!("never moved in time")
     })
 }

@@ -291,7 +291,7 @@ impl CpuState {
             write!("s3_4_c3_c1_3", pick(u64::MAX));
             write!("s3_4_c3_c1_0", pick(u64::MAX));
             write!("s3_4_c3_c1_1", pick(u64::MAX));
-            write!("s3_4_c3_c1_7", pick(u64::MAX & !HFGI2_TSBCSYNC));
+            write!("s3_4_c3_c1_7", pick(!HFGI2_TSBCSYNC));
         }
     }
 

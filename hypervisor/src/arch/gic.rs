@@ -155,7 +155,7 @@ impl CpuGic {
                 dsb_sy();
                 return;
             }
-            core::hint::spin_loop();
+            crate::arch::lock::pause();
         }
     }
 

@@ -9,6 +9,7 @@ pub mod fp;
 pub mod frame;
 pub mod gic;
 pub mod id;
+pub mod lock;
 pub mod mmio;
 pub mod percpu;
 #[cfg(feature = "crash-test")]

@@ -12,7 +12,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use gzvm_core::fdt::machine::Uart;
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use spin::{Mutex, Once};
+use spin::Once;
+
+use crate::arch::lock::Mutex;
 
 pub use ring::RING;
 use uart::Port;
@@ -92,7 +94,7 @@ pub fn print_fatal(args: fmt::Arguments<'_>) {
             let _ = console.write_fmt(args);
             return;
         }
-        core::hint::spin_loop();
+        crate::arch::lock::pause();
     }
     STUCK.store(true, Ordering::Relaxed);
     let _ = Console { port: PORT.get().copied() }.write_fmt(args);

@@ -12,12 +12,12 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use crate::arch::lock::MutexGuard;
 use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
 use gzvm_core::vgic::Vgic;
-use spin::MutexGuard;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::vm::{Pending, Vcpu, Vm};

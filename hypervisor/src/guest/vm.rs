@@ -3,18 +3,18 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use crate::arch::lock::Mutex;
 use gzvm_abi::MAX_VCPUS;
 use gzvm_abi::run::HWSTATE_OFFSET;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
-use gzvm_core::memory::ownership::Transition;
+use gzvm_core::memory::ownership::{Ownership, Transition};
 use gzvm_core::memory::slots::Slots;
 use gzvm_core::memory::stage2::{Attrs, MapError, Progress, Stage2, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vcpu::mmio::PendingLoad;
 use gzvm_core::vgic::{self, CpuInterface, Kicks, Vgic};
-use spin::Mutex;
 use zerocopy::IntoBytes;
 
 use super::registry;
@@ -204,9 +204,12 @@ impl Vm {
         let root = memory.stage2.root();
         let mut tables = Tables { account: &mut memory.account };
         let mut tlb = VmTlb { root };
+        // Locked once for the step, not once a page: other CPUs may be taking VMs apart as well.
+        let mut ownership = platform::ownership().lock();
         let progress = memory.stage2.teardown_step(&mut tables, &mut tlb, budget, |_, mapped| {
-            unshare(mapped.pa);
+            unshare_in(&mut ownership, mapped.pa);
         });
+        drop(ownership);
         if progress == Progress::Done {
             pool::free(root, memory.root_pages);
         }
@@ -266,7 +269,11 @@ pub fn share(range: PaRange) -> Result<(), gzvm_core::memory::ownership::Ownersh
 
 /// Takes such a mark back.
 pub fn unshare(range: PaRange) {
-    if let Err(e) = platform::ownership().lock().apply(range, Transition::UnshareWithVm) {
+    unshare_in(&mut platform::ownership().lock(), range);
+}
+
+fn unshare_in(ownership: &mut Ownership<'_>, range: PaRange) {
+    if let Err(e) = ownership.apply(range, Transition::UnshareWithVm) {
         log::error!("unshare {range:?}: {e} (hypervisor bug)");
     }
 }

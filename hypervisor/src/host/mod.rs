@@ -17,7 +17,9 @@ use gzvm_core::memory::stage2::{Attrs, MapError, Stage2};
 use gzvm_core::platform::host_calls::{self, HostCall};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
 use gzvm_core::vcpu::syndrome::{self, Cause};
-use spin::{Mutex, Once};
+use spin::Once;
+
+use crate::arch::lock::Mutex;
 
 use crate::arch::frame::HostFrame;
 use crate::arch::id::Features;

@@ -2,10 +2,10 @@
 //! The hypervisor's pages: everything it needs at run time (tables, VMs, vCPUs, stacks) comes from
 //! here, zeroed, and goes back here.
 
+use crate::arch::lock::Mutex;
 use gzvm_core::addr::{PAGE_SIZE, Pa};
 use gzvm_core::memory::PaRange;
 use gzvm_core::memory::pool::Pool;
-use spin::Mutex;
 
 pub use gzvm_core::memory::pool::Account;
 
