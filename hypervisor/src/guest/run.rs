@@ -133,6 +133,8 @@ pub struct Running<'a> {
     gic: CpuGic,
     /// The list registers hold this vCPU's interrupts.
     loaded: bool,
+    /// The list registers are this vCPU's since RUN, if only empty ones.
+    written: bool,
     /// The guest timer's physical interrupt has been set active by us.
     timer_active: bool,
     /// An SError came, which is handed to the host.
@@ -208,7 +210,8 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
-    let mut running = Running { vm, vcpu, gic, loaded: false, timer_active: false, serror: false };
+    let mut running =
+        Running { vm, vcpu, gic, loaded: false, written: false, timer_active: false, serror: false };
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.dying.load(Ordering::SeqCst) {
         Exit::FailEntry(abi::reason::DYING)
@@ -304,6 +307,12 @@ impl Running<'_> {
         let level = self.timer_asserted();
         let mut vgic = self.vm.vgic.lock();
         vgic.set_hw_ppi(self.vcpu.id, GUEST_VTIMER, self.gic.vtimer, level);
+        if self.written && !vgic.needs_flush(self.vcpu.id) {
+            // Nothing was in the list registers, and nothing wants to be: they stay as they are.
+            drop(vgic);
+            self.loaded = true;
+            return;
+        }
         vgic.flush(self.vcpu.id, &mut self.vcpu.gic);
         let in_flight = vgic.hw_ppi_in_flight(self.vcpu.id, GUEST_VTIMER);
         drop(vgic);
@@ -317,6 +326,7 @@ impl Running<'_> {
         }
         self.gic.write_lrs(&self.vcpu.gic);
         self.loaded = true;
+        self.written = true;
     }
 
     /// Takes them out again: the vGIC knows all there is to know about this vCPU.
