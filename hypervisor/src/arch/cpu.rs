@@ -462,6 +462,11 @@ pub fn fault_ipa_page() -> u64 {
     (read!("hpfar_el2") & 0x0FFF_FFFF_FFF0) << 8
 }
 
+/// MDSCR_EL1 while a guest's world is in place; switched with the other EL1 registers.
+pub fn set_guest_mdscr(value: u64) {
+    write!("mdscr_el1", value);
+}
+
 /// Affinity fields of this CPU's MPIDR_EL1.
 pub fn mpidr_affinity() -> u64 {
     read!("mpidr_el1") & 0xFF_00FF_FFFF

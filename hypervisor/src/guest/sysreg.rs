@@ -10,6 +10,9 @@ use gzvm_core::vcpu::syndrome::SysregAccess;
 use super::run::{Next, Running};
 use crate::arch::cpu;
 
+/// MDSCR_EL1.{SS, KDE}.
+const MDSCR_STEP: u64 = 1 | 1 << 13;
+
 impl Running<'_> {
     /// One trapped MRS or MSR.
     pub fn sysreg(&mut self, access: SysregAccess) -> Next {
@@ -86,6 +89,9 @@ impl Running<'_> {
             }
             (2, 0, 0, 2, 2) => {
                 self.vcpu.mdscr = value;
+                // Software step works; breakpoints and watchpoints (MDE) stay off, their registers are not
+                // switched.
+                cpu::set_guest_mdscr(value & MDSCR_STEP);
                 return Some(Next::Resume);
             }
             (2, 0, 0, _, 0 | 2 | 4..=7) | (2, 0, 1, 3 | 4, 4) | (2, 0, 7, 8 | 9, 6) | (2, 3, 0, 4 | 5, 0) => {

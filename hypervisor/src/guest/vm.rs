@@ -389,7 +389,7 @@ pub struct Vcpu {
     pub wake_others: bool,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
-    /// MDSCR_EL1: likewise, while there is no self-hosted debug.
+    /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
     pub mdscr: u64,
 }
 
