@@ -12,8 +12,12 @@ use gzvm_tests::layout::Layout;
 
 use crate::{process, run};
 
+/// Where QEMU's `-kernel` puts an Image: 2 MiB into RAM.
+const IMAGE_ADDRESS: u64 = 0x4020_0000;
+
 /// What `gdb` may be told.
 #[derive(Debug, clap::Args)]
+#[group(id = "gdb-options")]
 pub struct Options {
     /// Attach to a machine that `cargo xtask run --gdb` started in another terminal
     #[arg(long)]
@@ -42,8 +46,16 @@ pub fn gdb(layout: &Layout, options: &Options) -> Result<()> {
         thread::sleep(Duration::from_millis(500));
     }
     let mut gdb = Command::new("gdb-multiarch");
-    gdb.arg(layout.part("hypervisor.elf"));
-    for line in ["set architecture aarch64", "target remote :1234", "hbreak rust_main"] {
+    // The image runs where QEMU puts it; its ELF file is linked at 0.
+    let symbols =
+        format!("add-symbol-file {} -o {IMAGE_ADDRESS:#x}", layout.part("hypervisor.elf").display());
+    for line in [
+        "set architecture aarch64",
+        "set confirm off",
+        &symbols,
+        "target remote :1234",
+        "hbreak boot_primary",
+    ] {
         gdb.args(["-ex", line]);
     }
     eprintln!("{}", process::line(&gdb));
