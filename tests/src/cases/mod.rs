@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The list of system tests, and what they share.
 
+pub mod abuse;
 pub mod boot;
 pub mod driver;
 pub mod el2;
@@ -42,6 +43,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(driver::cases());
     cases.extend(failures::cases());
     cases.extend(stress::cases());
+    cases.extend(abuse::cases());
     cases
 }
 
