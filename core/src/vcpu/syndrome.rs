@@ -83,8 +83,6 @@ pub struct Abort {
     pub kind: FaultKind,
     /// It happened on a stage-1 table walk.
     pub s1ptw: bool,
-    /// FAR and HPFAR are not valid.
-    pub far_not_valid: bool,
     /// A write (data aborts that are no cache maintenance).
     pub write: bool,
     /// Cache maintenance or address translation instruction.
@@ -144,7 +142,7 @@ const fn abort(esr: u64) -> Abort {
         other => FaultKind::Other(other),
     };
     let cm = bit(esr, 8);
-    Abort { kind, s1ptw: bit(esr, 7), far_not_valid: bit(esr, 10), write: bit(esr, 6) && !cm, cm }
+    Abort { kind, s1ptw: bit(esr, 7), write: bit(esr, 6) && !cm, cm }
 }
 
 const fn access(esr: u64) -> Option<DataAccess> {
@@ -163,11 +161,6 @@ const fn access(esr: u64) -> Option<DataAccess> {
 /// The faulting IPA: HPFAR gives the page, FAR the offset in it.
 pub const fn fault_ipa(page: u64, far: u64) -> Ipa {
     Ipa(page | far & 0xFFF)
-}
-
-/// The bytes of the instruction that trapped: ESR.IL.
-pub const fn instruction_length(esr: u64) -> u64 {
-    if bit(esr, 25) { 4 } else { 2 }
 }
 
 /// ESR_EL1 of an Undefined Instruction exception.

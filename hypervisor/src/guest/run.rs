@@ -57,29 +57,39 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// The exit's number, as in x1 of RUN.
+    const fn reason(&self) -> u32 {
+        match self {
+            Self::Mmio(_) => exit::MMIO,
+            Self::Hypercall(_) => exit::HYPERCALL,
+            Self::Irq => exit::IRQ,
+            Self::PageFault(_) => exit::EXCEPTION,
+            Self::Idle(_) => exit::IDLE,
+            Self::Ipi => exit::IPI,
+            Self::SystemEvent(..) => exit::SYSTEM_EVENT,
+            Self::FailEntry(_) => exit::FAIL_ENTRY,
+        }
+    }
+
     /// Writes the exit into the shared page; the value is x1 of RUN.
     fn publish(&self, vcpu: &Vcpu, vm: &Vm) -> u32 {
+        // The reason at the front; what the driver keeps in the bytes behind it stays.
+        let reason = self.reason();
+        vcpu.shared.write(0, &reason.to_le_bytes());
         let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
-        let reason = match self {
-            Self::Mmio(mmio) => {
-                mmio.write(&mut run);
-                exit::MMIO
+        match self {
+            // The driver answers these alone: there is no payload.
+            Self::Irq | Self::Ipi => return reason,
+            Self::Idle(delay) => {
+                vcpu.publish(vm.cntvoff, *delay, 1);
+                return reason;
             }
-            Self::Hypercall(args) => {
-                abi::Hypercall { args: *args }.write(&mut run);
-                exit::HYPERCALL
-            }
-            Self::Irq => exit::IRQ,
+            Self::Mmio(mmio) => mmio.write(&mut run),
+            Self::Hypercall(args) => abi::Hypercall { args: *args }.write(&mut run),
             Self::PageFault(gpa) => {
                 abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa }
                     .write(&mut run);
-                exit::EXCEPTION
             }
-            Self::Idle(delay) => {
-                vcpu.publish(vm.cntvoff, *delay, 1);
-                exit::IDLE
-            }
-            Self::Ipi => exit::IPI,
             Self::SystemEvent(type_, data) => {
                 let mut event = abi::SystemEvent { type_: *type_, ..Default::default() };
                 if data[0] != 0 {
@@ -87,20 +97,13 @@ impl Exit {
                     event.data[..2].copy_from_slice(data);
                 }
                 event.write(&mut run);
-                exit::SYSTEM_EVENT
             }
             Self::FailEntry(why) => {
                 let cpu = PerCpu::this().index as u32;
                 abi::FailEntry { hardware_entry_failure_reason: *why, cpu, pad: 0 }.write(&mut run);
-                exit::FAIL_ENTRY
             }
-        };
-        // The reason at the front; what the driver keeps in the bytes behind it stays. Exits that
-        // the driver answers alone have no payload to publish.
-        vcpu.shared.write(0, &reason.to_le_bytes());
-        if !matches!(self, Self::Irq | Self::Ipi | Self::Idle(_)) {
-            vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, run.payload.as_bytes());
         }
+        vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, run.payload.as_bytes());
         reason
     }
 
@@ -183,18 +186,14 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     gic.enable_own();
     let priority_mask = gic::unmask_priorities();
 
-    let vttbr = {
-        let memory = vm.memory.lock();
-        let (t0sz, sl0) = memory.stage2.vtcr_fields();
-        (cpu::vttbr(memory.stage2.root().0, memory.stage2.vmid()), t0sz, sl0)
-    };
+    let (t0sz, sl0) = vm.vtcr_fields;
     this.with(|s| {
         let world = GuestWorld {
             el1: &vcpu.el1,
             timer: &vcpu.timer,
             cntvoff: vm.cntvoff,
-            vttbr: vttbr.0,
-            vtcr: cpu::vtcr(vttbr.1, vttbr.2, &s.features),
+            vttbr: vm.vttbr,
+            vtcr: cpu::vtcr(t0sz, sl0, &s.features),
             vmpidr: vcpu.mpidr(),
             vpidr: cpu::midr(),
         };

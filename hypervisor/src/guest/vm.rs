@@ -23,7 +23,7 @@ use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
 use crate::arch::percpu::{PerCpu, kick};
 use crate::arch::timer::{self, VirtualTimer};
-use crate::arch::{barrier, gic};
+use crate::arch::{barrier, cpu, gic};
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self, Account};
@@ -74,6 +74,10 @@ pub struct VmMemory {
 
 /// A VM.
 pub struct Vm {
+    /// VTTBR_EL2, and VTCR_EL2's T0SZ and SL0: fixed for life, so that RUN needs no lock for them.
+    pub vttbr: u64,
+    /// See [`vttbr`](Self::vttbr).
+    pub vtcr_fields: (u8, u8),
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -112,6 +116,7 @@ impl Vm {
             pool::free(root, root_pages);
             return Err(CreateError::NoMemory);
         };
+        let vtcr_fields = stage2.vtcr_fields();
         let memory = VmMemory {
             stage2,
             account: Account::new(TABLE_LIMIT.min(pool::usage().1 / 2)),
@@ -120,6 +125,8 @@ impl Vm {
             root_pages,
         };
         PageBox::new(Self {
+            vttbr: cpu::vttbr(root.0, id.0),
+            vtcr_fields,
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
