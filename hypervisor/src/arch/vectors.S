@@ -2,24 +2,46 @@
 // Exception vectors. Two tables: one while the host runs (or EL2 on its behalf), one while a guest
 // runs. Both only save registers and say which exception it was; what it means is decided in Rust.
 
+// Registers in a frame: xN at 8 * N. The layout of `HostFrame` and `GuestRegs`.
+.macro store_x2_to_x29 base
+    stp     x2, x3, [\base, #16]
+    stp     x4, x5, [\base, #32]
+    stp     x6, x7, [\base, #48]
+    stp     x8, x9, [\base, #64]
+    stp     x10, x11, [\base, #80]
+    stp     x12, x13, [\base, #96]
+    stp     x14, x15, [\base, #112]
+    stp     x16, x17, [\base, #128]
+    stp     x18, x19, [\base, #144]
+    stp     x20, x21, [\base, #160]
+    stp     x22, x23, [\base, #176]
+    stp     x24, x25, [\base, #192]
+    stp     x26, x27, [\base, #208]
+    stp     x28, x29, [\base, #224]
+.endm
+
+.macro load_x2_to_x29 base
+    ldp     x28, x29, [\base, #224]
+    ldp     x26, x27, [\base, #208]
+    ldp     x24, x25, [\base, #192]
+    ldp     x22, x23, [\base, #176]
+    ldp     x20, x21, [\base, #160]
+    ldp     x18, x19, [\base, #144]
+    ldp     x16, x17, [\base, #128]
+    ldp     x14, x15, [\base, #112]
+    ldp     x12, x13, [\base, #96]
+    ldp     x10, x11, [\base, #80]
+    ldp     x8, x9, [\base, #64]
+    ldp     x6, x7, [\base, #48]
+    ldp     x4, x5, [\base, #32]
+    ldp     x2, x3, [\base, #16]
+.endm
+
 // Register frame of the host on the EL2 stack: x0..x30, ELR, SPSR, pad (`HostFrame`).
 .macro save_frame
     sub     sp, sp, #272
     stp     x0, x1, [sp, #0]
-    stp     x2, x3, [sp, #16]
-    stp     x4, x5, [sp, #32]
-    stp     x6, x7, [sp, #48]
-    stp     x8, x9, [sp, #64]
-    stp     x10, x11, [sp, #80]
-    stp     x12, x13, [sp, #96]
-    stp     x14, x15, [sp, #112]
-    stp     x16, x17, [sp, #128]
-    stp     x18, x19, [sp, #144]
-    stp     x20, x21, [sp, #160]
-    stp     x22, x23, [sp, #176]
-    stp     x24, x25, [sp, #192]
-    stp     x26, x27, [sp, #208]
-    stp     x28, x29, [sp, #224]
+    store_x2_to_x29 sp
     mrs     x1, elr_el2
     stp     x30, x1, [sp, #240]
     mrs     x1, spsr_el2
@@ -106,20 +128,7 @@ host_exception:
     msr     elr_el2, x1
     ldr     x1, [sp, #256]
     msr     spsr_el2, x1
-    ldp     x28, x29, [sp, #224]
-    ldp     x26, x27, [sp, #208]
-    ldp     x24, x25, [sp, #192]
-    ldp     x22, x23, [sp, #176]
-    ldp     x20, x21, [sp, #160]
-    ldp     x18, x19, [sp, #144]
-    ldp     x16, x17, [sp, #128]
-    ldp     x14, x15, [sp, #112]
-    ldp     x12, x13, [sp, #96]
-    ldp     x10, x11, [sp, #80]
-    ldp     x8, x9, [sp, #64]
-    ldp     x6, x7, [sp, #48]
-    ldp     x4, x5, [sp, #32]
-    ldp     x2, x3, [sp, #16]
+    load_x2_to_x29 sp
     ldp     x0, x1, [sp, #0]
     add     sp, sp, #272
     eret
@@ -154,20 +163,7 @@ enter_guest:
     ldr     x3, [x0, #256]
     msr     elr_el2, x2
     msr     spsr_el2, x3
-    ldp     x28, x29, [x0, #224]
-    ldp     x26, x27, [x0, #208]
-    ldp     x24, x25, [x0, #192]
-    ldp     x22, x23, [x0, #176]
-    ldp     x20, x21, [x0, #160]
-    ldp     x18, x19, [x0, #144]
-    ldp     x16, x17, [x0, #128]
-    ldp     x14, x15, [x0, #112]
-    ldp     x12, x13, [x0, #96]
-    ldp     x10, x11, [x0, #80]
-    ldp     x8, x9, [x0, #64]
-    ldp     x6, x7, [x0, #48]
-    ldp     x4, x5, [x0, #32]
-    ldp     x2, x3, [x0, #16]
+    load_x2_to_x29 x0
     ldp     x0, x1, [x0, #0]
     eret
     dsb     nsh
@@ -176,20 +172,7 @@ enter_guest:
 guest_exit:
     mrs     x1, tpidr_el2
     ldr     x1, [x1, #40]
-    stp     x2, x3, [x1, #16]
-    stp     x4, x5, [x1, #32]
-    stp     x6, x7, [x1, #48]
-    stp     x8, x9, [x1, #64]
-    stp     x10, x11, [x1, #80]
-    stp     x12, x13, [x1, #96]
-    stp     x14, x15, [x1, #112]
-    stp     x16, x17, [x1, #128]
-    stp     x18, x19, [x1, #144]
-    stp     x20, x21, [x1, #160]
-    stp     x22, x23, [x1, #176]
-    stp     x24, x25, [x1, #192]
-    stp     x26, x27, [x1, #208]
-    stp     x28, x29, [x1, #224]
+    store_x2_to_x29 x1
     ldp     x2, x3, [sp], #16
     stp     x2, x3, [x1, #0]
     mrs     x2, elr_el2
