@@ -72,6 +72,8 @@ functions! {
     ExtInfo = 0x40,
     /// Ours. x1 = [counter](crate::counter) index. Result x1 = its value, summed over CPUs.
     ExtCounter = 0x41,
+    /// Ours. x1 = VM id, x2 = one of [`control`](crate::control). Results x1 = state, x2 = watch events so far.
+    Control = 0x45,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).
@@ -186,6 +188,9 @@ pub mod cap {
     pub const QUERY_HYP_BATCH_PAGES: u64 = 0x9204;
     /// Result x1 = pages per DESTROY_VM step, a power of two.
     pub const QUERY_DESTROY_BATCH_PAGES: u64 = 0x9205;
+
+    /// CHECK_EXTENSION only, ours: 1 where [`CONTROL`](crate::ioctl::CONTROL) is there.
+    pub const CONTROL: u64 = 0x475A_0011;
 
     /// Sub-commands of [`PROTECTED_VM`].
     pub mod protected {

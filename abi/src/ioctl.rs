@@ -38,6 +38,8 @@ pub const ENABLE_CAP: u32 = iow::<EnableCap>(0xA3);
 pub const GET_ONE_REG: u32 = iow::<OneReg>(0xAB);
 /// vCPU: writes a register.
 pub const SET_ONE_REG: u32 = iow::<OneReg>(0xAC);
+/// VM, ours: state, pause, resume; see [`cap::CONTROL`](crate::hypercall::cap::CONTROL).
+pub const CONTROL: u32 = iowr::<Control>(0xC8);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.
@@ -168,6 +170,19 @@ structure! {
         id: u64,
         /// User address of the value.
         addr: u64,
+    }
+}
+structure! {
+    /// Argument of [`CONTROL`].
+    Control[32] {
+        /// One of [`control`](crate::control).
+        what: u32,
+        /// Answer: one of [`control::state`](crate::control::state).
+        state: u32,
+        /// Answer: watch events so far.
+        events: u64,
+        /// Zero.
+        reserved: [u64; 2],
     }
 }
 structure! {

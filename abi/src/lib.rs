@@ -15,6 +15,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod counter;
 pub mod guest;
 pub mod hypercall;

@@ -24,3 +24,4 @@ pub mod memory;
 pub mod platform;
 pub mod vcpu;
 pub mod vgic;
+pub mod vm;

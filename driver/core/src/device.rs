@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Probing the hypervisor, and the ioctls of `/dev/gzvm` itself.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use gzvm_abi::hypercall::{EXT_MAGIC, Function, PROBE_VERSION, cap};
+use gzvm_abi::hypercall::{EXT_MAGIC, EXTENSION_BASE, Function, PROBE_VERSION, cap};
 use gzvm_abi::ioctl;
 
 use crate::hypercall::call;
@@ -17,7 +17,7 @@ const DEFAULT_DESTROY_BATCH: u64 = 128;
 
 static MAP_BATCH: AtomicU64 = AtomicU64::new(BLOCK_PAGES);
 static DESTROY_BATCH: AtomicU64 = AtomicU64::new(DEFAULT_DESTROY_BATCH);
-static EXTENSIONS: AtomicBool = AtomicBool::new(false);
+static EXTENSIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Pages in one MAP_GUEST_BLOCK; divides [`BLOCK_PAGES`].
 pub fn map_batch() -> u64 {
@@ -31,7 +31,13 @@ pub fn destroy_batch() -> u64 {
 
 /// Does the hypervisor have the extensions of this project?
 pub fn has_extensions() -> bool {
-    EXTENSIONS.load(Ordering::Relaxed)
+    EXTENSIONS.load(Ordering::Relaxed) != 0
+}
+
+/// Does the hypervisor have this function of ours?
+pub fn has_function(function: Function) -> bool {
+    let bit = (function as u16).wrapping_sub(EXTENSION_BASE);
+    EXTENSIONS.load(Ordering::Relaxed).checked_shr(bit.into()).is_some_and(|mask| mask & 1 != 0)
 }
 
 /// Meets the hypervisor. On an error the log says why.
@@ -65,8 +71,13 @@ pub fn probe() -> Result {
     };
     DESTROY_BATCH.store(batch, Ordering::Relaxed);
 
-    let ours = matches!(call(Function::ExtInfo, []), Ok(reply) if reply.x1 == EXT_MAGIC);
-    EXTENSIONS.store(ours, Ordering::Relaxed);
+    // Bit 0 is EXT_INFO itself.
+    let mask = match call(Function::ExtInfo, []) {
+        Ok(reply) if reply.x1 == EXT_MAGIC => reply.x3 | 1,
+        _ => 0,
+    };
+    let ours = mask != 0;
+    EXTENSIONS.store(mask, Ordering::Relaxed);
     pr_info!(
         "GenieZone hypervisor {}.{}.{}, driver {major}.{minor}.{sub}{}",
         version.x1 as u32,
@@ -91,6 +102,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
     let answer: u64 = match uaccess::read::<u64>(arg)? {
         cap::PROTECTED_VM => 1,
         cap::VM_GPA_SIZE => pa_bits().into(),
+        cap::CONTROL if has_function(Function::Control) => 1,
         _ => return Err(code::EOPNOTSUPP),
     };
     uaccess::write(arg, &answer)?;

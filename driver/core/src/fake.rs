@@ -114,6 +114,8 @@ pub struct Fake {
     /// Answers of hypercalls instead of the model's, each used once.
     pub answers: Vec<(Function, u64)>,
     pub destroy_busy: u32,
+    /// CONTROL says busy so often.
+    pub control_busy: u32,
     pub no_demand_paging: bool,
     pub no_blocks: bool,
     pub batch: u64,
@@ -226,7 +228,7 @@ impl Fake {
         let vm_of = a1 as u16;
         match function {
             Function::Probe => (Status::Success, [16, 0, 0]),
-            Function::ExtInfo => (Status::Success, [gzvm_abi::hypercall::EXT_MAGIC, 1, 3]),
+            Function::ExtInfo => (Status::Success, [gzvm_abi::hypercall::EXT_MAGIC, 1, 3 | 1 << 5]),
             Function::ExtCounter if a1 < gzvm_abi::counter::COUNT as u64 => {
                 (Status::Success, [a1 + 100, 0, 0])
             }
@@ -332,6 +334,14 @@ impl Fake {
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
                 done
             }
+            Function::Control => match self.vms.get_mut(&vm_of) {
+                Some(_) if self.control_busy > 0 => {
+                    self.control_busy -= 1;
+                    (Status::Busy, [0; 3])
+                }
+                Some(_) if a2 <= 2 => (Status::Success, [a2 + 1, 5, 0]),
+                _ => invalid,
+            },
             Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0, 0]),
             Function::SetOneReg
             | Function::CreateDevice

@@ -158,12 +158,14 @@ impl Vcpu {
             }
             exit::EXCEPTION => self.exception(vm),
             exit::HYPERCALL => self.hypercall(vm),
-            exit::UNKNOWN
-            | exit::DEBUG
-            | exit::FAIL_ENTRY
-            | exit::INTERNAL_ERROR
-            | exit::SYSTEM_EVENT
-            | exit::SHUTDOWN => Next::User,
+            exit::SYSTEM_EVENT => {
+                // The VM is over for the others too: those that sleep are told the same.
+                vm.wake_others(self.tuple.vcpu);
+                Next::User
+            }
+            exit::UNKNOWN | exit::DEBUG | exit::FAIL_ENTRY | exit::INTERNAL_ERROR | exit::SHUTDOWN => {
+                Next::User
+            }
             other => {
                 pr_warn!(
                     "vCPU {}.{}: exit {other:#x} is unknown ({status:?})",

@@ -8,14 +8,14 @@
 //! Only the process that created it may use it: ioctls from another address space are EIO, since slots are addresses of the
 //! creator.
 
-use gzvm_abi::MAX_VCPUS;
 use gzvm_abi::hypercall::{Function, Tuple, cap};
 use gzvm_abi::ioctl::{
-    self, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+    self, Control, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
 };
+use gzvm_abi::{MAX_VCPUS, control};
 
 use crate::counters::VMS;
-use crate::device::{BLOCK_PAGES, check_extension, destroy_batch};
+use crate::device::{BLOCK_PAGES, check_extension, destroy_batch, has_function};
 use crate::hypercall::{call, retry};
 use crate::ioeventfd::IoEventFds;
 use crate::irqfd::IrqFds;
@@ -35,6 +35,8 @@ const IRQ_TYPE_PPI: u32 = 2 << 24;
 const ATOMIC_TRIES: u32 = 100;
 /// Calls of DESTROY_VM in a row before it gets some rest.
 const DESTROY_BURST: u32 = 1 << 16;
+/// And of CONTROL while a pause is under way.
+const CONTROL_BURST: u32 = 64;
 
 /// A VM.
 pub struct Vm {
@@ -120,6 +122,7 @@ impl Vm {
             ioctl::IOEVENTFD => this.ioeventfds.set(&uaccess::read::<Ioeventfd>(arg)?).map(done),
             ioctl::ENABLE_CAP => this.enable_cap(arg).map(done),
             ioctl::CREATE_DEVICE => this.create_device(uaccess::read::<CreateDevice>(arg)?).map(done),
+            ioctl::CONTROL => this.control(arg).map(done),
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
                 call(Function::SetDtbConfig, [this.id.into(), dtb.dtb_addr, dtb.dtb_size]).map(|_| 0)
@@ -144,6 +147,39 @@ impl Vm {
         // Only after the descriptor, which may fail. Users of the descriptor that are faster wait for the lock.
         let _ = place.set(vcpu);
         Ok(fd)
+    }
+
+    /// CONTROL. EINVAL: unknown, or the VM is over. A pause is complete when it returns.
+    fn control(&self, arg: u64) -> Result {
+        let mut request = uaccess::read::<Control>(arg)?;
+        if !has_function(Function::Control) {
+            return Err(code::ENOTTY);
+        }
+        if request.reserved != [0; 2] {
+            return Err(code::EINVAL);
+        }
+        let mut calls = 0_u32;
+        let pause = || {
+            // The last vCPU is on its way out; with a signal pending the caller comes again.
+            calls = calls.wrapping_add(1);
+            if task::signal_pending() {
+                return Err(code::EINTR);
+            }
+            if calls.is_multiple_of(CONTROL_BURST) {
+                task::msleep(1)
+            } else {
+                task::cond_resched()
+            }
+            Ok(())
+        };
+        let control = || call(Function::Control, [self.id.into(), request.what.into()]);
+        let reply = retry(u32::MAX, control, pause)?;
+        if request.what == control::RESUME {
+            self.wake_others(u16::MAX);
+        }
+        request.state = reply.x1 as u32;
+        request.events = reply.x2;
+        uaccess::write(arg, &request)
     }
 
     /// ENABLE_CAP: only what makes a VM protected. EINVAL for all else.

@@ -275,13 +275,16 @@ fn own_timer_preempts_the_guest() -> Outcome {
     Ok(())
 }
 
-static TUPLE: AtomicU64 = AtomicU64::new(0);
-static STOP: AtomicBool = AtomicBool::new(false);
-static LAST_EXIT: AtomicU32 = AtomicU32::new(0);
+/// The vCPU that [`runs_tuple`] runs.
+pub static TUPLE: AtomicU64 = AtomicU64::new(0);
+/// It is to stop.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+/// Its last exit.
+pub static LAST_EXIT: AtomicU32 = AtomicU32::new(0);
 
 /// On another CPU: runs vCPU [`TUPLE`] until told to stop or until it does MMIO. Page faults stay for
 /// the boot CPU.
-fn runs_tuple() {
+pub fn runs_tuple() {
     gic::init_cpu();
     gic::set_handler(|_| {});
     while !STOP.load(SeqCst) {

@@ -20,6 +20,8 @@ mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
 #[cfg(target_os = "none")]
+mod life;
+#[cfg(target_os = "none")]
 mod pages;
 #[cfg(target_os = "none")]
 mod programs;
@@ -39,7 +41,7 @@ fn host_vm() {
     if crash::run() {
         return;
     }
-    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, abuse::CASES]);
+    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, life::CASES, abuse::CASES]);
 }
 
 /// Runs on bare metal only.

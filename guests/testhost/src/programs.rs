@@ -54,6 +54,11 @@ programs! {
     asks_time = (prog_ptp, prog_ptp_end);
     /// Calls a function nobody knows, by HVC and SMC, tells both answers, turns off.
     calls_unknown = (prog_unknown, prog_unknown_end);
+    /// vCPU 1 counts at RAM + 0x800 for ever; vCPU 0 starts it, tells that it counts, and calls the function
+    /// that was in its x0 with 0x8000_0000 and 0x1234; tells the answer, should there be one.
+    ends = (prog_ends, prog_ends_end);
+    /// Writes the virtual count to RAM + 0x800, for ever.
+    tells_time = (prog_time, prog_time_end);
 }
 
 global_asm!(
@@ -72,6 +77,8 @@ global_asm!(
     .global prog_watch, prog_watch_end
     .global prog_ptp, prog_ptp_end
     .global prog_unknown, prog_unknown_end
+    .global prog_ends, prog_ends_end
+    .global prog_time, prog_time_end
 
     .macro  prog_off
     movz    w0, #0x0008
@@ -103,6 +110,43 @@ global_asm!(
     msr     S3_0_C12_C12_7, x11     // IGRPEN1
     isb
     .endm
+
+    .balign 16
+prog_ends:
+    mov     x19, x0
+    movz    w0, #0x0003             // CPU_ON
+    movk    w0, #0xC400, lsl #16
+    mov     x1, #1
+    adr     x2, 2f
+    mov     x3, #0
+    hvc     #0
+    mov     x4, #0x80000000
+1:  ldr     x5, [x4, #0x800]
+    cbz     x5, 1b
+    mov     x1, #0x90000
+    str     x5, [x1, #0x10]         // vCPU 1 counts
+    mov     x0, x19
+    mov     x1, #0x80000000
+    mov     x2, #0x1234
+    hvc     #0
+    mov     x1, #0x90000
+    str     x0, [x1, #0x18]         // refused
+    b       .
+2:  mov     x4, #0x80000000
+    mov     x5, #0
+3:  add     x5, x5, #1
+    str     x5, [x4, #0x800]
+    b       3b
+prog_ends_end:
+
+    .balign 16
+prog_time:
+    mov     x4, #0x80000000
+1:  isb
+    mrs     x5, cntvct_el0
+    str     x5, [x4, #0x800]
+    b       1b
+prog_time_end:
 
     .balign 16
 prog_tour:

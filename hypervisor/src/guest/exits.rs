@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::guest;
-use gzvm_abi::run::{self as abi, system_event};
+use gzvm_abi::run as abi;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
 use gzvm_core::memory::stage2::Walk;
 use gzvm_core::platform::psci::Outcome;
@@ -13,6 +13,7 @@ use gzvm_core::platform::smccc::{self, Answer};
 use gzvm_core::vcpu::mmio::{PendingLoad, truncate};
 use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
 use gzvm_core::vgic::REDIST_SIZE;
+use gzvm_core::vm::lifecycle::Cause as EndCause;
 
 use super::run::{Exit, Next, Running};
 use super::vm::Pending;
@@ -157,12 +158,17 @@ impl Running<'_> {
                 // The next RUN finds it off, and parks it.
                 Next::Exit(Exit::Idle(0))
             }
-            Outcome::SystemOff => Next::Exit(Exit::SystemEvent(system_event::SHUTDOWN, [0; 2])),
+            Outcome::SystemOff => self.end(EndCause::PowerOff),
             Outcome::SystemReset { reset2 } => {
-                let data = reset2.map_or([0; 2], |(kind, cookie)| [kind, cookie]);
-                Next::Exit(Exit::SystemEvent(system_event::RESET, data))
+                self.end(EndCause::Reset { data: reset2.map_or([0; 2], |(kind, cookie)| [kind, cookie]) })
             }
         }
+    }
+
+    /// The VM ends. The caller is told once its peers are out too.
+    fn end(&self, cause: EndCause) -> Next {
+        self.vm.end(cause);
+        Next::Exit(Exit::Again)
     }
 
     /// A stage-2 abort.

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`]), and running a vCPU
-//! ([`run`]).
+//! ([`run`]), and how it ends ([`life`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
 //! included; it is taken apart under the write side, which is only ever tried: DESTROY_VM answers
 //! "busy" while anybody is inside. Inside a VM, each of memory, vGIC, power and each vCPU has a lock
-//! of its own; they nest in the order vCPU, memory, ownership, power, vGIC. A vCPU's lock is held
+//! of its own; they nest in the order vCPU, memory, ownership, power, vGIC; the lifecycle's is a leaf. A vCPU's lock is held
 //! while it runs and only ever tried, so a second RUN of the same vCPU is refused, not queued.
 
 mod exits;
+pub mod life;
 pub mod registry;
 pub mod run;
 mod sysreg;

@@ -18,6 +18,7 @@ use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
 use gzvm_core::vgic::Vgic;
+use gzvm_core::vm::lifecycle::Gate;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::vm::{Pending, Vcpu, Vm};
@@ -54,6 +55,8 @@ pub enum Exit {
     SystemEvent(u32, [u64; 2]),
     /// The vCPU can't be entered.
     FailEntry(u64),
+    /// Nothing: the driver comes again at once.
+    Again,
 }
 
 impl Exit {
@@ -68,6 +71,7 @@ impl Exit {
             Self::Ipi => exit::IPI,
             Self::SystemEvent(..) => exit::SYSTEM_EVENT,
             Self::FailEntry(_) => exit::FAIL_ENTRY,
+            Self::Again => exit::GZ,
         }
     }
 
@@ -79,18 +83,24 @@ impl Exit {
         let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
         match self {
             // The driver answers these alone: there is no payload.
-            Self::Irq | Self::Ipi => return reason,
+            Self::Irq | Self::Ipi | Self::Again => return reason,
             Self::Idle(delay) => {
-                vcpu.publish(vm.cntvoff, *delay, 1);
+                vcpu.publish(vm.cntvoff(), *delay, 1);
                 return reason;
             }
             Self::Mmio(mmio) => mmio.write(&mut run),
-            Self::Hypercall(args) => abi::Hypercall { args: *args }.write(&mut run),
+            Self::Hypercall(args) => {
+                // The driver answers the time with the counter's offset, which a pause moves.
+                vcpu.publish_offset(vm.cntvoff());
+                abi::Hypercall { args: *args }.write(&mut run);
+            }
             Self::PageFault(gpa) => {
                 abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa }
                     .write(&mut run);
             }
             Self::SystemEvent(type_, data) => {
+                // Over: no timer is left to be waited for.
+                vcpu.publish_offset(vm.cntvoff());
                 let mut event = abi::SystemEvent { type_: *type_, ..Default::default() };
                 if data[0] != 0 {
                     event.ndata = 2;
@@ -151,11 +161,21 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
     // Two threads may have the same vCPU's file: the second one is told so.
     let Some(mut guard) = slot.try_lock() else { return exit::FAIL_ENTRY };
     let Some(vcpu) = guard.as_deref_mut() else { return exit::FAIL_ENTRY };
-    if vm.dying.load(Ordering::SeqCst) {
-        return Exit::FailEntry(abi::reason::DYING).publish(vcpu, vm);
-    }
-    vm.idle[n].store(false, Ordering::SeqCst);
-    let outcome = enter(vm, vcpu);
+    let outcome = match vm.life.gate() {
+        gate @ (Gate::Open | Gate::First) => {
+            if gate == Gate::First {
+                vm.begin();
+            }
+            vm.idle[n].store(false, Ordering::SeqCst);
+            enter(vm, vcpu)
+        }
+        Gate::Parked => {
+            // The host has answered by now, and may write the page while the VM is paused.
+            take_answer(vcpu);
+            vm.told()
+        }
+        Gate::Over | Gate::Gone => vm.told(),
+    };
     count(outcome.counter());
     outcome.publish(vcpu, vm)
 }
@@ -191,7 +211,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         let world = GuestWorld {
             el1: &vcpu.el1,
             timer: &vcpu.timer,
-            cntvoff: vm.cntvoff,
+            cntvoff: vm.cntvoff(),
             vttbr: vm.vttbr,
             vtcr: cpu::vtcr(t0sz, sl0, &s.features),
             vmpidr: vcpu.mpidr(),
@@ -212,11 +232,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     let mut running =
         Running { vm, vcpu, gic, loaded: false, written: false, timer_active: false, serror: false };
     // From here on a kick reaches us; what was decided before is looked at now.
-    let outcome = if vm.dying.load(Ordering::SeqCst) {
-        Exit::FailEntry(abi::reason::DYING)
-    } else {
-        running.run_until_exit()
-    };
+    let outcome = if vm.life.gate() == Gate::Open { running.run_until_exit() } else { Exit::Again };
 
     vm.running[id].store(0, Ordering::SeqCst);
     if this.guest_state.swap(kick::HOST, Ordering::SeqCst) == kick::KICKED {
@@ -233,7 +249,11 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     if serror {
         this.with(|s| s.pend_host_serror());
     }
-    outcome
+    match outcome {
+        // Out because the gate is shut, and so out that it counts.
+        Exit::Again => vm.told(),
+        outcome => outcome,
+    }
 }
 
 /// What the host answered to the last exit goes into the registers.
@@ -263,7 +283,8 @@ fn take_answer(vcpu: &mut Vcpu) {
 /// miss the interrupt, so its sleeps are short.
 pub static WAKES_AFTERWARDS: AtomicBool = AtomicBool::new(false);
 
-fn longest_idle() -> u64 {
+/// How long a vCPU without a timer sleeps in the driver, in ticks.
+pub fn longest_idle() -> u64 {
     if WAKES_AFTERWARDS.load(Ordering::Relaxed) {
         timer::frequency().saturating_mul(LONGEST_IDLE)
     } else {
@@ -369,11 +390,7 @@ impl Running<'_> {
             // From here on a new kick is a new SGI; what was changed before is seen by `load`.
             PerCpu::this().guest_state.store(kick::GUEST, Ordering::SeqCst);
             self.unload();
-            if self.vm.dying.load(Ordering::SeqCst) {
-                Next::Exit(Exit::FailEntry(abi::reason::DYING))
-            } else {
-                Next::Resume
-            }
+            if self.vm.life.gate() == Gate::Open { Next::Resume } else { Next::Exit(Exit::Again) }
         } else if pending == self.gic.maintenance {
             count(Counter::GuestMaintenance);
             self.unload();
@@ -398,7 +415,7 @@ impl Running<'_> {
         let id = self.vcpu.id;
         let ctl = sysreg::read!("cntv_ctl_el0");
         let armed = ctl & 3 == 1;
-        let now = timer::now().wrapping_sub(self.vm.cntvoff);
+        let now = timer::now().wrapping_sub(self.vm.cntvoff());
         let deadline = sysreg::read!("cntv_cval_el0");
         if armed && deadline <= now {
             return Next::Resume;

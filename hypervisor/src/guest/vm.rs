@@ -17,12 +17,13 @@ use gzvm_core::vcpu::mmio::PendingLoad;
 use gzvm_core::vgic::{self, CpuInterface, Kicks, Vgic};
 use zerocopy::IntoBytes;
 
+use super::life::Life;
 use super::registry;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
 use crate::arch::percpu::{PerCpu, kick};
-use crate::arch::timer::{self, VirtualTimer};
+use crate::arch::timer::VirtualTimer;
 use crate::arch::{barrier, cpu, gic};
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::host::SharedPages;
@@ -90,8 +91,8 @@ pub struct Vm {
     pub running: [AtomicU32; MAX_VCPUS],
     /// vCPUs whose last exit was IDLE: they need a wake-up, not a kick.
     pub idle: [AtomicBool; MAX_VCPUS],
-    /// CNTVOFF_EL2: the guest's counter starts at zero with the VM.
-    pub cntvoff: u64,
+    /// Whether it runs, is paused, is over.
+    pub life: Life,
     /// Guest physical addresses of distributor and first redistributor.
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
@@ -100,8 +101,6 @@ pub struct Vm {
     pub last_vcpu: [AtomicU8; MAX_CPUS],
     /// Highest vCPU ever created, plus one: so many redistributors there are.
     pub vcpu_count: AtomicU32,
-    /// Taking apart has begun: nothing may run or be added.
-    pub dying: AtomicBool,
 }
 
 impl Vm {
@@ -133,12 +132,11 @@ impl Vm {
             vcpus: [const { Mutex::new(None) }; MAX_VCPUS],
             running: [const { AtomicU32::new(0) }; MAX_VCPUS],
             idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
-            cntvoff: timer::now(),
+            life: Life::new(),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
             last_vcpu: [const { AtomicU8::new(0) }; MAX_CPUS],
             vcpu_count: AtomicU32::new(0),
-            dying: AtomicBool::new(false),
         })
         .map_err(|e| {
             pool::free(root, root_pages);
@@ -162,7 +160,7 @@ impl Vm {
                 return Err(e.into());
             }
         };
-        vcpu.publish_offset(self.cntvoff);
+        vcpu.publish_offset(self.cntvoff());
         *slot = Some(vcpu);
         self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
         // A former vCPU of this number may have left TLB entries.
@@ -191,16 +189,9 @@ impl Vm {
         true
     }
 
-    /// The VM is to go: running vCPUs leave, and nothing runs or is added from here on.
-    pub fn condemn(&self) {
-        if !self.dying.swap(true, Ordering::SeqCst) {
-            let _ = self.kick(Kicks(u64::MAX));
-        }
-    }
-
     /// One step of taking the VM apart. Nobody else is inside (`&mut`).
     pub fn destroy_step(&mut self, budget: u64) -> Progress {
-        self.dying.store(true, Ordering::SeqCst);
+        self.condemn();
         for n in 0..MAX_VCPUS {
             let _ = self.remove_vcpu(VcpuId(n as u16));
         }

@@ -20,7 +20,7 @@ pub fn probe(_: Args) -> Result<Results, Error> {
 /// EXT_INFO. A driver that asks knows our protocol: see [`WAKES_AFTERWARDS`].
 pub fn extensions(_: Args) -> Result<Results, Error> {
     WAKES_AFTERWARDS.store(true, Ordering::Relaxed);
-    Ok([EXT_MAGIC, EXT_VERSION, 0b11])
+    Ok([EXT_MAGIC, EXT_VERSION, 1 | 1 << 1 | 1 << 5])
 }
 
 /// EXT_COUNTER: x1 = index.

@@ -6,6 +6,7 @@
 //! nowhere else. No handler blocks, loops without a bound, or panics.
 
 mod capability;
+mod control;
 #[cfg(feature = "crash-test")]
 mod crash;
 mod device;
@@ -117,6 +118,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::Probe => info::probe(args),
         Function::ExtInfo => info::extensions(args),
         Function::ExtCounter => info::counter(args),
+        Function::Control => control::control(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),
     };

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! CREATE_VCPU, DESTROY_VCPU, RUN, GET_ONE_REG, SET_ONE_REG.
 
-use core::sync::atomic::Ordering;
-
 use gzvm_abi::reg;
 use gzvm_abi::run::{SHARED_AREA_SIZE, exit};
 use gzvm_core::addr::{Pa, VcpuId};
@@ -19,7 +17,7 @@ const PSTATE_SETTABLE: u64 = 0xF000_0000 | 0x3C0 | 0xF;
 pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {
     let (vm, id) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
-    if vm.dying.load(Ordering::SeqCst) {
+    if !vm.life.state().can_grow() {
         return Err(Error::Invalid);
     }
     if usize::from(id) >= gzvm_abi::MAX_VCPUS {

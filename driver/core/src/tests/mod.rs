@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tests of the whole driver on the fake kernel: through the entry points, as user space comes in.
 
+mod control;
 mod eventfds;
 mod lifecycle;
 mod memory;
