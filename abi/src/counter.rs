@@ -53,6 +53,8 @@ counters! {
     GuestWfi = "guest_wfi",
     /// Guests' accesses to the virtual GIC's frames.
     GuestGicMmio = "guest_gic_mmio",
+    /// Guests' device accesses that the abort does not describe, decoded from the instruction.
+    GuestEmulated = "guest_emulated",
     /// Guests' first use of FP after an entry.
     GuestFp = "guest_fp",
     /// Returns to the host with MMIO.

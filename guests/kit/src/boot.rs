@@ -166,6 +166,23 @@ unsafe extern "Rust" {
     safe fn gzvm_guest_main();
 }
 
+/// Maps the 1 GiB at `index << 30` as the level-1 block descriptor `entry` says. For aliases: nobody may
+/// be using what was there.
+pub fn alias(index: usize, entry: u64) {
+    assert!((500..512).contains(&index), "the lower part is the identity map");
+    let table = GZVM_GUEST_TABLE.0.get().cast::<u64>();
+    // SAFETY: inside the table, above every GiB of RAM; the old translation is invalidated before the
+    // new one is there.
+    unsafe {
+        if table.add(index).read_volatile() != entry {
+            table.add(index).write_volatile(0);
+            core::arch::asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
+            table.add(index).write_volatile(entry);
+            core::arch::asm!("dsb ish", "isb", options(nostack));
+        }
+    }
+}
+
 /// Where a secondary CPU starts.
 pub fn secondary_entry() -> u64 {
     gzvm_guest_secondary as *const () as u64

@@ -4,7 +4,7 @@
 //! The alias is the 1 GiB block of the image mapped once more at [`ALIAS`], read-only for EL0.
 //! Boot CPU only.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use crate::{arch, boot, exception::Frame};
@@ -23,6 +23,13 @@ unsafe impl Sync for Page {}
 static CODE: Page = Page(core::cell::UnsafeCell::new([0; 1024]));
 
 const SVC_0: u32 = 0xD400_0001;
+
+/// Maps the lowest GiB, which is the devices', once more, for EL0 to read and write; the address of it.
+pub fn devices() -> u64 {
+    // Device memory, AF, AP = 01, never executed.
+    boot::alias(510, 0x0445 | 3 << 53);
+    510 << 30
+}
 
 /// Runs `instructions` at EL0 with x0 = `x0`; an SVC stands behind them. Returns the ESR of the
 /// exception that ended them and x0.
@@ -46,17 +53,7 @@ fn run_with(instructions: &[u32], x0: u64, pstate: u64) -> (u64, u64) {
     arch::sync_code(address as usize, 4 * (instructions.len() + 1));
     // Read-only at both levels, EL0 may execute, EL1 not: AP = 11, PXN.
     let entry = (address & !(BLOCK - 1)) | 0x7C1 | 1 << 53;
-    let table = boot::GZVM_GUEST_TABLE.0.get().cast::<u64>();
-    // SAFETY: the entry of the alias; used by nothing else, and the old translation is invalidated
-    // before it is used again.
-    unsafe {
-        if table.add(511).read_volatile() != entry {
-            table.add(511).write_volatile(0);
-            asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
-            table.add(511).write_volatile(entry);
-            asm!("dsb ish", "isb", options(nostack));
-        }
-    }
+    boot::alias(511, entry);
     RUNNING.store(true, SeqCst);
     // SAFETY: saves what the call may clobber; comes back through `returned`.
     let x0 = unsafe { gzvm_guest_user_call(ALIAS + (address & (BLOCK - 1)), x0, pstate) };

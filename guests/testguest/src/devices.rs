@@ -6,13 +6,13 @@ use core::arch::asm;
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::machine::UartKind;
 use gzvm_guest_kit::mmio::Region;
-use gzvm_guest_kit::{cases, check_eq, exception, fail, gic, machine, skip};
+use gzvm_guest_kit::{cases, check_eq, gic, machine, skip};
 
-use crate::util::{Below, below, everywhere, known_of_kvm, test_device};
+use crate::util::{everywhere, known_of_kvm, test_device};
 
 pub const CASES: &[Case] = cases!["devices":
     test_device_reads, test_device_from_all_cpus, uart_scratch_register, emulated_gic_widths,
-    sign_extension, zero_register, indexed_forms, undecodable_accesses_abort,
+    sign_extension, zero_register, indexed_forms,
 ];
 
 fn test_device_reads() -> Outcome {
@@ -44,9 +44,11 @@ fn test_device_from_all_cpus() -> Outcome {
     })
 }
 
-const SCRATCH: usize = 7;
+/// Its scratch register: no function.
+pub const SCRATCH: usize = 7;
 
-fn uart(what: &str) -> Result<Region, gzvm_guest_kit::case::Verdict> {
+/// The 16550.
+pub fn uart(what: &str) -> Result<Region, gzvm_guest_kit::case::Verdict> {
     match machine::get().uart {
         // SAFETY: the device tree says so; the scratch register has no function.
         Some((UartKind::Ns16550 { shift: 0 }, base)) => Ok(unsafe { Region::new(base, 8) }),
@@ -157,45 +159,4 @@ fn indexed_forms() -> Outcome {
         check_eq!(acquire, u64::from(word), "LDAR");
         Ok(())
     })
-}
-
-/// Accesses whose syndrome says nothing (ISV = 0): the guest gets a synchronous external abort.
-fn undecodable_accesses_abort() -> Outcome {
-    if below() != Below::Gzvm {
-        skip!("gzvm's policy; KVM leaves it to the VMM, which gives up");
-    }
-    const EXTERNAL_ABORT: u32 = 0x10;
-    let test_device = test_device().map(|d| d.base());
-    for address in [Some(gic::distributor().base() + 0x400), test_device].into_iter().flatten() {
-        macro_rules! aborts {
-            ($($insn:literal),* $(,)?) => {
-                $(match exception::expect(|| {
-                    // SAFETY: device registers without side effects; every register is given up.
-                    unsafe {
-                        asm!(".arch_extension fp", ".arch_extension simd", ".arch_extension lse", $insn,
-                            inout("x0") address => _, out("x1") _, out("x2") _)
-                    }
-                }) {
-                    Ok(()) => fail!("{} at {address:#x} went through", $insn),
-                    Err(e) => {
-                        check_eq!(e.class(), exception::ec::DATA_ABORT, "{} at {address:#x}: class", $insn);
-                        check_eq!(e.fault_status(), EXTERNAL_ABORT, "{} at {address:#x}: status", $insn);
-                        check_eq!(e.far, address, "{} at {address:#x}: FAR", $insn);
-                    }
-                })*
-            };
-        }
-        aborts![
-            "ldp x1, x2, [x0]",
-            "stp xzr, xzr, [x0]",
-            "ldp w1, w2, [x0]",
-            "ldr w1, [x0], #4",
-            "str wzr, [x0, #0]!",
-            "ldr q0, [x0]",
-            "str d0, [x0]",
-            "ldxr w1, [x0]",
-            "dc zva, x0",
-        ];
-    }
-    Ok(())
 }

@@ -16,6 +16,8 @@
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
+mod decoded;
+#[cfg(target_os = "none")]
 mod devices;
 #[cfg(target_os = "none")]
 mod firmware;
@@ -57,6 +59,7 @@ fn guest() {
         firmware::CASES,
         power::CASES,
         devices::CASES,
+        decoded::CASES,
         time::CASES,
         sgi::CASES,
         interrupts::CASES,

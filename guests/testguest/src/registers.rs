@@ -26,8 +26,8 @@ unsafe extern "C" {
     fn gpr_store(address: u64, pattern: u64) -> u64;
     safe fn gpr_sgi(address: u64, pattern: u64) -> u64;
     safe fn gpr_loop(address: u64, pattern: u64) -> u64;
-    safe fn fp_fill(pattern: u64);
-    safe fn fp_check(pattern: u64) -> u64;
+    pub(crate) safe fn fp_fill(pattern: u64);
+    pub(crate) safe fn fp_check(pattern: u64) -> u64;
 }
 
 const PATTERN: u64 = 0xA5C3_0000_1234_0000;

@@ -70,6 +70,12 @@ pub fn tlbi_ipas2(ipa: Ipa, size: u64) {
     tlbi_settle();
 }
 
+/// Translates by the EL1&0 regime in force, into PAR_EL1.
+pub fn at_s1e1r(va: u64) {
+    // SAFETY: writes PAR_EL1 only, which is the guest's.
+    unsafe { asm!("at s1e1r, {}", "isb", in(reg) va, options(nostack, preserves_flags)) }
+}
+
 /// Drops every entry of the VMID in VTTBR_EL2 on all CPUs.
 pub fn tlbi_vmid() {
     // SAFETY: TLB invalidation only.

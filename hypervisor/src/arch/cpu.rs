@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! EL2 control registers: what the host may do, what a guest may do, and the step between the two.
 
+use gzvm_core::addr::Ipa;
+
 use super::barrier::{isb, tlbi_alle1};
 use super::el1::El1Regs;
 use super::fp::{FpRegs, HostFp};
@@ -409,6 +411,17 @@ impl CpuState {
         fp.restore();
     }
 
+    /// The running guest's FP registers are needed at EL2, or will be changed: if they are in the CPU,
+    /// they are saved, and its next use brings them back.
+    pub fn take_guest_fp(&mut self, fp: &mut FpRegs) {
+        if self.fp == FpHolder::Guest {
+            fp.save();
+            self.fp = FpHolder::Leftover;
+            write!("cptr_el2", self.cptr_guest | CPTR_TFP);
+            isb();
+        }
+    }
+
     fn host_fp_untrapped(&self) {
         write!("cptr_el2", self.cptr_host);
         isb();
@@ -465,6 +478,41 @@ pub fn fault_ipa_page() -> u64 {
 /// MDSCR_EL1 while a guest's world is in place; switched with the other EL1 registers.
 pub fn set_guest_mdscr(value: u64) {
     write!("mdscr_el1", value);
+}
+
+/// SCTLR_EL1 while a guest's world is in place.
+pub fn guest_sctlr() -> u64 {
+    read!("sctlr_el1")
+}
+
+/// Whether the stack pointer with this PSTATE is SP_EL0 (EL0, or EL1 with SPSel = 0).
+pub const fn uses_sp_el0(pstate: u64) -> bool {
+    pstate & 1 == 0
+}
+
+/// The guest's stack pointer, while its world is in place.
+pub fn guest_sp(pstate: u64) -> u64 {
+    if uses_sp_el0(pstate) { read!("sp_el0") } else { read!("sp_el1") }
+}
+
+/// Sets it.
+pub fn set_guest_sp(pstate: u64, value: u64) {
+    if uses_sp_el0(pstate) {
+        write!("sp_el0", value);
+    } else {
+        write!("sp_el1", value);
+    }
+}
+
+/// Stage 1 of the running guest, as its EL1 would read `va` (every page that is executable at EL0 is
+/// readable at EL1): AT S1E1R, with the guest's PAR_EL1 kept. None if there is no translation.
+pub fn guest_stage1(va: u64) -> Option<Ipa> {
+    const PAR_ADDRESS: u64 = 0x0000_FFFF_FFFF_F000;
+    let kept = read!("par_el1");
+    super::barrier::at_s1e1r(va);
+    let par = read!("par_el1");
+    write!("par_el1", kept);
+    (par & 1 == 0).then_some(Ipa(par & PAR_ADDRESS | va & 0xFFF))
 }
 
 /// Affinity fields of this CPU's MPIDR_EL1.

@@ -56,6 +56,18 @@ impl FpRegs {
         unsafe { fp_save(self) }
     }
 
+    /// V0..V31: low and high half.
+    pub fn vector(&self, n: u8) -> [u64; 2] {
+        let at = usize::from(n & 31) * 2;
+        [self.q[at], self.q[at + 1]]
+    }
+
+    /// Sets one.
+    pub fn set_vector(&mut self, n: u8, value: [u64; 2]) {
+        let at = usize::from(n & 31) * 2;
+        self.q[at..at + 2].copy_from_slice(&value);
+    }
+
     /// Puts these registers into the CPU. FP must not be trapped.
     pub fn restore(&self) {
         // SAFETY: as in `save`.

@@ -10,9 +10,10 @@ use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
 use gzvm_core::memory::stage2::Walk;
 use gzvm_core::platform::psci::Outcome;
 use gzvm_core::platform::smccc::{self, Answer};
+use gzvm_core::vcpu::decode::emulate::Fault;
 use gzvm_core::vcpu::mmio::{PendingLoad, truncate};
 use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
-use gzvm_core::vgic::REDIST_SIZE;
+use gzvm_core::vgic::{Kicks, REDIST_SIZE};
 use gzvm_core::vm::lifecycle::Cause as EndCause;
 
 use super::run::{Exit, Next, Running};
@@ -73,7 +74,7 @@ impl Running<'_> {
         self.vcpu.regs.step();
     }
 
-    fn inject(&mut self, esr: u64, far: u64) {
+    pub(super) fn inject(&mut self, esr: u64, far: u64) {
         let (pc, pstate) = cpu::inject_sync(esr, far, self.vcpu.regs.pc, self.vcpu.regs.pstate);
         self.vcpu.regs.pc = pc;
         self.vcpu.regs.pstate = pstate;
@@ -191,8 +192,7 @@ impl Running<'_> {
             && let Some((frame, offset)) = self.gic_frame(ipa)
         {
             let Some(access) = access else {
-                self.inject(esr, far);
-                return Next::Resume;
+                return self.undescribed(ipa, abort, instruction);
             };
             count(Counter::GuestGicMmio);
             return self.gic_access(frame, offset, access);
@@ -202,11 +202,21 @@ impl Running<'_> {
         }
         match access {
             Some(access) if !instruction && !abort.s1ptw && !abort.cm => self.device_access(ipa, access),
-            _ => {
-                self.inject(esr, far);
-                Next::Resume
-            }
+            _ => self.undescribed(ipa, abort, instruction),
         }
+    }
+
+    /// A device access without syndrome, or what is none: a fetch, a table walk, cache maintenance.
+    #[cold]
+    fn undescribed(&mut self, ipa: Ipa, abort: Abort, instruction: bool) -> Next {
+        let far = cpu::far();
+        let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
+        let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
+        if instruction || abort.s1ptw || abort.cm {
+            self.inject(esr, far);
+            return Next::Resume;
+        }
+        self.without_syndrome(Fault { ipa, far, write: abort.write }, esr)
     }
 
     /// A fault in a memory slot: mapped meanwhile by another vCPU, or a page for the driver to bring.
@@ -242,7 +252,7 @@ impl Running<'_> {
     }
 
     /// The GIC frame that holds `ipa`: the distributor, or a vCPU's redistributor.
-    fn gic_frame(&self, ipa: Ipa) -> Option<(Option<VcpuId>, u64)> {
+    pub(super) fn gic_frame(&self, ipa: Ipa) -> Option<(Option<VcpuId>, u64)> {
         let gicd = self.vm.gicd.load(Ordering::Relaxed);
         if let Some(offset) = ipa.0.checked_sub(gicd).filter(|o| *o < GICD_SIZE) {
             return Some((None, offset));
@@ -255,23 +265,42 @@ impl Running<'_> {
     }
 
     fn gic_access(&mut self, frame: Option<VcpuId>, offset: u64, access: DataAccess) -> Next {
-        let id = self.vcpu.id;
         let size = access.size;
         let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
             Some(x) if access.write => truncate(*x, size),
             _ => 0,
         };
         if access.write {
-            let kicks = {
-                let mut vgic = self.vgic();
-                match frame {
-                    None => vgic.dist_write(id, offset, size, value),
-                    Some(target) => vgic.redist_write(id, target, offset, size, value),
-                }
-            };
+            let kicks = self.gic_write(frame, offset, size, value);
             self.skip();
             return self.after_kicks(kicks);
         }
+        let data = self.gic_read(frame, offset, size);
+        if let Some(load) = PendingLoad::of(access) {
+            let (register, value) = load.complete(data);
+            if let Some(x) = self.vcpu.regs.x.get_mut(usize::from(register)) {
+                *x = value;
+            }
+        }
+        self.skip();
+        Next::Resume
+    }
+
+    /// A write of a GIC frame's register.
+    #[inline]
+    pub(super) fn gic_write(&mut self, frame: Option<VcpuId>, offset: u64, size: u8, value: u64) -> Kicks {
+        let id = self.vcpu.id;
+        let mut vgic = self.vgic();
+        match frame {
+            None => vgic.dist_write(id, offset, size, value),
+            Some(target) => vgic.redist_write(id, target, offset, size, value),
+        }
+    }
+
+    /// A read.
+    #[inline]
+    pub(super) fn gic_read(&mut self, frame: Option<VcpuId>, offset: u64, size: u8) -> u64 {
+        let id = self.vcpu.id;
         let (data, holders) = {
             let mut vgic = self.vgic();
             match frame {
@@ -284,13 +313,6 @@ impl Running<'_> {
         };
         // vCPUs that know better than what was read come out: a guest that polls sees it next time.
         let _ = self.vm.kick(holders);
-        if let Some(load) = PendingLoad::of(access) {
-            let (register, value) = load.complete(data);
-            if let Some(x) = self.vcpu.regs.x.get_mut(usize::from(register)) {
-                *x = value;
-            }
-        }
-        self.skip();
-        Next::Resume
+        data
     }
 }

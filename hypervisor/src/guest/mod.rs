@@ -9,6 +9,7 @@
 //! of its own; they nest in the order vCPU, memory, ownership, power, vGIC; the lifecycle's is a leaf. A vCPU's lock is held
 //! while it runs and only ever tried, so a second RUN of the same vCPU is refused, not queued.
 
+mod emulate;
 mod exits;
 pub mod life;
 pub mod registry;

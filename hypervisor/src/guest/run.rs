@@ -21,6 +21,7 @@ use gzvm_core::vgic::Vgic;
 use gzvm_core::vm::lifecycle::Gate;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::emulate;
 use super::vm::{Pending, Vcpu, Vm};
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
@@ -181,7 +182,9 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
 }
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
-    take_answer(vcpu);
+    if let Some(exit) = take_answer(vcpu) {
+        return exit;
+    }
     if core::mem::take(&mut vcpu.wake_others) {
         return Exit::Ipi;
     }
@@ -256,15 +259,13 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     }
 }
 
-/// What the host answered to the last exit goes into the registers.
-fn take_answer(vcpu: &mut Vcpu) {
+/// What the host answered to the last exit goes into the registers; what else has to be asked comes
+/// back.
+fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
     match vcpu.pending.take() {
         None => {}
         Some(Pending::Load(load)) => {
-            let mut payload = [0u8; 256];
-            vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, &mut payload);
-            let data = abi::Mmio::read_from_prefix(&payload).map_or(0, |(m, _)| u64::from_le_bytes(m.data));
-            let (register, value) = load.complete(data);
+            let (register, value) = load.complete(mmio_data(vcpu));
             if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
                 *x = value;
             }
@@ -275,7 +276,19 @@ fn take_answer(vcpu: &mut Vcpu) {
             vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, args.as_mut_bytes());
             vcpu.regs.x[..4].copy_from_slice(&args[..4]);
         }
+        Some(Pending::Emulation(emulation)) => {
+            let data = mmio_data(vcpu);
+            return emulate::answered(vcpu, emulation, data);
+        }
     }
+    None
+}
+
+/// Of the answer to an MMIO exit only the data counts.
+fn mmio_data(vcpu: &Vcpu) -> u64 {
+    let mut payload = [0u8; 256];
+    vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, &mut payload);
+    abi::Mmio::read_from_prefix(&payload).map_or(0, |(m, _)| u64::from_le_bytes(m.data))
 }
 
 /// The driver wakes a vCPU after, not before, it has raised its interrupt. Ours does, and says who it

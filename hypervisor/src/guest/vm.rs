@@ -13,6 +13,7 @@ use gzvm_core::memory::slots::Slots;
 use gzvm_core::memory::stage2::{Attrs, MapError, Progress, Stage2, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::psci::PowerStates;
+use gzvm_core::vcpu::decode::emulate::Emulation;
 use gzvm_core::vcpu::mmio::PendingLoad;
 use gzvm_core::vgic::{self, CpuInterface, Kicks, Vgic};
 use zerocopy::IntoBytes;
@@ -79,6 +80,8 @@ pub struct Vm {
     pub vttbr: u64,
     /// See [`vttbr`](Self::vttbr).
     pub vtcr_fields: (u8, u8),
+    /// Protected: the host may know nothing of it, so its instructions are not decoded for the host.
+    pub protected: bool,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -126,6 +129,7 @@ impl Vm {
         PageBox::new(Self {
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
+            protected: false,
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
@@ -363,6 +367,8 @@ pub enum Pending {
     Load(PendingLoad),
     /// x0..x3 of the wall-clock call.
     Ptp,
+    /// A load or store that takes several accesses: the answer to the current one.
+    Emulation(Emulation),
 }
 
 /// A vCPU.

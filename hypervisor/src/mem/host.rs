@@ -40,6 +40,21 @@ pub fn read(ownership: &Ownership<'_>, pa: Pa, into: &mut [u8]) -> Result<(), No
     Ok(())
 }
 
+/// Copies an aligned word of a plain VM's memory, which is the host's too; of one whose caches are off,
+/// past the cache.
+pub fn read_word(
+    ownership: &Ownership<'_>,
+    pa: Pa,
+    uncached: bool,
+    into: &mut [u8; 4],
+) -> Result<(), NotHosts> {
+    check(ownership, pa, into.len())?;
+    if uncached {
+        crate::arch::barrier::clean_invalidate(pa.0 as usize, into.len());
+    }
+    read(ownership, pa, into)
+}
+
 /// Pages of the host that EL2 holds on to: a vCPU's shared area. They are marked as shared with a
 /// VM, so that the host can't give them away while EL2 writes to them.
 #[derive(Debug)]

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Device accesses that the abort does not describe (ESR_EL2.ISV = 0): pairs, write-back, SIMD.
+//!
+//! The instruction at the guest's PC is read and decoded (`gzvm_core::vcpu::decode`), and carried out
+//! step by step: against the vGIC here, against user space by one MMIO exit a step. What is under
+//! way is kept in [`Pending::Emulation`]; no register changes before the last step.
+//!
+//! Not for protected VMs: their instructions are nobody's business, and they get an abort.
+
+use gzvm_abi::counter::Counter;
+use gzvm_abi::run as abi;
+use gzvm_core::memory::stage2::Walk;
+use gzvm_core::vcpu::decode;
+use gzvm_core::vcpu::decode::emulate::{self, Completion, Emulation, Fault, Registers, Step, Update};
+
+use super::run::{Exit, Next, Running};
+use super::vm::{Pending, Vcpu};
+use crate::arch::cpu;
+use crate::arch::percpu::{PerCpu, count};
+use crate::mem::host;
+use crate::mem::pool::Account;
+use crate::mem::tables::Tables;
+use crate::platform;
+
+/// SCTLR_EL1.C: data accesses are cached.
+const SCTLR_C: u64 = 1 << 2;
+/// SCTLR_EL1.E0E and EE: data is big-endian at EL0, at EL1.
+const SCTLR_E0E: u64 = 1 << 24;
+const SCTLR_EE: u64 = 1 << 25;
+
+/// What the instruction at the guest's PC is.
+enum Fetched {
+    /// This word.
+    Word(u32),
+    /// Its page has gone meanwhile: the guest's own fetch finds out why.
+    Gone,
+    /// It lies in no memory of the guest.
+    Nowhere,
+}
+
+impl Running<'_> {
+    /// A data abort without syndrome at `fault`, which is a device's.
+    pub(super) fn without_syndrome(&mut self, fault: Fault, esr: u64) -> Next {
+        if self.vm.protected {
+            self.inject(esr, fault.far);
+            return Next::Resume;
+        }
+        let word = match self.fetch() {
+            Fetched::Word(word) => word,
+            Fetched::Gone => return Next::Resume,
+            Fetched::Nowhere => {
+                self.inject(esr, fault.far);
+                return Next::Resume;
+            }
+        };
+        match decode::decode(word).ok().and_then(|access| self.begin(access, fault)) {
+            Some(emulation) => {
+                count(Counter::GuestEmulated);
+                self.go_on(emulation)
+            }
+            None => {
+                self.inject(esr, fault.far);
+                Next::Resume
+            }
+        }
+    }
+
+    /// The word at the guest's PC. Another vCPU may change the code, its translation or its memory
+    /// all the while, so what is read may not be what faulted; `emulate` checks it against the fault.
+    fn fetch(&self) -> Fetched {
+        let Some(ipa) = cpu::guest_stage1(self.vcpu.regs.pc) else { return Fetched::Gone };
+        let memory = self.vm.memory.lock();
+        let mut nobody = Account::new(0);
+        let Walk::Mapped { pa, .. } = memory.stage2.walk(&Tables { account: &mut nobody }, ipa) else {
+            return if memory.slots.find(ipa).is_some() { Fetched::Gone } else { Fetched::Nowhere };
+        };
+        // A guest with its caches off wrote its code past them.
+        let uncached = cpu::guest_sctlr() & SCTLR_C == 0;
+        let mut word = [0; 4];
+        match host::read_word(&platform::ownership().lock(), pa, uncached, &mut word) {
+            // Instructions are little-endian, whatever data is.
+            Ok(()) => Fetched::Word(u32::from_le_bytes(word)),
+            Err(host::NotHosts) => Fetched::Nowhere,
+        }
+    }
+
+    fn begin(&mut self, access: decode::Access, fault: Fault) -> Option<Emulation> {
+        if access.bank == decode::Bank::Vector {
+            let fp = &mut self.vcpu.fp;
+            PerCpu::this().with(|s| s.take_guest_fp(fp));
+        }
+        let at_el0 = self.vcpu.regs.pstate & 0xF == 0;
+        let endian = if at_el0 { SCTLR_E0E } else { SCTLR_EE };
+        let registers = Registers {
+            x: &self.vcpu.regs.x,
+            sp: cpu::guest_sp(self.vcpu.regs.pstate),
+            pc: self.vcpu.regs.pc,
+            big_endian: cpu::guest_sctlr() & endian != 0,
+        };
+        let fp = &self.vcpu.fp;
+        Emulation::begin(access, &registers, fault, |n| fp.vector(n)).ok()
+    }
+
+    /// Carries on until user space is needed or all is done: at most four steps.
+    fn go_on(&mut self, mut emulation: Emulation) -> Next {
+        loop {
+            match emulation.next() {
+                emulate::Next::Done(completion) => {
+                    self.complete(&completion);
+                    return Next::Resume;
+                }
+                emulate::Next::Step(step) => {
+                    let Some((frame, offset)) = self.gic_frame(step.ipa) else {
+                        self.vcpu.pending = Some(Pending::Emulation(emulation));
+                        return Next::Exit(Exit::Mmio(exit_of(step)));
+                    };
+                    count(Counter::GuestGicMmio);
+                    let data = match step.write {
+                        None => self.gic_read(frame, offset, step.size),
+                        Some(value) => {
+                            let kicks = self.gic_write(frame, offset, step.size, value);
+                            self.vcpu.wake_others |= self.vm.kick(kicks);
+                            0
+                        }
+                    };
+                    emulation.answer(data);
+                }
+            }
+        }
+    }
+
+    /// With the guest's world in the CPU.
+    fn complete(&mut self, completion: &Completion) {
+        if completion.updates.iter().any(|u| matches!(u, Update::Vector(..))) {
+            let fp = &mut self.vcpu.fp;
+            PerCpu::this().with(|s| s.take_guest_fp(fp));
+        }
+        let pstate = self.vcpu.regs.pstate;
+        apply(self.vcpu, completion, |_, value| cpu::set_guest_sp(pstate, value));
+    }
+}
+
+/// The answer to an MMIO exit of `emulation`: the next exit, or None when the instruction is done. The
+/// vCPU is not in a CPU.
+pub(super) fn answered(vcpu: &mut Vcpu, mut emulation: Emulation, data: u64) -> Option<Exit> {
+    emulation.answer(data);
+    match emulation.next() {
+        emulate::Next::Step(step) => {
+            vcpu.pending = Some(Pending::Emulation(emulation));
+            Some(Exit::Mmio(exit_of(step)))
+        }
+        emulate::Next::Done(completion) => {
+            apply(vcpu, &completion, |vcpu, value| {
+                let el1 = &mut vcpu.el1;
+                *(if cpu::uses_sp_el0(vcpu.regs.pstate) { &mut el1.sp_el0 } else { &mut el1.sp_el1 }) = value;
+            });
+            None
+        }
+    }
+}
+
+fn apply(vcpu: &mut Vcpu, completion: &Completion, mut stack_pointer: impl FnMut(&mut Vcpu, u64)) {
+    for update in &completion.updates {
+        match *update {
+            Update::General(register, value) => {
+                if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
+                    *x = value;
+                }
+            }
+            Update::StackPointer(value) => stack_pointer(vcpu, value),
+            Update::Vector(register, value) => vcpu.fp.set_vector(register, value),
+        }
+    }
+    vcpu.regs.step();
+    vcpu.regs.pc = completion.pc;
+}
+
+fn exit_of(step: Step) -> abi::Mmio {
+    abi::Mmio {
+        phys_addr: step.ipa.0,
+        data: step.write.unwrap_or(0).to_le_bytes(),
+        size: u64::from(step.size),
+        reg_nr: NO_REGISTER,
+        is_write: u8::from(step.write.is_some()),
+        pad: [0; 3],
+    }
+}
+
+/// `reg_nr` of a step: the zero register, for several may be concerned, or a vector.
+const NO_REGISTER: u32 = 31;
