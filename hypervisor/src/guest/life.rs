@@ -27,7 +27,7 @@ pub struct Life {
     state: Mutex<State>,
     /// CNTVOFF_EL2: the guest's counter starts at zero with the VM, and stands still while it is paused.
     cntvoff: AtomicU64,
-    /// The count as it was paused.
+    /// The count at which it stands still while paused: as the last vCPU left the guest, which may have seen it.
     paused_at: AtomicU64,
 }
 
@@ -98,7 +98,19 @@ impl Vm {
         Ok(state)
     }
 
-    /// vCPUs may run again. The caller wakes those that are parked in the driver.
+    /// A vCPU has executed its last instruction for now.
+    #[inline(always)]
+    pub fn out_of_the_guest(&self, vcpu: usize) {
+        if self.life.gate() != Gate::Open {
+            self.life.paused_at.fetch_max(timer::now(), Ordering::Relaxed);
+        }
+        if let Some(running) = self.running.get(vcpu) {
+            running.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// vCPUs may run again. Not while a vCPU is still on its way out: its counter would go backwards. The caller
+    /// wakes those that are parked in the driver.
     pub fn resume(&self) -> Result<State, Refused> {
         self.life.step(Event::Resume, |before, after| {
             if before != after {

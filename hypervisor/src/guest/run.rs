@@ -209,6 +209,9 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     gic.enable_own();
     let priority_mask = gic::unmask_priorities();
 
+    // Announced before the counter's offset is read: a pause that moves it waits for whoever runs.
+    let id = usize::from(vcpu.id.0);
+    vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
     let (t0sz, sl0) = vm.vtcr_fields;
     this.with(|s| {
         let world = GuestWorld {
@@ -228,8 +231,6 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         barrier::tlbi_vmalle1();
     }
     gic.restore_interface(&vcpu.gic);
-    let id = usize::from(vcpu.id.0);
-    vm.running[id].store(this.index as u32 + 1, Ordering::SeqCst);
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
     let mut running =
@@ -237,7 +238,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.life.gate() == Gate::Open { running.run_until_exit() } else { Exit::Again };
 
-    vm.running[id].store(0, Ordering::SeqCst);
+    vm.out_of_the_guest(id);
     if this.guest_state.swap(kick::HOST, Ordering::SeqCst) == kick::KICKED {
         gic.drain_kick();
     }

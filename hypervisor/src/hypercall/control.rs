@@ -7,8 +7,8 @@ use gzvm_core::vm::lifecycle::{Cause, State};
 use super::{Args, Error, Results};
 use crate::guest::registry;
 
-/// CONTROL: x1 = VM id, x2 = what. Result: its state. Invalid for a VM that is over; busy while a pause
-/// is under way.
+/// CONTROL: x1 = VM id, x2 = what. Result: its state. Invalid for a VM that is over; busy while a pause is under
+/// way.
 pub fn control([id, what, ..]: Args) -> Result<Results, Error> {
     let vm = registry::get(id)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
@@ -20,6 +20,9 @@ pub fn control([id, what, ..]: Args) -> Result<Results, Error> {
                 return Err(Error::Busy);
             }
             now
+        }
+        RESUME if matches!(vm.life.state(), State::Paused(_)) && vm.anybody_runs() => {
+            return Err(Error::Busy);
         }
         RESUME => vm.resume().map_err(|_| Error::Invalid)?,
         _ => return Err(Error::Invalid),
