@@ -72,6 +72,10 @@ functions! {
     ExtInfo = 0x40,
     /// Ours. x1 = [counter](crate::counter) index. Result x1 = its value, summed over CPUs.
     ExtCounter = 0x41,
+    /// Ours. x1 = VM id, x2 = first GFN, x3 = pages: takes them back from the guest. [`Status::Busy`] means: call again.
+    UnmapGuest = 0x42,
+    /// Ours. x1 = VM id, x2 = slot: takes its pages back, then the slot. [`Status::Busy`] means: call again.
+    RemoveMemregion = 0x43,
     /// Ours. x1 = VM id, x2 = one of [`control`](crate::control). Results x1 = state, x2 = watch events so far.
     Control = 0x45,
 }
@@ -90,6 +94,14 @@ impl Function {
             Self::from_number((fid & 0xFFF) as u16)
         } else {
             None
+        }
+    }
+
+    /// Its bit in the mask of [`Function::ExtInfo`]; nothing for a function of the public ABI.
+    pub const fn extension_bit(self) -> u64 {
+        match (self as u16).checked_sub(EXTENSION_BASE) {
+            Some(bit) if bit < 64 => 1 << bit,
+            _ => 0,
         }
     }
 

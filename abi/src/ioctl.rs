@@ -44,6 +44,18 @@ pub const CONTROL: u32 = iowr::<Control>(0xC8);
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.
 pub const SET_DTB_CONFIG: u32 = iow::<DtbConfig>(0xFF);
+/// Ours. VM: takes pages back from the guest; it gets fresh ones where it touches them again.
+pub const DISCARD: u32 = iow::<Discard>(0xC0);
+
+/// Capabilities of ours, for [`CHECK_EXTENSION`]. A driver that lacks one answers EOPNOTSUPP.
+pub mod extension {
+    /// Most memory slots in a VM.
+    pub const NR_MEMSLOTS: u64 = 0x475A_0002;
+    /// 1: [`SET_USER_MEMORY_REGION`](super::SET_USER_MEMORY_REGION) with size 0 removes the slot.
+    pub const REMOVE_SLOT: u64 = 0x475A_0003;
+    /// 1: [`DISCARD`](super::DISCARD).
+    pub const DISCARD: u64 = 0x475A_0007;
+}
 
 const _: () = assert!(CREATE_VM == 0x9201 && RUN == 0x9280 && CREATE_VCPU == 0x9241);
 const _: () = assert!(SET_USER_MEMORY_REGION == 0x4020_9246 && IRQ_LINE == 0x4008_9261);
@@ -183,6 +195,15 @@ structure! {
         events: u64,
         /// Zero.
         reserved: [u64; 2],
+    }
+}
+structure! {
+    /// Argument of [`DISCARD`].
+    Discard[16] {
+        /// Page aligned; the whole range in one slot.
+        guest_phys_addr: u64,
+        /// Bytes, in pages.
+        size: u64,
     }
 }
 structure! {

@@ -28,5 +28,5 @@ pub mod run;
 pub const PAGE_SIZE: u64 = 4096;
 /// Most vCPUs in a VM.
 pub const MAX_VCPUS: usize = 8;
-/// Most memory slots in a VM.
-pub const MAX_MEMSLOTS: usize = 10;
+/// Most memory slots in a VM. Public drivers use 10.
+pub const MAX_MEMSLOTS: usize = 64;

@@ -2,9 +2,9 @@
 //! Memory slots: which guest physical addresses of a VM are memory, and the buffer in which the
 //! driver hands that memory over (ABI section 1.4).
 //!
-//! A slot is registered once and never changes or goes before its VM. Slots do not overlap. The
-//! purpose of a slot's range is announced before the slot itself (MEMREGION_PURPOSE, then
-//! SET_MEMREGION). A second SET_MEMREGION for a slot populates (part of) it.
+//! A registered slot never changes; it goes with its VM, or by REMOVE_MEMREGION once nothing of it
+//! is mapped. Slots do not overlap. The purpose of a slot's range is announced before the slot itself
+//! (MEMREGION_PURPOSE, then SET_MEMREGION). A second SET_MEMREGION for a slot populates (part of) it.
 
 use super::{IpaRange, PaRange, RangeError};
 use crate::addr::{Ipa, PAGE_SHIFT, Pa};
@@ -77,14 +77,15 @@ pub enum SetRegion {
 /// The slots of a VM.
 pub struct Slots {
     ipa_bits: u8,
-    slots: [Option<Slot>; MAX_MEMSLOTS],
+    /// In ascending order of their ranges.
+    slots: ArrayVec<Slot, MAX_MEMSLOTS>,
     announced: ArrayVec<(IpaRange, Purpose), MAX_MEMSLOTS>,
 }
 
 impl Slots {
     /// No slots, in an address space of `ipa_bits`.
     pub const fn new(ipa_bits: u8) -> Self {
-        Self { ipa_bits, slots: [None; MAX_MEMSLOTS], announced: ArrayVec::new_const() }
+        Self { ipa_bits, slots: ArrayVec::new_const(), announced: ArrayVec::new_const() }
     }
 
     /// MEMREGION_PURPOSE: what the slot with exactly this range, to be registered, is for.
@@ -109,29 +110,50 @@ impl Slots {
     pub fn set_region(&mut self, header: &RegionHeader) -> Result<SetRegion, SlotError> {
         let range = self.checked(IpaRange::from_pages(header.gpa, header.total_pages)?)?;
         let id = header.slot;
-        let number = usize::try_from(id).map_err(|_| SlotError::NoSuchSlot(id))?;
-        let Some(place) = self.slots.get(number) else { return Err(SlotError::NoSuchSlot(id)) };
-        if let Some(slot) = place {
-            return match slot.range.covers(&range) {
-                true => Ok(SetRegion::Populate(*slot, range)),
-                false => Err(SlotError::OutsideSlot),
-            };
+        match self.by_number(id) {
+            Ok(slot) if slot.range.covers(&range) => return Ok(SetRegion::Populate(*slot, range)),
+            Ok(_) => return Err(SlotError::OutsideSlot),
+            Err(SlotError::NotRegistered(_)) => {}
+            Err(e) => return Err(e),
         }
         if let Some(other) = self.iter().find(|s| s.range.overlaps(&range)) {
             return Err(SlotError::Overlap(other.id));
         }
+        let place = self.slots.partition_point(|s| s.range.start() < range.start());
         let announced = self.announced.iter().position(|(r, _)| *r == range);
         let purpose = announced.and_then(|at| self.announced.pop_at(at)).map_or(Purpose::empty(), |(_, p)| p);
         let slot = Slot { id, range, purpose };
-        if let Some(place) = self.slots.get_mut(number) {
-            *place = Some(slot);
-        }
+        // There is room: each number occurs once.
+        self.slots.try_insert(place, slot).map_err(|_| SlotError::NoSuchSlot(id))?;
         Ok(SetRegion::Registered(slot))
     }
 
     /// The slot that holds `ipa`.
     pub fn find(&self, ipa: Ipa) -> Option<&Slot> {
-        self.iter().find(|s| s.range.contains(ipa))
+        let behind = self.slots.partition_point(|s| s.range.start() <= ipa);
+        self.slots.get(behind.checked_sub(1)?).filter(|s| s.range.contains(ipa))
+    }
+
+    /// The slot with this number.
+    ///
+    /// # Errors
+    /// No such number, or not registered.
+    pub fn by_number(&self, id: u32) -> Result<&Slot, SlotError> {
+        if usize::try_from(id).is_ok_and(|n| n < MAX_MEMSLOTS) {
+            self.iter().find(|s| s.id == id).ok_or(SlotError::NotRegistered(id))
+        } else {
+            Err(SlotError::NoSuchSlot(id))
+        }
+    }
+
+    /// Forgets a slot, of which nothing may be mapped any more (REMOVE_MEMREGION).
+    ///
+    /// # Errors
+    /// As [`by_number`](Self::by_number).
+    pub fn remove(&mut self, id: u32) -> Result<Slot, SlotError> {
+        let slot = *self.by_number(id)?;
+        self.slots.retain(|s| s.id != id);
+        Ok(slot)
     }
 
     /// `pages` pages from guest frame `gfn`, all of them in slot `id` (MAP_GUEST, MAP_GUEST_BLOCK).
@@ -139,15 +161,24 @@ impl Slots {
     /// # Errors
     /// See [`SlotError`].
     pub fn pages_of(&self, id: u32, gfn: u64, pages: u64) -> Result<IpaRange, SlotError> {
-        let slot = usize::try_from(id).ok().and_then(|n| self.slots.get(n));
-        let slot = slot.ok_or(SlotError::NoSuchSlot(id))?.ok_or(SlotError::NotRegistered(id))?;
+        let slot = self.by_number(id)?;
         let range = IpaRange::from_frames(gfn, pages)?;
         if slot.range.covers(&range) { Ok(range) } else { Err(SlotError::OutsideSlot) }
     }
 
-    /// The registered slots, by number.
+    /// `pages` pages from guest frame `gfn`, all of them in one slot (UNMAP_GUEST).
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn pages_of_any(&self, gfn: u64, pages: u64) -> Result<IpaRange, SlotError> {
+        let range = IpaRange::from_frames(gfn, pages)?;
+        let slot = self.find(range.start()).ok_or(SlotError::OutsideSlot)?;
+        if slot.range.covers(&range) { Ok(range) } else { Err(SlotError::OutsideSlot) }
+    }
+
+    /// The registered slots, by address.
     pub fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().flatten()
+        self.slots.iter()
     }
 
     fn checked(&self, range: IpaRange) -> Result<IpaRange, SlotError> {

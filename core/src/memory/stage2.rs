@@ -157,6 +157,15 @@ pub struct Mapped {
     pub attrs: Attrs,
 }
 
+impl Mapped {
+    /// The physical side of what `window` shares with it.
+    pub fn within(&self, window: IpaRange) -> Option<PaRange> {
+        let part = self.ipa.intersection(&window)?;
+        let offset = part.start().0.wrapping_sub(self.ipa.start().0);
+        PaRange::new(self.pa.start().checked_add(offset)?, part.size()).ok()
+    }
+}
+
 /// The stage-2 tables of one VM, or of the host.
 #[derive(Debug)]
 pub struct Stage2 {

@@ -103,16 +103,19 @@ pub fn slots() -> Check {
     let memory = Mapping::new(SIZE, true);
     let (at, size) = (memory.address(), 1 << 20);
     let cases = [
-        ("slot 10", errno(&region(&vm, 10, RAM, size, at)), EINVAL),
+        ("slot 64", errno(&region(&vm, 64, RAM, size, at)), EINVAL),
         ("unaligned address", errno(&region(&vm, 0, RAM + 1, size, at)), EINVAL),
         ("unaligned size", errno(&region(&vm, 0, RAM, size + 1, at)), EINVAL),
         ("wrap", errno(&region(&vm, 0, u64::MAX - 0xFFF, 0x2000, at)), EINVAL),
         ("nothing mapped", errno(&region(&vm, 0, RAM, size, 0x1000)), EFAULT),
-        ("removal", errno(&region(&vm, 0, RAM, 0, 0)), EFAULT),
+        ("removal of nothing", errno(&region(&vm, 0, RAM, 0, 0)), EINVAL),
         ("a good one", errno(&region(&vm, 0, RAM, size, at)), 0),
         ("slot in use", errno(&region(&vm, 0, RAM + (4 << 20), size, at)), EEXIST),
         ("overlap", errno(&region(&vm, 1, RAM + size - 4096, size, at)), EEXIST),
         ("neighbour", errno(&region(&vm, 1, RAM + size, size, at + size)), 0),
+        ("removal", errno(&region(&vm, 1, RAM + size, 0, 0)), 0),
+        ("second removal", errno(&region(&vm, 1, RAM + size, 0, 0)), EINVAL),
+        ("the last slot", errno(&region(&vm, 63, RAM + size, size, at + size)), 0),
     ];
     for (what, error, expected) in cases {
         ensure!(error == expected, "{what}: errno {error}, not {expected}");

@@ -27,6 +27,8 @@ pub const BUSY: &[u32] = &[0x1400_0000];
 pub const STORE: &[u32] = &[0xB900_0001, 0x17FF_FFFF];
 /// `1: ldr w1, [x0]; str w1, [x2]; b 1b`
 pub const ECHO: &[u32] = &[0xB940_0001, 0xB900_0041, 0x17FF_FFFE];
+/// `1: ldr x1, [x0]; b 1b`
+pub const POLL: &[u32] = &[0xF940_0001, 0x17FF_FFFF];
 /// `1: ldr x1, [x0]; add x0, x0, x2; b 1b`
 pub const WALK: &[u32] = &[0xF940_0001, 0x8B02_0000, 0x17FF_FFFE];
 

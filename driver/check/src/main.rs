@@ -59,6 +59,8 @@ const CHECKS: &[Named] = &[
     ("hole_in_the_memory", memory::hole_in_the_memory),
     ("read_only_memory", memory::read_only_memory),
     ("content_is_shared", memory::content_is_shared),
+    ("discard_gives_pages_back", memory::discard_gives_pages_back),
+    ("slot_goes_under_a_running_guest", memory::slot_goes_under_a_running_guest),
     ("ioeventfd", eventfds::ioeventfd),
     ("irqfd_arguments", eventfds::irqfd_arguments),
     ("irqfd_closed_while_armed", eventfds::closed_while_armed),

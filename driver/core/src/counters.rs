@@ -58,7 +58,7 @@ pub fn show(out: &mut SeqFile) {
     ] {
         out.line(format_args!("{name} {}", gauge.get()));
     }
-    if !device::has_extensions() {
+    if !device::has_function(Function::ExtCounter) {
         return;
     }
     for (index, name) in NAMES.iter().enumerate() {

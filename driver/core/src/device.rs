@@ -3,8 +3,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use gzvm_abi::hypercall::{EXT_MAGIC, EXTENSION_BASE, Function, PROBE_VERSION, cap};
-use gzvm_abi::ioctl;
+use gzvm_abi::MAX_MEMSLOTS;
+use gzvm_abi::hypercall::{EXT_MAGIC, Function, PROBE_VERSION, cap};
+use gzvm_abi::ioctl::{self, extension};
 
 use crate::hypercall::call;
 use crate::kernel::print::{pr_err, pr_info, pr_warn};
@@ -14,9 +15,12 @@ use crate::vm::Vm;
 /// Pages in the largest block of demand paging, and entries in the mailbox.
 pub const BLOCK_PAGES: u64 = 512;
 const DEFAULT_DESTROY_BATCH: u64 = 128;
+/// Slots of a VM under any hypervisor of the public ABI.
+const PUBLIC_MEMSLOTS: usize = 10;
 
 static MAP_BATCH: AtomicU64 = AtomicU64::new(BLOCK_PAGES);
 static DESTROY_BATCH: AtomicU64 = AtomicU64::new(DEFAULT_DESTROY_BATCH);
+/// EXT_INFO's mask; 0 for a hypervisor that has no extensions.
 static EXTENSIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Pages in one MAP_GUEST_BLOCK; divides [`BLOCK_PAGES`].
@@ -29,15 +33,15 @@ pub fn destroy_batch() -> u64 {
     DESTROY_BATCH.load(Ordering::Relaxed)
 }
 
-/// Does the hypervisor have the extensions of this project?
-pub fn has_extensions() -> bool {
-    EXTENSIONS.load(Ordering::Relaxed) != 0
-}
-
 /// Does the hypervisor have this function of ours?
 pub fn has_function(function: Function) -> bool {
-    let bit = (function as u16).wrapping_sub(EXTENSION_BASE);
-    EXTENSIONS.load(Ordering::Relaxed).checked_shr(bit.into()).is_some_and(|mask| mask & 1 != 0)
+    EXTENSIONS.load(Ordering::Relaxed) & function.extension_bit() != 0
+}
+
+/// Memory slots of a VM.
+pub fn max_slots() -> usize {
+    // Ours grew together with the ability to lose some.
+    if has_function(Function::RemoveMemregion) { MAX_MEMSLOTS } else { PUBLIC_MEMSLOTS }
 }
 
 /// Meets the hypervisor. On an error the log says why.
@@ -71,19 +75,17 @@ pub fn probe() -> Result {
     };
     DESTROY_BATCH.store(batch, Ordering::Relaxed);
 
-    // Bit 0 is EXT_INFO itself.
     let mask = match call(Function::ExtInfo, []) {
-        Ok(reply) if reply.x1 == EXT_MAGIC => reply.x3 | 1,
+        Ok(reply) if reply.x1 == EXT_MAGIC => reply.x3,
         _ => 0,
     };
-    let ours = mask != 0;
     EXTENSIONS.store(mask, Ordering::Relaxed);
     pr_info!(
         "GenieZone hypervisor {}.{}.{}, driver {major}.{minor}.{sub}{}",
         version.x1 as u32,
         version.x2 as u32,
         version.x3,
-        if ours { ", with extensions" } else { "" }
+        if mask != 0 { ", with extensions" } else { "" }
     );
     Ok(())
 }
@@ -103,6 +105,9 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         cap::PROTECTED_VM => 1,
         cap::VM_GPA_SIZE => pa_bits().into(),
         cap::CONTROL if has_function(Function::Control) => 1,
+        extension::NR_MEMSLOTS => max_slots() as u64,
+        extension::REMOVE_SLOT if has_function(Function::RemoveMemregion) => 1,
+        extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         _ => return Err(code::EOPNOTSUPP),
     };
     uaccess::write(arg, &answer)?;

@@ -119,6 +119,9 @@ pub struct Fake {
     pub no_demand_paging: bool,
     pub no_blocks: bool,
     pub batch: u64,
+    /// EXT_INFO's mask, and how many pages one step of UNMAP_GUEST or REMOVE_MEMREGION takes back.
+    pub extensions: u64,
+    pub unmap_batch: usize,
     pub log: Vec<String>,
     pub seq: String,
 }
@@ -135,7 +138,15 @@ impl Session {
     pub fn new() -> Self {
         let serial = SERIAL.lock().unwrap_or_else(|e| e.into_inner());
         let fake =
-            Fake { user: vec![0; USER_SIZE], next_vm: 1, next_handle: 0x1000, batch: 512, ..Fake::default() };
+            Fake {
+                user: vec![0; USER_SIZE],
+                next_vm: 1,
+                next_handle: 0x1000,
+                batch: 512,
+                extensions: u64::MAX,
+                unmap_batch: 300,
+                ..Fake::default()
+            };
         *FAKE.lock().unwrap_or_else(|e| e.into_inner()) = Some(fake);
         assert_eq!(crate::entry::gzr_init(), 0);
         Self { _serial: serial, leaks: false }
@@ -228,7 +239,11 @@ impl Fake {
         let vm_of = a1 as u16;
         match function {
             Function::Probe => (Status::Success, [16, 0, 0]),
-            Function::ExtInfo => (Status::Success, [gzvm_abi::hypercall::EXT_MAGIC, 1, 3 | 1 << 5]),
+            Function::ExtInfo if self.extensions == 0 => (Status::NotSupported, [0; 3]),
+            Function::ExtInfo => {
+                let version = gzvm_abi::hypercall::EXT_VERSION;
+                (Status::Success, [gzvm_abi::hypercall::EXT_MAGIC, version, self.extensions])
+            }
             Function::ExtCounter if a1 < gzvm_abi::counter::COUNT as u64 => {
                 (Status::Success, [a1 + 100, 0, 0])
             }
@@ -329,6 +344,23 @@ impl Fake {
                 }
                 done
             }
+            Function::UnmapGuest => {
+                let batch = self.unmap_batch;
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                let inside = |&(first, all): &(u64, u64)| a2 >= first && a2 + a3 <= first + all;
+                assert!(a3 > 0 && vm.slots.values().any(inside), "unmaps what is in no slot");
+                if unmap(vm, a2..a2 + a3, batch) { done } else { (Status::Busy, [0; 3]) }
+            }
+            Function::RemoveMemregion => {
+                let batch = self.unmap_batch;
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                let Some(&(first, all)) = vm.slots.get(&(a2 as u32)) else { return invalid };
+                if !unmap(vm, first..first + all, batch) {
+                    return (Status::Busy, [0; 3]);
+                }
+                vm.slots.remove(&(a2 as u32));
+                done
+            }
             Function::IrqLine => {
                 let tuple = Tuple::from_reg(a1).unwrap();
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
@@ -351,6 +383,15 @@ impl Fake {
             _ => (Status::NotSupported, [0; 3]),
         }
     }
+}
+
+/// One step of taking pages back. Is it done?
+fn unmap(vm: &mut FakeVm, gfns: std::ops::Range<u64>, batch: usize) -> bool {
+    let there: Vec<u64> = vm.mapped.range(gfns).map(|(gfn, _)| *gfn).collect();
+    for gfn in there.iter().take(batch) {
+        vm.mapped.remove(gfn);
+    }
+    there.len() <= batch
 }
 
 /// Closes a file.

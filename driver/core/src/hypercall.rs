@@ -5,7 +5,7 @@
 
 use gzvm_abi::hypercall::{Function, Status, Tuple};
 
-use crate::kernel::{Error, Result, code, hvc};
+use crate::kernel::{Error, Result, code, hvc, task};
 
 /// x1..x3 of a call that succeeded.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,21 @@ pub fn retry<T>(
             }
             other => return other,
         }
+    }
+}
+
+/// Makes a call that the hypervisor works off in steps until it is done. ERESTARTSYS: a signal came first; the same
+/// call again goes on where this one stopped.
+pub fn in_steps(mut f: impl FnMut() -> Result<Reply>) -> Result {
+    loop {
+        match f() {
+            Err(code::EAGAIN) => {}
+            other => return other.map(drop),
+        }
+        if task::signal_pending() {
+            return Err(code::ERESTARTSYS);
+        }
+        task::cond_resched();
     }
 }
 

@@ -6,16 +6,19 @@
 //!
 //! Demand paging brings in the whole 2 MiB block around a fault the first time, clipped to the slot; what can't be
 //! pinned around the faulting page is left out. Later faults in that block (pages the guest gave back, or left out)
-//! bring in one page.
+//! bring in one page, until nothing of the block is left.
+//!
+//! Pages go by the guest's own wish (relinquish), with their slot (size 0), or by DISCARD: always the hypervisor first,
+//! in steps, and the pins after it is done with them.
 
+use gzvm_abi::PAGE_SIZE;
 use gzvm_abi::hypercall::{Constituent, Function, REGION_BUFFER_SIZE, RegionHeader};
-use gzvm_abi::ioctl::UserspaceMemoryRegion;
-use gzvm_abi::{MAX_MEMSLOTS, PAGE_SIZE};
+use gzvm_abi::ioctl::{Discard, UserspaceMemoryRegion};
 
 use crate::device::{self, BLOCK_PAGES};
-use crate::hypercall::{call, retry};
+use crate::hypercall::{call, in_steps, retry};
 use crate::kernel::page::Pages;
-use crate::kernel::{Result, code, mm, task};
+use crate::kernel::{KVec, Result, code, mm, task};
 use crate::pins::Pins;
 
 /// Most pages in a slot.
@@ -90,7 +93,10 @@ impl Slot {
 pub struct Memory {
     vm_id: u16,
     paging: Paging,
-    slots: [Option<Slot>; MAX_MEMSLOTS],
+    /// In ascending order of their addresses.
+    slots: KVec<Slot>,
+    /// A slot was removed before: a vCPU may still come with a fault in it.
+    removed: bool,
     mailbox: Pages<0>,
 }
 
@@ -100,7 +106,8 @@ impl Memory {
         Ok(Self {
             vm_id: 0,
             paging: Paging::Eager,
-            slots: [const { None }; MAX_MEMSLOTS],
+            slots: KVec::new(),
+            removed: false,
             mailbox: Pages::new()?,
         })
     }
@@ -120,23 +127,29 @@ impl Memory {
     ///
     /// EINVAL: slot number, alignment, size, wrap, or a hole in the caller's mapping. EFAULT: nothing mapped at the address, or the
     /// hypervisor refuses the purpose. EEXIST: the slot is in use or overlaps another.
+    ///
+    /// Size 0 removes the slot, if the hypervisor can. EINVAL: there is none.
     pub fn set_region(&mut self, region: &UserspaceMemoryRegion) -> Result {
-        let place = usize::try_from(region.slot).map_err(|_| code::EINVAL)?;
+        let number = usize::try_from(region.slot).map_err(|_| code::EINVAL)?;
         let aligned =
             (region.guest_phys_addr | region.memory_size | region.userspace_addr).is_multiple_of(PAGE_SIZE);
         let (gfn, pages) = (region.guest_phys_addr / PAGE_SIZE, region.memory_size / PAGE_SIZE);
         let end = region.guest_phys_addr.checked_add(region.memory_size).ok_or(code::EINVAL)? / PAGE_SIZE;
-        if place >= MAX_MEMSLOTS || !aligned || pages > MAX_SLOT_PAGES {
+        if number >= device::max_slots() || !aligned || pages > MAX_SLOT_PAGES {
             return Err(code::EINVAL);
+        }
+        if pages == 0 && device::has_function(Function::RemoveMemregion) {
+            return self.remove(region.slot);
         }
         mm::check_user_range(region.userspace_addr, region.memory_size.max(1))?;
         if pages == 0 {
             return Err(code::EINVAL);
         }
         let taken = |s: &Slot| s.id == region.slot || (gfn < s.end() && s.gfn < end);
-        if self.slots.iter().flatten().any(taken) {
+        if self.slots.iter().any(taken) {
             return Err(code::EEXIST);
         }
+        self.slots.reserve_one()?;
 
         let slot = Slot {
             id: region.slot,
@@ -161,9 +174,10 @@ impl Memory {
         buffer.store::<_, 0>(header);
         call(Function::SetMemregion, [vm, REGION_BUFFER_SIZE, buffer.pa()])?;
 
-        let entry = self.slots.get_mut(place).ok_or(code::EINVAL)?;
+        let place = self.slots.partition_point(|s| s.gfn < gfn);
+        self.slots.insert_within_capacity(place, slot).map_err(|_| code::ENOMEM)?;
         // From here on the slot stays whatever happens: the hypervisor may hold pages of it.
-        let slot = entry.insert(slot);
+        let slot = self.slots.get_mut(place).ok_or(code::EINVAL)?;
         if self.paging == Paging::Eager {
             populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)
         } else {
@@ -174,7 +188,7 @@ impl Memory {
     /// Brings all pages of all slots in, for a VM that must not fault.
     pub fn populate_all(&mut self) -> Result {
         let mut buffer = Pages::new()?;
-        for slot in self.slots.iter_mut().flatten() {
+        for slot in self.slots.iter_mut() {
             populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)?;
         }
         self.paging = Paging::Eager;
@@ -189,23 +203,26 @@ impl Memory {
     /// A guest touched `gpa`, which is not mapped. ERESTARTSYS: a signal came first, let the guest try again.
     pub fn fault(&mut self, gpa: u64) -> Result {
         let gfn = gpa / PAGE_SIZE;
-        let slot = self.slots.iter_mut().flatten().find(|s| s.contains(gfn)).ok_or(code::EFAULT)?;
-        match self.paging {
+        let (paging, vm) = (self.paging, self.vm_id);
+        let removed = self.removed;
+        let Some(slot) = slot_of(&mut self.slots, gfn) else {
+            // What was a slot when the guest touched it is device space now: let it see that.
+            return if removed { Ok(()) } else { Err(code::EFAULT) };
+        };
+        match paging {
             Paging::Eager => Err(code::EFAULT),
             Paging::Single => {
                 let pfn = one_page(slot, gfn)?;
-                let args = [self.vm_id.into(), slot.id.into(), pfn, gfn, 1];
+                let args = [vm.into(), slot.id.into(), pfn, gfn, 1];
                 patiently(|| call(Function::MapGuest, args).map(drop))
             }
             Paging::Block => {
-                if slot.pins.block_is_empty(gfn)
-                    && map_window(self.vm_id, slot, gfn, self.mailbox.as_mut_array())?
-                {
+                if slot.pins.block_is_empty(gfn) && map_window(vm, slot, gfn, self.mailbox.as_mut_array())? {
                     return Ok(());
                 }
                 let [first, ..] = self.mailbox.as_mut_array::<u64, { BLOCK_PAGES as usize }>();
                 *first = one_page(slot, gfn)?;
-                map_block(self.vm_id, slot.id, gfn, 1)
+                map_block(vm, slot.id, gfn, 1)
             }
         }
     }
@@ -213,10 +230,50 @@ impl Memory {
     /// The guest gave the page at `gpa` back, and the hypervisor has unmapped it.
     pub fn relinquish(&mut self, gpa: u64) {
         let gfn = gpa / PAGE_SIZE;
-        if let Some(slot) = self.slots.iter_mut().flatten().find(|s| s.contains(gfn)) {
-            slot.pins.release(gfn);
+        if let Some(slot) = slot_of(&mut self.slots, gfn) {
+            slot.pins.release(gfn, 1);
         }
     }
+
+    /// DISCARD: the host gets the pages back; where the guest touches them again it gets what user space has there by
+    /// then. EINVAL: no whole pages of one slot. EOPNOTSUPP: the hypervisor can't, or the VM must not fault.
+    pub fn discard(&mut self, range: &Discard) -> Result {
+        if !device::has_function(Function::UnmapGuest) || self.paging == Paging::Eager {
+            return Err(code::EOPNOTSUPP);
+        }
+        if range.size == 0 || !(range.guest_phys_addr | range.size).is_multiple_of(PAGE_SIZE) {
+            return Err(code::EINVAL);
+        }
+        let end = range.guest_phys_addr.checked_add(range.size).ok_or(code::EINVAL)? / PAGE_SIZE;
+        let vm = u64::from(self.vm_id);
+        let mut gfn = range.guest_phys_addr / PAGE_SIZE;
+        let slot = slot_of(&mut self.slots, gfn).filter(|s| end <= s.end()).ok_or(code::EINVAL)?;
+        while gfn < end {
+            let block_end = (gfn / BLOCK_PAGES).saturating_add(1).saturating_mul(BLOCK_PAGES).min(end);
+            if !slot.pins.block_is_empty(gfn) {
+                let pages = block_end.saturating_sub(gfn);
+                in_steps(|| call(Function::UnmapGuest, [vm, gfn, pages]))?;
+                slot.pins.release(gfn, pages);
+            }
+            gfn = block_end;
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Removes a slot and unpins its pages. If a signal interrupts it, the slot is whole: pages come back on demand.
+    fn remove(&mut self, id: u32) -> Result {
+        let place = self.slots.iter().position(|s| s.id == id).ok_or(code::EINVAL)?;
+        in_steps(|| call(Function::RemoveMemregion, [self.vm_id.into(), id.into()]))?;
+        self.removed = true;
+        self.slots.remove(place).map(drop).ok_or(code::EINVAL)
+    }
+}
+
+/// The slot that holds a page, of slots in order.
+fn slot_of(slots: &mut [Slot], gfn: u64) -> Option<&mut Slot> {
+    let behind = slots.partition_point(|s| s.gfn <= gfn);
+    slots.get_mut(behind.checked_sub(1)?).filter(|s| s.contains(gfn))
 }
 
 /// Makes a call of the hypervisor again while it is busy.

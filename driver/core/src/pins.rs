@@ -14,6 +14,9 @@ use crate::counters::PINNED_PAGES;
 use crate::device::BLOCK_PAGES;
 use crate::kernel::{KBox, KVec, Result, code, mm, task};
 
+/// Pages that are unpinned together.
+const UNPIN_BATCH: usize = 64;
+
 #[derive(FromZeros)]
 #[repr(C)]
 struct Block {
@@ -96,16 +99,29 @@ impl Pins {
         Ok(())
     }
 
-    /// Unpins the page under `gfn`, if there is one.
-    pub fn release(&mut self, gfn: u64) -> bool {
+    /// Unpins what there is under `pages` pages from `gfn` on, which lie in one block.
+    pub fn release(&mut self, gfn: u64, pages: u64) {
         let (number, index) = split(gfn);
-        let Some(block) = self.block_mut(number) else { return false };
-        let Some(entry) = block.entries.get_mut(index) else { return false };
-        let Some(pfn) = core::mem::take(entry).checked_sub(1) else { return false };
-        block.used = block.used.saturating_sub(1);
-        PINNED_PAGES.sub(1);
-        mm::unpin(&mut [pfn]);
-        true
+        let Some(place) = self.place(number) else { return };
+        let Some(slot) = self.blocks.get_mut(place) else { return };
+        let Some(block) = slot.as_deref_mut() else { return };
+        let end = index.saturating_add(pages as usize).min(block.entries.len());
+        for entries in block.entries.get_mut(index..end).unwrap_or_default().chunks_mut(UNPIN_BATCH) {
+            let mut pfns = [0; UNPIN_BATCH];
+            let mut n = 0;
+            for pfn in entries.iter_mut().filter_map(|e| core::mem::take(e).checked_sub(1)) {
+                if let Some(to) = pfns.get_mut(n) {
+                    *to = pfn;
+                    n += 1;
+                }
+            }
+            block.used = block.used.saturating_sub(n as u64);
+            PINNED_PAGES.sub(n as u64);
+            mm::unpin(pfns.get_mut(..n).unwrap_or_default());
+        }
+        if block.used == 0 {
+            *slot = None;
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 
 use gzvm_abi::hypercall::{Function, Tuple, cap};
 use gzvm_abi::ioctl::{
-    self, Control, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
 };
 use gzvm_abi::{MAX_VCPUS, control};
 
@@ -110,6 +110,10 @@ impl Vm {
             ioctl::SET_USER_MEMORY_REGION => {
                 let region = uaccess::read::<UserspaceMemoryRegion>(arg)?;
                 this.memory()?.lock_interruptible()?.set_region(&region).map(done)
+            }
+            ioctl::DISCARD => {
+                let range = uaccess::read::<Discard>(arg)?;
+                this.memory()?.lock_interruptible()?.discard(&range).map(done)
             }
             ioctl::IRQ_LINE => {
                 let line = uaccess::read::<IrqLevel>(arg)?;

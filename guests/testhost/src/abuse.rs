@@ -52,7 +52,7 @@ fn runs_tuple() {
 }
 
 /// Runs `tuple` on CPU 1 in a loop.
-fn start_runner(tuple: u64) -> Outcome {
+pub fn start_runner(tuple: u64) -> Outcome {
     if smp::count() < 2 {
         skip!("one CPU only");
     }
@@ -67,7 +67,8 @@ fn start_runner(tuple: u64) -> Outcome {
     Ok(())
 }
 
-fn stop_runner() -> Outcome {
+/// Takes CPU 1 out of it.
+pub fn stop_runner() -> Outcome {
     STOP.store(true, SeqCst);
     let stopped = timer::wait_ms(10_000, || {
         gic::send_sgi(machine::get().cpus[1], 1);

@@ -3,7 +3,7 @@
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, FID_BASE_SMC32, Function, PROBE_VERSION, Status, cap};
-use gzvm_abi::{MAX_VCPUS, counter, reg};
+use gzvm_abi::{MAX_MEMSLOTS, MAX_VCPUS, counter, reg};
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, call};
 use gzvm_guest_kit::smccc::Conduit;
@@ -184,10 +184,9 @@ fn boundaries_with_a_vm() -> Outcome {
     let before = baseline()?;
     let mut vm = Vm::new(programs::tour(), 1)?;
     for number in 0..0x48 {
-        // Those end the VM or its vCPU, which is another case's.
-        if [0, Function::DestroyVm as u64, Function::DestroyVcpu as u64, Function::Run as u64]
-            .contains(&number)
-        {
+        // Those end the VM, its vCPU or its memory, which is another case's.
+        let ends = [Function::DestroyVm, Function::DestroyVcpu, Function::Run, Function::RemoveMemregion];
+        if number == 0 || ends.iter().any(|f| *f as u64 == number) {
             continue;
         }
         // IRQ_LINE and the register calls take a tuple.
@@ -266,7 +265,7 @@ fn slots() -> Outcome {
         call(Function::SetMemregion, &[id.into(), 8192, buffer]).ok()
     };
     let results = [
-        ("slot 10", set(10, 16, RAM)),
+        ("slot 64", set(MAX_MEMSLOTS as u32, 16, RAM)),
         ("slot 2^32 - 1", set(u32::MAX, 16, RAM)),
         ("no pages", set(0, 0, RAM)),
         ("wrapping pages", set(0, u64::MAX, RAM)),

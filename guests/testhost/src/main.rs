@@ -26,6 +26,8 @@ mod pages;
 #[cfg(target_os = "none")]
 mod programs;
 #[cfg(target_os = "none")]
+mod unmap;
+#[cfg(target_os = "none")]
 mod vm;
 
 #[cfg(target_os = "none")]
@@ -41,7 +43,7 @@ fn host_vm() {
     if crash::run() {
         return;
     }
-    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, life::CASES, abuse::CASES]);
+    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, life::CASES, unmap::CASES, abuse::CASES]);
 }
 
 /// Runs on bare metal only.

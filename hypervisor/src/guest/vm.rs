@@ -4,9 +4,10 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::arch::lock::Mutex;
+use arrayvec::ArrayVec;
 use gzvm_abi::MAX_VCPUS;
 use gzvm_abi::run::HWSTATE_OFFSET;
-use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
+use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
 use gzvm_core::memory::ownership::{Ownership, Transition};
 use gzvm_core::memory::slots::Slots;
@@ -39,6 +40,8 @@ const NR_SPIS: usize = 256;
 /// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes; but
 /// no more than half of the pool.
 const TABLE_LIMIT: u64 = 8192 + 256;
+/// Pages in a block of 2 MiB.
+const BLOCK_PAGES: u64 = 512;
 /// No frame given yet.
 const NO_FRAME: u64 = u64::MAX;
 
@@ -347,9 +350,63 @@ impl VmMemory {
         unshare(target);
         true
     }
+
+    /// Takes some `budget` pages of `range` back from the guest; pages that are not there cost nothing. Its
+    /// vCPUs may run: the TLB is clean before a page counts as the host's alone.
+    ///
+    /// Restartable by being called again with the same range: emptied tables are gone, so getting past what
+    /// was done before takes a look at three tables at the most.
+    pub fn unmap_step(&mut self, range: IpaRange, budget: u64) -> Result<Progress, MapFailure> {
+        let mut left = budget;
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            let Some(first) = self.first_mapped(part) else { break };
+            if left == 0 {
+                return Ok(Progress::More);
+            }
+            // From there to the end of its 2 MiB: one invalidation for all of it.
+            let start = first.max(part.start());
+            let to_block_end = BLOCK_PAGES.wrapping_sub(start.0.wrapping_shr(PAGE_SHIFT) % BLOCK_PAGES);
+            let behind = part.end().0.wrapping_sub(start.0);
+            let behind = IpaRange::new(start, behind).map_err(|_| MapFailure::Invalid)?;
+            let (window, after) = behind.split_first(to_block_end);
+            left = left.saturating_sub(self.unmap_window(window)?);
+            rest = after;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Where the first block or page that overlaps `range` starts.
+    fn first_mapped(&mut self, range: IpaRange) -> Option<Ipa> {
+        let mut first = None;
+        self.stage2.for_each(&Tables { account: &mut self.account }, range, |mapped| {
+            first = Some(mapped.ipa.start());
+            false
+        });
+        first
+    }
+
+    /// Unmaps `window`, which lies in one block of 2 MiB; how many pages that were.
+    fn unmap_window(&mut self, window: IpaRange) -> Result<u64, MapFailure> {
+        let mut runs = ArrayVec::<PaRange, { BLOCK_PAGES as usize }>::new();
+        self.stage2.for_each(&Tables { account: &mut self.account }, window, |mapped| {
+            mapped.within(window).is_none_or(|run| runs.try_push(run).is_ok())
+        });
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        self.stage2.unmap(&mut tables, &mut VmTlb { root }, window).map_err(|e| match e {
+            MapError::OutOfTables(_) => MapFailure::NoMemory,
+            _ => MapFailure::Invalid,
+        })?;
+        let mut ownership = platform::ownership().lock();
+        for run in &runs {
+            unshare_in(&mut ownership, *run);
+        }
+        Ok(runs.iter().fold(0, |pages, run| pages.saturating_add(run.pages())))
+    }
 }
 
-/// Why memory can't be mapped.
+/// Why memory can't be mapped, or taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapFailure {
     /// A range is bad, or something else is mapped there.

@@ -4,13 +4,20 @@
 use core::sync::atomic::Ordering;
 
 use gzvm_abi::counter::{self, Counter};
-use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, PROBE_VERSION};
+use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, Function, PROBE_VERSION};
 
 use super::{Args, Error, Results};
 use crate::guest::registry;
 use crate::guest::run::WAKES_AFTERWARDS;
 use crate::mem::pool;
 use crate::platform;
+
+/// The mask of EXT_INFO.
+const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
+    | Function::ExtCounter.extension_bit()
+    | Function::UnmapGuest.extension_bit()
+    | Function::RemoveMemregion.extension_bit()
+    | Function::Control.extension_bit();
 
 /// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros.
 pub fn probe(_: Args) -> Result<Results, Error> {
@@ -20,7 +27,7 @@ pub fn probe(_: Args) -> Result<Results, Error> {
 /// EXT_INFO. A driver that asks knows our protocol: see [`WAKES_AFTERWARDS`].
 pub fn extensions(_: Args) -> Result<Results, Error> {
     WAKES_AFTERWARDS.store(true, Ordering::Relaxed);
-    Ok([EXT_MAGIC, EXT_VERSION, 1 | 1 << 1 | 1 << 5])
+    Ok([EXT_MAGIC, EXT_VERSION, EXTENSIONS])
 }
 
 /// EXT_COUNTER: x1 = index.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! SET_MEMREGION, MEMREGION_PURPOSE, MAP_GUEST, MAP_GUEST_BLOCK, SET_DTB_CONFIG.
+//! SET_MEMREGION, MEMREGION_PURPOSE, MAP_GUEST, MAP_GUEST_BLOCK, UNMAP_GUEST, REMOVE_MEMREGION, SET_DTB_CONFIG.
 
 use gzvm_abi::hypercall::REGION_BUFFER_SIZE;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::slots::{RegionBuffer, SetRegion};
+use gzvm_core::memory::stage2::Progress;
 
 use super::{Args, Error, Results};
 use crate::guest::registry;
@@ -17,6 +18,9 @@ pub const MOST_PAGES: u64 = 512;
 
 /// Pages that one populating SET_MEMREGION maps at the most: a bound on the time of the call.
 const MOST_POPULATED: u64 = 32768;
+
+/// Pages that one UNMAP_GUEST or REMOVE_MEMREGION takes back at the most.
+const MOST_UNMAPPED: u64 = 1024;
 
 /// MEMREGION_PURPOSE: x1 = VM, x2 = GPA, x3 = bytes, x4 = flags.
 pub fn announce([id, gpa, size, flags, ..]: Args) -> Result<Results, Error> {
@@ -98,6 +102,35 @@ fn map_runs(memory: &mut VmMemory, ipa: IpaRange, frames: &[u64]) -> Result<(), 
         at = at.wrapping_add(bytes);
     }
     Ok(())
+}
+
+/// UNMAP_GUEST: x1 = VM, x2 = first GFN, x3 = pages, all in one slot. Busy: the same call again goes on. When
+/// it succeeds, no vCPU reaches the pages any more, also one that runs, and they are the host's alone.
+pub fn unmap([id, gfn, pages, ..]: Args) -> Result<Results, Error> {
+    let vm = registry::get(id)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    let mut memory = vm.memory.lock();
+    let range = memory.slots.pages_of_any(gfn, pages).map_err(|_| Error::Invalid)?;
+    match memory.unmap_step(range, MOST_UNMAPPED)? {
+        Progress::More => Err(Error::Busy),
+        Progress::Done => Ok([0; 3]),
+    }
+}
+
+/// REMOVE_MEMREGION: x1 = VM, x2 = slot. Busy: call again; the slot is there until it succeeds.
+pub fn remove_region([id, slot, ..]: Args) -> Result<Results, Error> {
+    let slot = u32::try_from(slot).map_err(|_| Error::Invalid)?;
+    let vm = registry::get(id)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    let mut memory = vm.memory.lock();
+    let range = memory.slots.by_number(slot).map_err(|_| Error::Invalid)?.range;
+    match memory.unmap_step(range, MOST_UNMAPPED)? {
+        Progress::More => Err(Error::Busy),
+        Progress::Done => {
+            memory.slots.remove(slot).map_err(|_| Error::Invalid)?;
+            Ok([0; 3])
+        }
+    }
 }
 
 /// SET_DTB_CONFIG: x1 = VM, x2 = GPA, x3 = bytes. Plain VMs need no help with their device tree.

@@ -112,6 +112,8 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::MemregionPurpose => memory::announce(args),
         Function::MapGuest => memory::map(args),
         Function::MapGuestBlock => memory::map_block(args),
+        Function::UnmapGuest => memory::unmap(args),
+        Function::RemoveMemregion => memory::remove_region(args),
         Function::SetDtbConfig => memory::device_tree(args),
         Function::GetStatistics => vm::statistics(args),
         Function::InformExit => vm::inform_exit(args),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use gzvm_abi::ioctl::{
-    self, CreateDevice, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+    self, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -52,10 +52,11 @@ impl VmFd {
         Ok(())
     }
 
-    /// Gives the VM a memory slot.
+    /// Gives the VM a memory slot; with `memory_size` 0, takes the slot back
+    /// ([`extension::REMOVE_SLOT`](gzvm_abi::ioctl::extension::REMOVE_SLOT)).
     ///
     /// `region.memory_size` must equal the size of the whole mapping (VMA) that holds
-    /// `region.userspace_addr`. There is no way to take a slot back.
+    /// `region.userspace_addr`.
     ///
     /// # Errors
     /// EINVAL: slot, alignment or size; EFAULT: the hypervisor refused; ENOMEM.
@@ -66,6 +67,19 @@ impl VmFd {
     pub unsafe fn set_user_memory_region(&self, region: UserspaceMemoryRegion) -> Result<()> {
         // SAFETY: the call reads one structure; what it sets in motion is the caller's promise.
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::SET_USER_MEMORY_REGION.into(), &region) })?;
+        Ok(())
+    }
+
+    /// Takes pages back from the guest; where it touches them again, it gets what is mapped there by then
+    /// ([`extension::DISCARD`](gzvm_abi::ioctl::extension::DISCARD)). To free memory, first drop it from
+    /// our own mapping, then call this: a page that the guest touches in between goes as well.
+    ///
+    /// # Errors
+    /// EINVAL: no whole pages of one slot; EOPNOTSUPP, ENOTTY: no such thing here.
+    pub fn discard(&self, address: u64, size: u64) -> Result<()> {
+        let range = Discard { guest_phys_addr: address, size };
+        // SAFETY: DISCARD reads exactly one `Discard`; the pages stay mapped in our address space.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::DISCARD.into(), &range) })?;
         Ok(())
     }
 

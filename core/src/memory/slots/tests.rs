@@ -56,7 +56,7 @@ fn register_then_populate() {
 #[test]
 fn boundaries() {
     let mut s = Slots::new(BITS);
-    for id in [10, 11, 1 << 31, u32::MAX] {
+    for id in [MAX_MEMSLOTS as u32, MAX_MEMSLOTS as u32 + 1, 1 << 31, u32::MAX] {
         assert_eq!(s.set_region(&header(id, 0, 1)), Err(SlotError::NoSuchSlot(id)));
         assert_eq!(s.pages_of(id, 0, 1), Err(SlotError::NoSuchSlot(id)));
     }
@@ -82,11 +82,59 @@ fn boundaries() {
     for flags in [8, 1 << 31, 1 << 32, 1 | 1 << 32, u64::MAX] {
         assert!(matches!(s.announce(Ipa(0), 4096, flags), Err(SlotError::Purpose(_))), "{flags:#x}");
     }
-    for n in 0..10 {
+    for n in 0..MAX_MEMSLOTS as u64 {
         s.announce(Ipa(n * 4096), 4096, 0).unwrap();
     }
-    assert_eq!(s.announce(Ipa(10 * 4096), 4096, 0), Err(SlotError::TooManyPurposes));
+    assert_eq!(s.announce(Ipa(MAX_MEMSLOTS as u64 * 4096), 4096, 0), Err(SlotError::TooManyPurposes));
     s.announce(Ipa(4096), 4096, 4).unwrap();
+}
+
+#[test]
+fn all_slots_in_any_order() {
+    let mut s = Slots::new(BITS);
+    let count = MAX_MEMSLOTS as u32;
+    // 37 and 64 have no common factor: each number once.
+    for n in 0..count {
+        let id = n * 37 % count;
+        let region = header(id, u64::from(id) * 0x3000, 2);
+        assert!(matches!(s.set_region(&region), Ok(SetRegion::Registered(_))), "{id}");
+    }
+    assert!(s.iter().is_sorted_by_key(|slot| slot.range.start()));
+    for id in 0..count {
+        let at = u64::from(id) * 0x3000;
+        assert_eq!(s.find(Ipa(at)).map(|slot| slot.id), Some(id));
+        assert_eq!(s.find(Ipa(at + 0x1fff)).map(|slot| slot.id), Some(id));
+        assert_eq!(s.find(Ipa(at + 0x2000)), None);
+    }
+}
+
+#[test]
+fn a_removed_slot_is_gone_and_its_number_free() {
+    let mut s = Slots::new(BITS);
+    assert_eq!(s.remove(3), Err(SlotError::NotRegistered(3)));
+    assert_eq!(s.remove(MAX_MEMSLOTS as u32), Err(SlotError::NoSuchSlot(MAX_MEMSLOTS as u32)));
+    for id in 0..4 {
+        s.set_region(&header(id, u64::from(id) << 20, 256)).unwrap();
+    }
+    assert_eq!(s.remove(2).unwrap().range, pages(2 << 20, 256));
+    assert_eq!(s.remove(2), Err(SlotError::NotRegistered(2)));
+    assert_eq!(s.find(Ipa(2 << 20)), None);
+    assert_eq!(s.find(Ipa(3 << 20)).unwrap().id, 3);
+    assert!(matches!(s.set_region(&header(2, 0x10_0000_0000, 1)), Ok(SetRegion::Registered(_))));
+    assert!(matches!(s.set_region(&header(7, 2 << 20, 256)), Ok(SetRegion::Registered(_))));
+}
+
+#[test]
+fn ranges_of_any_slot() {
+    let mut s = Slots::new(BITS);
+    s.set_region(&header(5, 0x10_0000, 16)).unwrap();
+    s.set_region(&header(6, 0x11_0000, 16)).unwrap();
+    assert_eq!(s.pages_of_any(0x100, 16), Ok(pages(0x10_0000, 16)));
+    assert_eq!(s.pages_of_any(0x11f, 1), Ok(pages(0x11_f000, 1)));
+    for (gfn, n) in [(0xff, 1), (0xff, 2), (0x100, 17), (0x10f, 2), (0x120, 1), (u64::MAX, 1), (0x100, u64::MAX)] {
+        assert!(s.pages_of_any(gfn, n).is_err(), "{gfn:#x} {n:#x}");
+    }
+    assert_eq!(s.pages_of_any(0x100, 0), Err(SlotError::Range(RangeError::Empty)));
 }
 
 fn buffer(slot: u32, count: u32, total: u64, gpa: u64, runs: &[(u64, u32)]) -> Vec<u8> {

@@ -2,7 +2,7 @@
 //! Slots, faults, pages given back.
 
 use gzvm_abi::hypercall::{Function, cap, cap::protected};
-use gzvm_abi::ioctl::{self, EnableCap};
+use gzvm_abi::ioctl::{self, EnableCap, extension};
 use gzvm_abi::run::{Hypercall, exit};
 
 use super::lifecycle::page_fault;
@@ -38,14 +38,14 @@ fn slot_arguments() {
     let k = Session::new();
     let vm = k.vm();
     k.map_user(GUEST_MEM, 4 * MIB);
-    assert_eq!(k.region(vm, 10, RAM, MIB, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 64, RAM, MIB, GUEST_MEM), EINVAL);
     assert_eq!(k.region(vm, 0, RAM + 1, MIB, GUEST_MEM), EINVAL);
     assert_eq!(k.region(vm, 0, RAM, MIB + 1, GUEST_MEM), EINVAL);
     assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM + 8), EINVAL);
     assert_eq!(k.region(vm, 0, u64::MAX - 0xFFF, 0x2000, GUEST_MEM), EINVAL);
     assert_eq!(k.region(vm, 0, 0, (1 << 31) * 4096, GUEST_MEM), EINVAL);
     assert_eq!(k.region(vm, 0, RAM, 8 * MIB, GUEST_MEM), EINVAL, "a hole behind");
-    assert_eq!(k.region(vm, 0, RAM, 0, 0), EFAULT);
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), EINVAL, "no such slot");
     assert_eq!(k.region(vm, 0, RAM, MIB, 0x5000_0000), EFAULT);
     assert_eq!(k.count(Function::SetMemregion), 0);
     assert_eq!(k.region(vm, 0, RAM, MIB, GUEST_MEM), 0);
@@ -207,4 +207,146 @@ fn relinquished_pages_are_unpinned_and_come_back_alone() {
     assert_eq!(k.with(|k| k.pins.len()), 511);
     assert!(!mapped(&k).contains(&(RAM / 4096 + 4)));
     close(vm);
+}
+
+fn ask(k: &Session, capability: u64) -> (i64, u64) {
+    k.put(ARG, &capability);
+    (k.dev_ioctl(ioctl::CHECK_EXTENSION, ARG), k.get(ARG))
+}
+
+#[test]
+fn what_a_public_hypervisor_lacks_is_not_offered() {
+    let k = Session::new();
+    assert_eq!(ask(&k, extension::NR_MEMSLOTS), (0, 64));
+    assert_eq!(ask(&k, extension::REMOVE_SLOT), (0, 1));
+    assert_eq!(ask(&k, extension::DISCARD), (0, 1));
+    k.with(|k| k.extensions = 0);
+    assert_eq!(entry::gzr_init(), 0);
+    assert_eq!(ask(&k, extension::NR_MEMSLOTS), (0, 10));
+    assert_eq!(ask(&k, extension::REMOVE_SLOT).0, EOPNOTSUPP);
+    assert_eq!(ask(&k, extension::DISCARD).0, EOPNOTSUPP);
+    let (vm, _) = machine(&k, RAM, 2 * MIB);
+    assert_eq!(k.region(vm, 10, RAM, MIB, GUEST_MEM), EINVAL);
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), EFAULT, "removal, as the public driver answers it");
+    assert_eq!(k.region(vm, 0, RAM, 0, GUEST_MEM), EINVAL);
+    assert_eq!(discard(&k, vm, RAM, 4096), EOPNOTSUPP);
+}
+
+#[test]
+fn many_slots() {
+    let k = Session::new();
+    let vm = k.vm();
+    k.map_user(GUEST_MEM, 64 * MIB);
+    for n in (0..64).rev() {
+        let at = u64::from(n) * MIB;
+        assert_eq!(k.region(vm, n, RAM + 2 * at, MIB, GUEST_MEM + at), 0, "{n}");
+    }
+    let vcpu = k.vcpu(vm, 0);
+    for n in [0, 1, 31, 62, 63] {
+        assert!(fault(&k, vcpu, RAM + 2 * n * MIB + MIB - 1), "{n}");
+        assert_eq!(mapped(&k).len(), 256);
+        assert_eq!(k.region(vm, n as u32, 0, 0, 0), 0);
+    }
+}
+
+#[test]
+fn removing_a_slot_gives_its_pages_back() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 4 * MIB);
+    k.map_user(GUEST_MEM + 4 * MIB, MIB);
+    assert_eq!(k.region(vm, 1, RAM + 8 * MIB, MIB, GUEST_MEM + 4 * MIB), 0);
+    assert!(fault(&k, vcpu, RAM) && fault(&k, vcpu, RAM + 2 * MIB) && fault(&k, vcpu, RAM + 8 * MIB));
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), 0);
+    assert_eq!(k.count(Function::RemoveMemregion), 4, "1024 pages, 300 at a time");
+    assert_eq!(k.with(|k| k.pins.values().sum::<u32>()), 256);
+    assert_eq!(mapped(&k).len(), 256);
+    // A fault from before the removal is nobody's mistake: the guest looks again.
+    assert!(fault(&k, vcpu, RAM));
+    assert_eq!(mapped(&k).len(), 256);
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), EINVAL, "not twice");
+    assert_eq!(k.region(vm, 0, RAM, 2 * MIB, GUEST_MEM), 0);
+    assert!(fault(&k, vcpu, RAM));
+}
+
+#[test]
+fn a_removal_that_a_signal_interrupts_goes_on() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    k.with(|k| k.signal = true);
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), ERESTARTSYS);
+    k.with(|k| k.signal = false);
+    assert_eq!(mapped(&k).len(), 212);
+    assert_eq!(k.with(|k| k.pins.len()), 512, "what the hypervisor may hold stays pinned");
+    assert!(fault(&k, vcpu, RAM), "the slot is still there");
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 0);
+}
+
+#[test]
+fn a_refused_removal_keeps_the_slot() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    k.with(|k| k.answers.push((Function::RemoveMemregion, -5_i64 as u64)));
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), ENOMEM);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
+    assert!(fault(&k, vcpu, RAM + 4096));
+}
+
+fn discard(k: &Session, vm: i32, gpa: u64, size: u64) -> i64 {
+    k.ioctl_with(vm, ioctl::DISCARD, &ioctl::Discard { guest_phys_addr: gpa, size })
+}
+
+#[test]
+fn discarded_pages_go_back_and_come_again() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 6 * MIB);
+    assert!(fault(&k, vcpu, RAM) && fault(&k, vcpu, RAM + 2 * MIB));
+    assert_eq!(discard(&k, vm, RAM + MIB, 2 * MIB), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
+    assert_eq!(mapped(&k).len(), 512);
+    // A page of a block of which something is left comes alone, one of an emptied block with its neighbours.
+    assert!(fault(&k, vcpu, RAM + MIB));
+    assert_eq!(mapped(&k).len(), 513);
+    assert_eq!(discard(&k, vm, RAM, 6 * MIB), 0, "also where nothing is");
+    assert_eq!(k.with(|k| k.pins.len()), 0);
+    assert!(fault(&k, vcpu, RAM + MIB));
+    assert_eq!(mapped(&k).len(), 512);
+}
+
+#[test]
+fn discard_arguments() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert_eq!(k.region(vm, 1, RAM + 2 * MIB, MIB, GUEST_MEM), 0);
+    assert!(fault(&k, vcpu, RAM));
+    for (gpa, size) in [
+        (RAM, 0),
+        (RAM + 1, 4096),
+        (RAM, 4097),
+        (RAM - 4096, 4096),
+        (RAM - 4096, 8192),
+        (RAM + MIB, 2 * MIB),
+        (RAM + 3 * MIB, 4096),
+        (RAM, u64::MAX - 0xFFF),
+        (u64::MAX - 0xFFF, 4096),
+    ] {
+        assert_eq!(discard(&k, vm, gpa, size), EINVAL, "{gpa:#x} {size:#x}");
+    }
+    assert_eq!(k.ioctl(vm, ioctl::DISCARD, 8), EFAULT);
+    assert_eq!(k.count(Function::UnmapGuest), 0);
+    k.with(|k| k.answers.push((Function::UnmapGuest, -5_i64 as u64)));
+    assert_eq!(discard(&k, vm, RAM, 4096), ENOMEM);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
+}
+
+#[test]
+fn a_vm_that_must_not_fault_discards_nothing() {
+    let k = Session::new();
+    k.with(|k| k.no_demand_paging = true);
+    let (vm, _) = machine(&k, RAM, 2 * MIB);
+    assert_eq!(discard(&k, vm, RAM, 4096), EOPNOTSUPP);
+    assert_eq!(k.region(vm, 0, RAM, 0, 0), 0, "but it can lose a slot");
+    assert_eq!(k.with(|k| k.pins.len()), 0);
 }
