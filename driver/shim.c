@@ -47,6 +47,7 @@ long gzr_dev_ioctl(u32 cmd, u64 arg);
 long gzr_vm_ioctl(void *vm, u32 cmd, u64 arg);
 void gzr_vm_release(void *vm);
 long gzr_vcpu_ioctl(void *vcpu, u32 cmd, u64 arg);
+int gzr_vcpu_run_page(void *vcpu, void **page);
 void gzr_vcpu_release(void *vcpu);
 void gzr_irqfd_signalled(void *owner); /* atomic, interrupts off */
 void gzr_irqfd_hangup(void *owner);
@@ -521,6 +522,26 @@ static long gzk_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long ar
 	return gzr_vcpu_ioctl(file->private_data, cmd, arg);
 }
 
+/* The run page, shared and whole. It lives as long as the file, which each mapping holds. */
+static int gzk_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	void *page;
+	int ret;
+
+	if (vma->vm_pgoff || vma_pages(vma) != 1 || !(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	ret = gzr_vcpu_run_page(file->private_data, &page);
+	if (ret)
+		return ret;
+	/* A child could not use it. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND);
+#else
+	vma->vm_flags |= VM_DONTCOPY | VM_DONTEXPAND;
+#endif
+	return vm_insert_page(vma, vma->vm_start, virt_to_page(page));
+}
+
 static int gzk_vcpu_release(struct inode *inode, struct file *file)
 {
 	gzr_vcpu_release(file->private_data);
@@ -531,6 +552,7 @@ static const struct file_operations gzk_vcpu_fops = {
 	.owner = THIS_MODULE,
 	.release = gzk_vcpu_release,
 	.unlocked_ioctl = gzk_vcpu_ioctl,
+	.mmap = gzk_vcpu_mmap,
 };
 
 /* Gives the object to a new file, which releases it. On error the object stays the caller's. */

@@ -44,11 +44,11 @@ functions! {
     GetRegs = 6,
     /// Reserved: numbered in the first generation, never called.
     SetRegs = 7,
-    /// x1 = tuple, x2 = register id. Result x1 = value.
+    /// x1 = tuple, x2 = register id. Result x1 = value, x2 = its upper half if it has 128 bits.
     GetOneReg = 8,
-    /// x1 = tuple, x2 = register id, x3 = value.
+    /// x1 = tuple, x2 = register id, x3 = value, x4 = its upper half if it has 128 bits.
     SetOneReg = 9,
-    /// x1 = tuple, x2 = irq, x3 = level.
+    /// x1 = tuple, x2 = irq, x3 = level. Result of ours ([`EXT_VERSION`] 2): x1 = mask of the vCPUs to wake.
     IrqLine = 10,
     /// x1 = VM id, x2 = PA of a page holding a [`CreateDevice`](crate::ioctl::CreateDevice).
     CreateDevice = 11,
@@ -113,8 +113,9 @@ impl Function {
 
 /// x1 of [`Function::ExtInfo`]: "GZRS".
 pub const EXT_MAGIC: u64 = 0x475A_5253;
-/// x2 of [`Function::ExtInfo`].
-pub const EXT_VERSION: u64 = 1;
+/// x2 of [`Function::ExtInfo`]. 2: IRQ_LINE's x1 and the first word of an IPI exit's payload name the vCPUs to wake
+/// (bit n: vCPU n), and GET_ONE_REG knows all registers of [`reg`](crate::reg).
+pub const EXT_VERSION: u64 = 2;
 
 /// Version a generation-F driver announces in PROBE, and that we answer with.
 pub const PROBE_VERSION: (u64, u64, u64) = (16, 0, 0);

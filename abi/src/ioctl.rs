@@ -20,6 +20,8 @@ const fn iowr<T>(nr: u32) -> u32 {
 pub const CREATE_VM: u32 = io(0x01);
 /// Device or VM: argument = pointer to a u64 capability, overwritten with the answer.
 pub const CHECK_EXTENSION: u32 = io(0x03);
+/// Ours. Device: argument = 0; returns the bytes of a vCPU's mapping, which then serves [`RUN`] with argument 0.
+pub const GET_VCPU_MMAP_SIZE: u32 = io(0x04);
 /// VM: argument = vCPU id; returns a vCPU's file descriptor.
 pub const CREATE_VCPU: u32 = io(0x41);
 /// VM: registers a memory slot.
@@ -30,7 +32,7 @@ pub const IRQ_LINE: u32 = iow::<IrqLevel>(0x61);
 pub const IRQFD: u32 = iow::<Irqfd>(0x76);
 /// VM: ties an eventfd to guest writes.
 pub const IOEVENTFD: u32 = iow::<Ioeventfd>(0x79);
-/// vCPU: argument = pointer to a [`VcpuRun`](crate::run::VcpuRun).
+/// vCPU: argument = pointer to a [`VcpuRun`](crate::run::VcpuRun); ours: 0 for the one that is mapped.
 pub const RUN: u32 = io(0x80);
 /// VM: capability, answered in place.
 pub const ENABLE_CAP: u32 = iow::<EnableCap>(0xA3);
@@ -53,6 +55,10 @@ pub mod extension {
     pub const NR_MEMSLOTS: u64 = 0x475A_0002;
     /// 1: [`SET_USER_MEMORY_REGION`](super::SET_USER_MEMORY_REGION) with size 0 removes the slot.
     pub const REMOVE_SLOT: u64 = 0x475A_0003;
+    /// 1: GET_ONE_REG and SET_ONE_REG know all registers of [`reg`](crate::reg).
+    pub const GET_ONE_REG: u64 = 0x475A_0005;
+    /// 1: a vCPU's file can be mapped, see [`GET_VCPU_MMAP_SIZE`](super::GET_VCPU_MMAP_SIZE).
+    pub const RUN_MMAP: u64 = 0x475A_0006;
     /// 1: [`DISCARD`](super::DISCARD).
     pub const DISCARD: u64 = 0x475A_0007;
 }

@@ -29,7 +29,8 @@ pub mod exit {
     pub const GZ: u32 = 0x9292_000A;
     /// Nothing to do until an interrupt or [`HwState::vtimer_delay`](super::HwState) ticks.
     pub const IDLE: u32 = 0x9292_000B;
-    /// An SGI went to a vCPU that is not running: wake the VM's vCPUs.
+    /// vCPUs that sleep have something to do: wake the VM's vCPUs. Ours: the payload's first word names them
+    /// (bit n: vCPU n).
     pub const IPI: u32 = 0x9292_000D;
 }
 

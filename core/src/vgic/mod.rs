@@ -94,6 +94,11 @@ impl Kicks {
     /// Nobody.
     pub const NONE: Self = Self(0);
 
+    /// One vCPU.
+    pub fn of(vcpu: VcpuId) -> Self {
+        Self(bit(vcpu))
+    }
+
     /// Whether there is nobody to kick.
     pub const fn is_empty(self) -> bool {
         self.0 == 0

@@ -2,11 +2,11 @@
 //! Arguments and errnos of the ioctl table.
 
 use gzvm_abi::hypercall::cap;
-use gzvm_abi::ioctl::{self, IrqLevel, OneReg};
+use gzvm_abi::ioctl::{self, IrqLevel, OneReg, extension};
 use gzvm_abi::reg;
 use libc::{EEXIST, EFAULT, EINTR, EINVAL, EIO, ENOTTY, EOPNOTSUPP};
 
-use crate::machine::{BUSY, Machine, RAM, Run, SIZE, device, region, set_register, vm};
+use crate::machine::{BUSY, Machine, RAM, Run, SIZE, device, get_register, region, set_register, vm};
 use crate::sys::{self, Mapping, errno};
 use crate::{Check, ensure};
 
@@ -73,18 +73,48 @@ pub fn registers() -> Check {
         let id = reg::x(n).unwrap_or_default();
         set_register(&machine.vcpu, id, u64::from(n) * 3).map_err(|e| format!("X{n}: {e}"))?;
     }
-    let mut wide = OneReg { id: 0x6040_0000_0010_0054, addr: 0 };
+    let mut wide = OneReg { id: 0x6050_0000_0010_0054, addr: 0 };
     let error = errno(&sys::ioctl_with(&machine.vcpu, ioctl::SET_ONE_REG, &mut wide));
-    ensure!(error == EINVAL, "128 bits: errno {error}");
+    ensure!(error == EINVAL, "256 bits: errno {error}");
     let mut nowhere = OneReg { id: reg::PC, addr: 8 };
     let error = errno(&sys::ioctl_with(&machine.vcpu, ioctl::SET_ONE_REG, &mut nowhere));
     ensure!(error == EFAULT, "bad pointer: errno {error}");
-    // Optional in the ABI: a value, or EOPNOTSUPP.
-    let mut value = 0_u64;
-    let addr = std::ptr::from_mut(&mut value).expose_provenance() as u64;
-    let error =
-        errno(&sys::ioctl_with(&machine.vcpu, ioctl::GET_ONE_REG, &mut OneReg { id: reg::X0 + 10, addr }));
-    ensure!(error == EOPNOTSUPP || (error == 0 && value == 15), "read X5: errno {error}, {value}");
+    let mut known = extension::GET_ONE_REG;
+    let asked = errno(&sys::ioctl_with(&machine.vm, ioctl::CHECK_EXTENSION, &mut known));
+    ensure!((asked, known) == (0, 1), "CHECK_EXTENSION of GET_ONE_REG: errno {asked}, {known}");
+    let value = get_register(&machine.vcpu, reg::X0 + 10).map_err(|e| format!("read X5: {e}"))?;
+    ensure!(value == 15, "X5 reads as {value}");
+    let settable = [(reg::FPSR, 0x0800_009F), (reg::FPCR, 0x0370_0000)].into_iter();
+    let read_only = [reg::MPIDR_EL1, reg::MDSCR_EL1];
+    let system = reg::SYSTEM.iter().filter(|id| !read_only.contains(id)).zip(1..).map(|(id, n)| (*id, n % 4));
+    for (id, value) in settable.chain(system) {
+        set_register(&machine.vcpu, id, value).map_err(|e| format!("{id:#x}: {e}"))?;
+        let got = get_register(&machine.vcpu, id).map_err(|e| format!("{id:#x}: {e}"))?;
+        ensure!(got == value, "{id:#x} reads as {got:#x}, not {value:#x}");
+    }
+    for id in read_only {
+        let error = errno(&set_register(&machine.vcpu, id, 0));
+        ensure!(error == EINVAL, "{id:#x} can be set: errno {error}");
+    }
+    let mpidr = get_register(&machine.vcpu, reg::MPIDR_EL1).map_err(|e| e.to_string())?;
+    ensure!(mpidr == 1 << 31, "MPIDR_EL1 reads as {mpidr:#x}");
+    for (id, value) in
+        [(reg::PSTATE, 0x3C9), (reg::PSTATE, 1 << 32), (reg::CNTV_CTL_EL0, 4), (reg::X30 + 2 * 15, 0)]
+    {
+        let error = errno(&set_register(&machine.vcpu, id, value));
+        ensure!(error == EINVAL, "{id:#x} can be {value:#x}: errno {error}");
+    }
+    let halves = [0x1122_3344_5566_7788_u64, 0x99AA_BBCC_DDEE_FF00];
+    for id in [reg::V0, reg::V31] {
+        let addr = std::ptr::from_ref(&halves).expose_provenance() as u64;
+        sys::ioctl_with(&machine.vcpu, ioctl::SET_ONE_REG, &mut OneReg { id, addr })
+            .map_err(|e| e.to_string())?;
+        let mut got = [0_u64; 2];
+        let addr = std::ptr::from_mut(&mut got).expose_provenance() as u64;
+        sys::ioctl_with(&machine.vcpu, ioctl::GET_ONE_REG, &mut OneReg { id, addr })
+            .map_err(|e| e.to_string())?;
+        ensure!(got == halves, "{id:#x} reads as {got:x?}");
+    }
     Ok(())
 }
 

@@ -103,6 +103,14 @@ pub fn set_register(vcpu: &OwnedFd, id: u64, value: u64) -> io::Result<i32> {
     sys::ioctl_with(vcpu, ioctl::SET_ONE_REG, &mut OneReg { id, addr: address })
 }
 
+/// Reads a register of up to 64 bits.
+pub fn get_register(vcpu: &OwnedFd, id: u64) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let address = std::ptr::from_mut(&mut value).expose_provenance() as u64;
+    sys::ioctl_with(vcpu, ioctl::GET_ONE_REG, &mut OneReg { id, addr: address })?;
+    Ok(value)
+}
+
 /// The run structure of one vCPU.
 pub struct Run(pub VcpuRun);
 

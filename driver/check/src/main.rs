@@ -55,6 +55,7 @@ const CHECKS: &[Named] = &[
     ("signals_cost_no_exit", runs::signals_cost_no_exit),
     ("threads_share_a_vcpu", runs::threads_share_a_vcpu),
     ("vcpu_outlives_vm_file", runs::vcpu_outlives_vm_file),
+    ("mapped_run_page", runs::mapped_run_page),
     ("pages_come_on_demand", memory::pages_come_on_demand),
     ("hole_in_the_memory", memory::hole_in_the_memory),
     ("read_only_memory", memory::read_only_memory),

@@ -89,7 +89,9 @@ pub fn discard_gives_pages_back() -> Check {
     sys::ioctl_with(&machine.vm, ioctl::DISCARD, &mut all).map_err(|e| format!("DISCARD of all: {e}"))?;
     ensure!(pinned()? == before, "{} pages pinned", pinned()? - before);
     run.mmio(&machine.vcpu)?;
-    for (gpa, size) in [(RAM, 0), (RAM + 1, PAGE), (RAM - PAGE, PAGE), (RAM, SIZE as u64 + PAGE), (RAM, u64::MAX)] {
+    for (gpa, size) in
+        [(RAM, 0), (RAM + 1, PAGE), (RAM - PAGE, PAGE), (RAM, SIZE as u64 + PAGE), (RAM, u64::MAX)]
+    {
         let mut range = Discard { guest_phys_addr: gpa, size };
         let error = errno(&sys::ioctl_with(&machine.vm, ioctl::DISCARD, &mut range));
         ensure!(error == libc::EINVAL, "{gpa:#x}, {size:#x}: errno {error}");

@@ -10,8 +10,8 @@ use gzvm_abi::ioctl;
 use gzvm_abi::run::exit;
 use libc::EINTR;
 
-use crate::machine::{BUSY, DEVICE, ECHO, IDLE, Machine, RAM, Run};
-use crate::sys::{self, Kicker, Thread, errno};
+use crate::machine::{BUSY, DEVICE, ECHO, IDLE, Machine, RAM, Run, device};
+use crate::sys::{self, Kicker, Mapping, Thread, errno};
 use crate::{Check, ensure};
 
 /// What the guest loads, it stores elsewhere: what user space answers comes back.
@@ -148,4 +148,48 @@ pub fn many_vms_at_once() -> Check {
         })
         .collect();
     threads.into_iter().try_for_each(|t| t.join().map_err(|_| "panicked".to_owned())?)
+}
+
+/// RUN through a mapped page: no argument, no copies.
+pub fn mapped_run_page() -> Check {
+    let machine = Machine::new(ECHO, &[(0, DEVICE), (2, DEVICE + 8)])?;
+    let size = sys::ioctl(&device()?, ioctl::GET_VCPU_MMAP_SIZE, 0).map_err(|e| e.to_string())?;
+    ensure!(size == 4096, "{size} bytes to map");
+    let run = || errno(&sys::ioctl(&machine.vcpu, ioctl::RUN, 0));
+    let error = run();
+    ensure!(error == libc::EFAULT, "RUN 0 without a mapping: errno {error}");
+    for (len, shared) in [(8192, true), (4096, false)] {
+        let error = errno(&Mapping::of(&machine.vcpu, len, shared));
+        ensure!(error == libc::EINVAL, "a mapping of {len} bytes, shared: {shared}: errno {error}");
+    }
+    let page = Mapping::of(&machine.vcpu, 4096, true).map_err(|e| format!("mmap: {e}"))?;
+    let same = Mapping::of(&machine.vcpu, 4096, true).map_err(|e| format!("second mmap: {e}"))?;
+    for round in 1..4 {
+        let error = run();
+        ensure!((error, page.get(0), page.get(8)) == (0, exit::MMIO, DEVICE as u32), "load: errno {error}");
+        page.put(16, 0x1234_0000 + round);
+        // The rest of the page is not believed.
+        page.put(8, 0x666);
+        page.put(24, 8);
+        let error = run();
+        ensure!(
+            (error, same.get(0), same.get(8)) == (0, exit::MMIO, DEVICE as u32 + 8),
+            "store: errno {error}"
+        );
+        ensure!(same.get(16) == 0x1234_0000 + round, "stored {:#x}", same.get(16));
+    }
+    page.put(4, 1);
+    let error = run();
+    ensure!(error == libc::EINTR, "immediate exit: errno {error}");
+    page.put(4, 0x100);
+    let error = run();
+    ensure!(error == libc::EINVAL, "padding: errno {error}");
+    page.put(4, 0);
+    drop(same);
+    // The mapping holds the vCPU, and that the VM.
+    let Machine { vcpu, vm, ram } = machine;
+    drop((vcpu, vm));
+    ensure!(page.get(0) == exit::MMIO, "the page is gone");
+    drop((page, ram));
+    Ok(())
 }

@@ -82,6 +82,21 @@ impl Mapping {
         Self { start: start.cast(), len }
     }
 
+    /// Maps the first `len` bytes of a file.
+    pub fn of(file: &impl AsRawFd, len: usize, shared: bool) -> io::Result<Self> {
+        let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        // SAFETY: a new mapping where the kernel likes.
+        let start = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { start: start.cast(), len })
+        }
+    }
+
     /// Its address.
     pub fn address(&self) -> u64 {
         self.start.expose_provenance() as u64

@@ -28,6 +28,9 @@ pub static IOEVENTS: Gauge = Gauge(AtomicU64::new(0));
 /// Interrupts raised by irqfds.
 pub static IRQFD_SIGNALS: Gauge = Gauge(AtomicU64::new(0));
 
+/// vCPUs told to look for interrupts.
+pub static WAKE_UPS: Gauge = Gauge(AtomicU64::new(0));
+
 impl Gauge {
     /// `n` more.
     pub fn add(&self, n: u64) {
@@ -55,6 +58,7 @@ pub fn show(out: &mut SeqFile) {
         ("driver_faults", &FAULTS),
         ("driver_ioevents", &IOEVENTS),
         ("driver_irqfd_signals", &IRQFD_SIGNALS),
+        ("driver_wake_ups", &WAKE_UPS),
     ] {
         out.line(format_args!("{name} {}", gauge.get()));
     }

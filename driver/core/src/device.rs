@@ -15,6 +15,8 @@ use crate::vm::Vm;
 /// Pages in the largest block of demand paging, and entries in the mailbox.
 pub const BLOCK_PAGES: u64 = 512;
 const DEFAULT_DESTROY_BATCH: u64 = 128;
+/// From this version of the extensions on, GET_ONE_REG is complete, and wake-ups name whom they are for.
+const NAMES_SLEEPERS: u64 = 2;
 /// Slots of a VM under any hypervisor of the public ABI.
 const PUBLIC_MEMSLOTS: usize = 10;
 
@@ -22,6 +24,8 @@ static MAP_BATCH: AtomicU64 = AtomicU64::new(BLOCK_PAGES);
 static DESTROY_BATCH: AtomicU64 = AtomicU64::new(DEFAULT_DESTROY_BATCH);
 /// EXT_INFO's mask; 0 for a hypervisor that has no extensions.
 static EXTENSIONS: AtomicU64 = AtomicU64::new(0);
+/// EXT_INFO's version; 0 likewise.
+static VERSION: AtomicU64 = AtomicU64::new(0);
 
 /// Pages in one MAP_GUEST_BLOCK; divides [`BLOCK_PAGES`].
 pub fn map_batch() -> u64 {
@@ -36,6 +40,16 @@ pub fn destroy_batch() -> u64 {
 /// Does the hypervisor have this function of ours?
 pub fn has_function(function: Function) -> bool {
     EXTENSIONS.load(Ordering::Relaxed) & function.extension_bit() != 0
+}
+
+/// Are registers of 128 bits, and system registers, known?
+pub fn knows_registers() -> bool {
+    VERSION.load(Ordering::Relaxed) >= NAMES_SLEEPERS
+}
+
+/// The vCPUs that a wake-up mask of the hypervisor names; all of them if it gives none.
+pub fn sleepers(mask: u64) -> u64 {
+    if VERSION.load(Ordering::Relaxed) >= NAMES_SLEEPERS { mask } else { u64::MAX }
 }
 
 /// Memory slots of a VM.
@@ -75,10 +89,11 @@ pub fn probe() -> Result {
     };
     DESTROY_BATCH.store(batch, Ordering::Relaxed);
 
-    let mask = match call(Function::ExtInfo, []) {
-        Ok(reply) if reply.x1 == EXT_MAGIC => reply.x3,
-        _ => 0,
+    let (extensions, mask) = match call(Function::ExtInfo, []) {
+        Ok(reply) if reply.x1 == EXT_MAGIC => (reply.x2, reply.x3),
+        _ => (0, 0),
     };
+    VERSION.store(extensions, Ordering::Relaxed);
     EXTENSIONS.store(mask, Ordering::Relaxed);
     pr_info!(
         "GenieZone hypervisor {}.{}.{}, driver {major}.{minor}.{sub}{}",
@@ -95,6 +110,8 @@ pub fn ioctl(cmd: u32, arg: u64) -> Result<i64> {
     match cmd {
         ioctl::CREATE_VM => Vm::create(arg),
         ioctl::CHECK_EXTENSION => check_extension(arg),
+        ioctl::GET_VCPU_MMAP_SIZE if arg == 0 => Ok(gzvm_abi::PAGE_SIZE as i64),
+        ioctl::GET_VCPU_MMAP_SIZE => Err(code::EINVAL),
         _ => Err(code::ENOTTY),
     }
 }
@@ -107,6 +124,8 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         cap::CONTROL if has_function(Function::Control) => 1,
         extension::NR_MEMSLOTS => max_slots() as u64,
         extension::REMOVE_SLOT if has_function(Function::RemoveMemregion) => 1,
+        extension::GET_ONE_REG if knows_registers() => 1,
+        extension::RUN_MMAP => 1,
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         _ => return Err(code::EOPNOTSUPP),
     };

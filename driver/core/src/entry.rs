@@ -54,6 +54,24 @@ pub unsafe extern "C" fn gzr_vcpu_ioctl(vcpu: *mut c_void, cmd: u32, arg: u64) -
     to_long(vcpu.ioctl(cmd, arg))
 }
 
+/// User space maps a vCPU's file: its page goes to `*page`, and stays as long as the file. 0 or a negative errno.
+///
+/// # Safety
+/// As [`gzr_vcpu_ioctl`]; `page` is valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_vcpu_run_page(vcpu: *mut c_void, page: *mut *mut c_void) -> i32 {
+    // SAFETY: the file owns it, and is open during the call.
+    let vcpu = unsafe { &*vcpu.cast::<VcpuFile>() };
+    match vcpu.run_page() {
+        Ok(at) => {
+            // SAFETY: by the caller's promise.
+            unsafe { page.write(at) };
+            0
+        }
+        Err(e) => e.to_errno(),
+    }
+}
+
 /// A vCPU's file is closed.
 ///
 /// # Safety

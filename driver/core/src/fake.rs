@@ -35,6 +35,16 @@ pub type Exit = Box<dyn FnOnce(&mut Shared) -> u32 + Send>;
 pub struct Shared(*mut u8);
 
 impl Shared {
+    /// Pages at an address of the driver's.
+    pub fn at(page: *mut c_void) -> Self {
+        Self(page.cast())
+    }
+
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.0.expose_provenance()
+    }
+
     /// Writes a value at an offset.
     pub fn put<T: zerocopy::IntoBytes>(&mut self, offset: usize, value: T) {
         assert!(offset + size_of::<T>() <= 8192);
@@ -122,6 +132,8 @@ pub struct Fake {
     /// EXT_INFO's mask, and how many pages one step of UNMAP_GUEST or REMOVE_MEMREGION takes back.
     pub extensions: u64,
     pub unmap_batch: usize,
+    /// IRQ_LINE's x1: whom to wake.
+    pub sleepers: u64,
     pub log: Vec<String>,
     pub seq: String,
 }
@@ -137,16 +149,16 @@ impl Session {
     /// A fresh kernel and hypervisor, with the driver loaded.
     pub fn new() -> Self {
         let serial = SERIAL.lock().unwrap_or_else(|e| e.into_inner());
-        let fake =
-            Fake {
-                user: vec![0; USER_SIZE],
-                next_vm: 1,
-                next_handle: 0x1000,
-                batch: 512,
-                extensions: u64::MAX,
-                unmap_batch: 300,
-                ..Fake::default()
-            };
+        let fake = Fake {
+            user: vec![0; USER_SIZE],
+            next_vm: 1,
+            next_handle: 0x1000,
+            batch: 512,
+            extensions: u64::MAX,
+            unmap_batch: 300,
+            sleepers: u64::MAX,
+            ..Fake::default()
+        };
         *FAKE.lock().unwrap_or_else(|e| e.into_inner()) = Some(fake);
         assert_eq!(crate::entry::gzr_init(), 0);
         Self { _serial: serial, leaks: false }
@@ -364,7 +376,7 @@ impl Fake {
             Function::IrqLine => {
                 let tuple = Tuple::from_reg(a1).unwrap();
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
-                done
+                (Status::Success, [self.sleepers, 0, 0])
             }
             Function::Control => match self.vms.get_mut(&vm_of) {
                 Some(_) if self.control_busy > 0 => {
@@ -374,7 +386,7 @@ impl Fake {
                 Some(_) if a2 <= 2 => (Status::Success, [a2 + 1, 5, 0]),
                 _ => invalid,
             },
-            Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0, 0]),
+            Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00, 0]),
             Function::SetOneReg
             | Function::CreateDevice
             | Function::MemregionPurpose

@@ -13,9 +13,14 @@
 //!                        +-- User ---> copy out, return 0
 //! ```
 //!
+//! Run structures come in two ways: copied from and to the argument, or in a page that user space has mapped. That
+//! page is not the one the hypervisor sees: user space may write it at any time, so it is read once before the loop
+//! (no more than the answer to the last exit) and written after it.
+//!
 //! An exit that user space has to see is returned before any signal is looked at, so none is lost. The waiter is cleared before
 //! the hypervisor looks for interrupts, and woken after one is latched there, so no wake-up is lost either.
 
+use core::ffi::c_void;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,11 +34,12 @@ use gzvm_abi::run::{
 };
 
 use crate::counters::{FAULTS, IOEVENTS, VCPUS};
+use crate::device;
 use crate::hypercall::{self, call};
 use crate::kernel::page::Pages;
 use crate::kernel::print::pr_warn;
 use crate::kernel::sync::{Class, Mutex, Waiter};
-use crate::kernel::{KBox, Result, code, task, uaccess};
+use crate::kernel::{KBox, OnceBox, Result, code, task, uaccess};
 use crate::vm::Vm;
 
 /// Bytes of the run structure in user space.
@@ -42,6 +48,7 @@ const RUN_SIZE: usize = size_of::<VcpuRun>();
 const IMMEDIATE_EXIT: usize = offset_of!(VcpuRun, immediate_exit);
 const IMMEDIATE_EXIT_END: usize = offset_of!(VcpuRun, payload);
 const PAYLOAD: usize = PAYLOAD_OFFSET;
+const MMIO_DATA: usize = PAYLOAD + offset_of!(Mmio, data);
 const HWSTATE: usize = HWSTATE_OFFSET as usize;
 /// Where SMCCC callers see "not supported".
 const SMCCC_NOT_SUPPORTED: u64 = -1_i64 as u64;
@@ -71,6 +78,8 @@ pub struct Vcpu {
     tuple: Tuple,
     /// Page 0: [`VcpuRun`], page 1: [`HwState`]. The run lock guards them.
     shared: Pages<1>,
+    /// The page that user space maps, from its first mapping on.
+    mapped: OnceBox<Pages<0>>,
     run: Mutex<()>,
     waiter: Waiter,
     exists: AtomicBool,
@@ -82,7 +91,14 @@ impl Vcpu {
         let shared = Pages::new()?;
         let run = Mutex::new(Class::Vcpu, ())?;
         let waiter = Waiter::new()?;
-        let vcpu = KBox::new(Self { tuple, shared, run, waiter, exists: AtomicBool::new(false) })?;
+        let vcpu = KBox::new(Self {
+            tuple,
+            shared,
+            mapped: OnceBox::new(),
+            run,
+            waiter,
+            exists: AtomicBool::new(false),
+        })?;
         call(Function::CreateVcpu, [tuple.to_reg(), vcpu.shared.pa()])?;
         vcpu.exists.store(true, Ordering::Relaxed);
         VCPUS.add(1);
@@ -103,17 +119,51 @@ impl Vcpu {
         self.waiter.wake();
     }
 
-    /// RUN; `arg` is the address of user space's run structure.
+    /// RUN; `arg` is the address of user space's run structure, or 0 for the mapped one.
     pub fn run(&self, vm: &Vm, arg: u64) -> Result {
         let _lock = self.run.lock_interruptible()?;
+        match self.mapped.get() {
+            Some(page) if arg == 0 => self.run_mapped(vm, page),
+            _ => self.run_copied(vm, arg),
+        }
+    }
+
+    /// The page for user space to map.
+    pub fn run_page(&self) -> Result<*mut c_void> {
+        if self.mapped.get().is_none() {
+            // If another thread is faster, its page is it.
+            let _ = self.mapped.set(KBox::new(Pages::new()?)?);
+        }
+        self.mapped.get().map(Pages::as_ptr).ok_or(code::ENOMEM)
+    }
+
+    fn run_mapped(&self, vm: &Vm, page: &Pages<0>) -> Result {
+        may_run(page.load::<[u8; 4], IMMEDIATE_EXIT>())?;
+        match self.shared.load::<u32, 0>() {
+            exit::MMIO => self.shared.store::<u64, MMIO_DATA>(page.load::<u64, MMIO_DATA>()),
+            exit::HYPERCALL => self.shared.store::<Hypercall, PAYLOAD>(page.load::<Hypercall, PAYLOAD>()),
+            _ => {}
+        }
+        match self.enter(vm) {
+            End::Exit => {
+                let reason = self.shared.load::<u32, 0>();
+                match reason {
+                    exit::MMIO => page.store::<Mmio, PAYLOAD>(self.shared.load::<Mmio, PAYLOAD>()),
+                    _ => page.store::<[u64; 32], PAYLOAD>(self.shared.load::<[u64; 32], PAYLOAD>()),
+                }
+                page.store::<u32, 0>(reason);
+                Ok(())
+            }
+            End::Signal => {
+                let _ = call(Function::InformExit, [self.tuple.vm.into()]);
+                Err(code::ERESTARTSYS)
+            }
+        }
+    }
+
+    fn run_copied(&self, vm: &Vm, arg: u64) -> Result {
         self.shared.copy_from_user::<0, RUN_SIZE>(arg)?;
-        let [immediate_exit, padding @ ..] = self.shared.load::<[u8; 4], IMMEDIATE_EXIT>();
-        if padding != [0; 3] {
-            return Err(code::EINVAL);
-        }
-        if immediate_exit == 1 {
-            return Err(code::EINTR);
-        }
+        may_run(self.shared.load::<[u8; 4], IMMEDIATE_EXIT>())?;
         let end = self.enter(vm);
         let copied = self.copy_out(arg);
         match end {
@@ -153,14 +203,14 @@ impl Vcpu {
             exit::MMIO => self.mmio(vm),
             exit::IDLE => self.idle(),
             exit::IPI => {
-                vm.wake_others(self.tuple.vcpu);
+                vm.wake(device::sleepers(self.shared.load::<u64, PAYLOAD>()));
                 Next::Again
             }
             exit::EXCEPTION => self.exception(vm),
             exit::HYPERCALL => self.hypercall(vm),
             exit::SYSTEM_EVENT => {
                 // The VM is over for the others too: those that sleep are told the same.
-                vm.wake_others(self.tuple.vcpu);
+                vm.wake(u64::MAX);
                 Next::User
             }
             exit::UNKNOWN | exit::DEBUG | exit::FAIL_ENTRY | exit::INTERNAL_ERROR | exit::SHUTDOWN => {
@@ -241,29 +291,42 @@ impl Vcpu {
         Next::Again
     }
 
-    /// SET_ONE_REG. EINVAL: not 1, 2, 4 or 8 bytes.
+    /// SET_ONE_REG. EINVAL: no such register or value, or an odd size.
     pub fn set_reg(&self, args: &OneReg) -> Result {
-        let mut value = [0; 8];
+        let mut value = [0; 16];
         let bytes = value.get_mut(..reg_size(args.id)?).ok_or(code::EINVAL)?;
         uaccess::read_bytes(args.addr, bytes)?;
+        let value = u128::from_le_bytes(value);
         let _lock = self.run.lock_interruptible()?;
-        call(Function::SetOneReg, [self.tuple.to_reg(), args.id, u64::from_le_bytes(value)]).map(drop)
+        call(Function::SetOneReg, [self.tuple.to_reg(), args.id, value as u64, (value >> 64) as u64])
+            .map(drop)
     }
 
-    /// GET_ONE_REG. EINVAL: not 1, 2, 4 or 8 bytes. EOPNOTSUPP: the hypervisor keeps it to itself.
+    /// GET_ONE_REG. EINVAL: no such register, or an odd size. EOPNOTSUPP: the hypervisor keeps it to itself.
     pub fn get_reg(&self, args: &OneReg) -> Result {
         let size = reg_size(args.id)?;
         let value = {
             let _lock = self.run.lock_interruptible()?;
-            call(Function::GetOneReg, [self.tuple.to_reg(), args.id])?.x1.to_le_bytes()
+            let reply = call(Function::GetOneReg, [self.tuple.to_reg(), args.id])?;
+            u128::from(reply.x2) << 64 | u128::from(reply.x1)
         };
-        uaccess::write_bytes(args.addr, value.get(..size).ok_or(code::EINVAL)?)
+        uaccess::write_bytes(args.addr, value.to_le_bytes().get(..size).ok_or(code::EINVAL)?)
     }
 }
 
+/// `immediate_exit` and the padding behind it. EINVAL: the padding is not zero. EINTR: not now.
+fn may_run([immediate_exit, padding @ ..]: [u8; 4]) -> Result {
+    if padding != [0; 3] {
+        return Err(code::EINVAL);
+    }
+    if immediate_exit == 1 { Err(code::EINTR) } else { Ok(()) }
+}
+
+/// Bytes of a register: up to 8 by the public ABI, and 16 for the vectors where the hypervisor takes them.
 fn reg_size(id: u64) -> Result<usize> {
     match reg::size(id) {
         size @ (1 | 2 | 4 | 8) => Ok(size as usize),
+        16 if device::knows_registers() => Ok(16),
         _ => Err(code::EINVAL),
     }
 }

@@ -8,14 +8,17 @@
 //! Only the process that created it may use it: ioctls from another address space are EIO, since slots are addresses of the
 //! creator.
 
+use core::ffi::c_void;
+
 use gzvm_abi::hypercall::{Function, Tuple, cap};
 use gzvm_abi::ioctl::{
-    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
+    UserspaceMemoryRegion,
 };
 use gzvm_abi::{MAX_VCPUS, control};
 
-use crate::counters::VMS;
-use crate::device::{BLOCK_PAGES, check_extension, destroy_batch, has_function};
+use crate::counters::{VMS, WAKE_UPS};
+use crate::device::{self, BLOCK_PAGES, check_extension, destroy_batch, has_function};
 use crate::hypercall::{call, retry};
 use crate::ioeventfd::IoEventFds;
 use crate::irqfd::IrqFds;
@@ -179,7 +182,7 @@ impl Vm {
         let control = || call(Function::Control, [self.id.into(), request.what.into()]);
         let reply = retry(u32::MAX, control, pause)?;
         if request.what == control::RESUME {
-            self.wake_others(u16::MAX);
+            self.wake(u64::MAX);
         }
         request.state = reply.x1 as u32;
         request.events = reply.x2;
@@ -229,24 +232,27 @@ impl Vm {
         call(Function::CreateDevice, [self.id.into(), page.pa()]).map(drop)
     }
 
-    /// Sets an interrupt line, and lets idle vCPUs look. EFAULT if the hypervisor refuses. Any context.
+    /// Sets an interrupt line, and wakes who has to look. EFAULT if the hypervisor refuses. Any context.
     pub fn irq_line(&self, vcpu: u16, irq: u64, level: u64) -> Result {
         let tuple = Tuple { vm: self.id, vcpu };
         let line = || call(Function::IrqLine, [tuple.to_reg(), irq, level]);
         let result = retry(ATOMIC_TRIES, line, || Ok(()));
         // After the interrupt is latched, so that whoever wakes finds it.
-        if level != 0 {
-            self.wake_others(u16::MAX);
+        match &result {
+            _ if level == 0 => {}
+            Ok(reply) => self.wake(device::sleepers(reply.x1)),
+            Err(_) => self.wake(u64::MAX),
         }
         result.map(drop).map_err(|_| code::EFAULT)
     }
 
-    /// Lets idle vCPUs except `me` look for interrupts. Any context.
-    pub fn wake_others(&self, me: u16) {
-        for (index, vcpu) in self.vcpus.iter().enumerate() {
-            if index != usize::from(me)
-                && let Some(vcpu) = vcpu.get()
+    /// Lets the vCPUs of `mask` (bit n: vCPU n) look for interrupts, if they sleep. Any context.
+    pub fn wake(&self, mask: u64) {
+        for (n, place) in self.vcpus.iter().enumerate() {
+            if mask.checked_shr(n as u32).is_none_or(|rest| rest & 1 != 0)
+                && let Some(vcpu) = place.get()
             {
+                WAKE_UPS.add(1);
                 vcpu.wake();
             }
         }
@@ -295,6 +301,14 @@ impl VcpuFile {
             _ => Err(code::ENOTTY),
         }
         .map(|()| 0)
+    }
+
+    /// The page that user space may map.
+    pub fn run_page(&self) -> Result<*mut c_void> {
+        if !self.vm.mm.is_current() {
+            return Err(code::EIO);
+        }
+        self.vcpu()?.run_page()
     }
 
     fn vcpu(&self) -> Result<&Vcpu> {

@@ -50,6 +50,17 @@ impl Default for HostFp {
 }
 
 impl FpRegs {
+    /// The halves of Vn, the lower first; of registers that are not in a CPU.
+    pub fn vector_mut(&mut self, n: usize) -> Option<&mut [u64; 2]> {
+        let (vectors, _) = self.q.as_chunks_mut();
+        vectors.get_mut(n)
+    }
+
+    /// FPSR and FPCR.
+    pub fn control(&mut self) -> (&mut u32, &mut u32) {
+        (&mut self.fpsr, &mut self.fpcr)
+    }
+
     /// Takes the CPU's registers. FP must not be trapped.
     pub fn save(&mut self) {
         // SAFETY: the area is ours and large enough; FP is untrapped at EL2 (the caller's CPTR_EL2).

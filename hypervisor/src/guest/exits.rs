@@ -144,7 +144,7 @@ impl Running<'_> {
                 // It parks in the driver: RUN found it off.
                 let parked = self.vm.idle.get(usize::from(target.0));
                 if parked.is_some_and(|p| p.load(Ordering::SeqCst)) {
-                    Next::Exit(Exit::Ipi)
+                    Next::Exit(Exit::Ipi(Kicks::of(target).0))
                 } else {
                     Next::Resume
                 }

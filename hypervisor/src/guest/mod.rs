@@ -12,6 +12,7 @@
 mod emulate;
 mod exits;
 pub mod life;
+pub mod one_reg;
 pub mod registry;
 pub mod run;
 mod sysreg;

@@ -50,8 +50,8 @@ pub enum Exit {
     PageFault(u64),
     /// Nothing to do for so many ticks.
     Idle(u64),
-    /// A sleeping vCPU of the VM has something to do.
-    Ipi,
+    /// Sleeping vCPUs of the VM (bit n: vCPU n) have something to do.
+    Ipi(u64),
     /// Power-off, reset.
     SystemEvent(u32, [u64; 2]),
     /// The vCPU can't be entered.
@@ -69,7 +69,7 @@ impl Exit {
             Self::Irq => exit::IRQ,
             Self::PageFault(_) => exit::EXCEPTION,
             Self::Idle(_) => exit::IDLE,
-            Self::Ipi => exit::IPI,
+            Self::Ipi(_) => exit::IPI,
             Self::SystemEvent(..) => exit::SYSTEM_EVENT,
             Self::FailEntry(_) => exit::FAIL_ENTRY,
             Self::Again => exit::GZ,
@@ -84,7 +84,11 @@ impl Exit {
         let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
         match self {
             // The driver answers these alone: there is no payload.
-            Self::Irq | Self::Ipi | Self::Again => return reason,
+            Self::Irq | Self::Again => return reason,
+            Self::Ipi(sleepers) => {
+                vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, &sleepers.to_le_bytes());
+                return reason;
+            }
             Self::Idle(delay) => {
                 vcpu.publish(vm.cntvoff(), *delay, 1);
                 return reason;
@@ -124,7 +128,7 @@ impl Exit {
             Self::PageFault(_) => Counter::ExitPageFault,
             Self::Irq => Counter::ExitIrq,
             Self::Idle(_) => Counter::ExitIdle,
-            Self::Ipi => Counter::ExitIpi,
+            Self::Ipi(_) => Counter::ExitIpi,
             _ => Counter::ExitOther,
         }
     }
@@ -185,8 +189,9 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     if let Some(exit) = take_answer(vcpu) {
         return exit;
     }
-    if core::mem::take(&mut vcpu.wake_others) {
-        return Exit::Ipi;
+    let sleepers = core::mem::take(&mut vcpu.wake_others);
+    if sleepers != 0 {
+        return Exit::Ipi(sleepers);
     }
     let start = {
         let mut power = vm.power.lock();
@@ -326,9 +331,8 @@ impl Running<'_> {
             };
             match next {
                 // A WFI may end early: the sleeper goes first, and this vCPU comes back to its own.
-                Next::Exit(Exit::Idle(_)) | Next::Resume if self.vcpu.wake_others => {
-                    self.vcpu.wake_others = false;
-                    return Exit::Ipi;
+                Next::Exit(Exit::Idle(_)) | Next::Resume if self.vcpu.wake_others != 0 => {
+                    return Exit::Ipi(core::mem::take(&mut self.vcpu.wake_others));
                 }
                 Next::Exit(exit) => return exit,
                 Next::Resume => {}
@@ -381,7 +385,10 @@ impl Running<'_> {
 
     /// Resumes, unless one of the vCPUs that were kicked sleeps: then the driver has to know.
     pub fn after_kicks(&self, kicks: gzvm_core::vgic::Kicks) -> Next {
-        if self.vm.kick(kicks) { Next::Exit(Exit::Ipi) } else { Next::Resume }
+        match self.vm.kick(kicks) {
+            0 => Next::Resume,
+            sleepers => Next::Exit(Exit::Ipi(sleepers)),
+        }
     }
 
     /// The guest's timer output: CNTV_CTL_EL0.{ENABLE, ISTATUS} and not IMASK. Its registers are in

@@ -190,7 +190,7 @@ impl Vm {
             unshare(vcpu.shared.range());
             self.power.lock().remove(id);
             let kicks = self.vgic.lock().remove_vcpu(id);
-            self.kick(kicks);
+            let _ = self.kick(kicks);
             registry::VCPUS.fetch_sub(1, Ordering::Relaxed);
         }
         true
@@ -235,15 +235,21 @@ impl Vm {
             .saturating_mul(PAGE_SIZE)
     }
 
-    /// Makes running vCPUs exit; true if one of them sleeps and the driver has to wake it.
-    pub fn kick(&self, kicks: Kicks) -> bool {
-        let mut sleeping = false;
+    /// Makes running vCPUs exit; those of them that sleep (bit n: vCPU n) are the driver's to wake.
+    ///
+    /// Nobody is missed: a vCPU sets its `idle` under the lock under which the change was made, after a
+    /// look for something to do (`Running::wait_for_interrupt` and the vGIC, `enter` and the power
+    /// states). So either it saw the change and does not sleep, or its flag is seen here.
+    pub fn kick(&self, kicks: Kicks) -> u64 {
+        let mut sleeping = 0;
         for v in kicks.iter() {
             let n = usize::from(v.0);
             if let Some(cpu) = self.running.get(n).and_then(|r| r.load(Ordering::SeqCst).checked_sub(1)) {
                 kick_cpu(cpu as usize);
             }
-            sleeping |= self.idle.get(n).is_some_and(|i| i.load(Ordering::SeqCst));
+            if self.idle.get(n).is_some_and(|i| i.load(Ordering::SeqCst)) {
+                sleeping |= Kicks::of(v).0;
+            }
         }
         sleeping
     }
@@ -446,8 +452,8 @@ pub struct Vcpu {
     pub shared: SharedPages,
     /// What the last exit waits for.
     pub pending: Option<Pending>,
-    /// Somebody who sleeps has to be woken, and the driver has not been told yet.
-    pub wake_others: bool,
+    /// vCPUs that sleep and have to be woken (bit n: vCPU n), of whom the driver has not been told yet.
+    pub wake_others: u64,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
     /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
@@ -465,7 +471,7 @@ impl Vcpu {
             gic: CpuInterface::default(),
             shared,
             pending: None,
-            wake_others: false,
+            wake_others: 0,
             os_lock: false,
             mdscr: 0,
         };

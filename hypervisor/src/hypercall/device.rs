@@ -47,7 +47,8 @@ fn set_frame(frame: &AtomicU64, address: u64) -> Result<(), Error> {
 }
 
 /// IRQ_LINE: x1 = tuple, x2 = irq, x3 = level. SPIs by index (INTID - 32); PPIs by INTID with type 2.
-/// May come from atomic context on any CPU: it never waits for a vCPU.
+/// May come from atomic context on any CPU: it never waits for a vCPU. Result x1 = the vCPUs that sleep and have
+/// to be woken (bit n: vCPU n), for drivers that know of it.
 pub fn irq_line([x1, irq, level, ..]: Args) -> Result<Results, Error> {
     if level > 1 || irq >> 32 != 0 {
         return Err(Error::Invalid);
@@ -64,7 +65,5 @@ pub fn irq_line([x1, irq, level, ..]: Args) -> Result<Results, Error> {
         (IntId(number.saturating_add(32)), None)
     };
     let kicks = vm.vgic.lock().set_line(intid, target, level == 1).map_err(|_| Error::Invalid)?;
-    // Sleeping vCPUs are woken by the driver, which made the call.
-    let _ = vm.kick(kicks);
-    Ok([0; 3])
+    Ok([vm.kick(kicks), 0, 0])
 }

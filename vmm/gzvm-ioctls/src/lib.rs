@@ -8,8 +8,9 @@
 //! Structures and numbers come from the crate `gzvm-abi`. Every failing call returns an [`Error`]
 //! that keeps the kernel's errno; nothing is retried and nothing is logged here.
 //!
-//! Unlike KVM's, a gzvm vCPU has no shared mapping: RUN takes a 264-byte buffer, which the driver
-//! copies in and out. [`VcpuFd`] owns that buffer.
+//! RUN takes a 264-byte buffer, which the driver copies in and out; a driver that says so
+//! ([`extension::RUN_MMAP`](gzvm_abi::ioctl::extension::RUN_MMAP)) lets us map one instead, as KVM does.
+//! [`VcpuFd`] owns that buffer, and takes the mapping where it can.
 
 mod vcpu;
 mod vm;

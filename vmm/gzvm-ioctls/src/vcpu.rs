@@ -4,6 +4,7 @@
 use std::cell::UnsafeCell;
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -46,7 +47,15 @@ pub enum VcpuExit<'a> {
 /// The buffer of RUN. One thread, the owner of the [`VcpuFd`], uses all of it; other threads only
 /// ever store to `immediate_exit`, and only atomically.
 #[derive(Debug)]
-struct RunBuffer(UnsafeCell<VcpuRun>);
+enum RunBuffer {
+    /// Ours; the driver copies it.
+    Own(UnsafeCell<VcpuRun>),
+    /// The driver's, a page mapped until this is dropped.
+    Mapped(NonNull<VcpuRun>),
+}
+
+/// Bytes of the driver's mapping.
+const MAPPING: usize = 4096;
 
 // SAFETY: see the type: the only access from other threads is an atomic store of one byte, which
 // the owner, too, reaches through `RunBuffer::immediate_exit` alone.
@@ -55,10 +64,40 @@ unsafe impl Sync for RunBuffer {}
 unsafe impl Send for RunBuffer {}
 
 impl RunBuffer {
+    fn own() -> Self {
+        let empty = VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
+        Self::Own(UnsafeCell::new(empty))
+    }
+
+    fn map(vcpu: &File) -> Option<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping where the kernel likes touches nothing that exists.
+        let at = unsafe {
+            libc::mmap(ptr::null_mut(), MAPPING, protection, libc::MAP_SHARED, vcpu.as_raw_fd(), 0)
+        };
+        if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast()).map(Self::Mapped) }
+    }
+
+    fn get(&self) -> *mut VcpuRun {
+        match self {
+            Self::Own(buffer) => buffer.get(),
+            Self::Mapped(buffer) => buffer.as_ptr(),
+        }
+    }
+
     fn immediate_exit(&self) -> &AtomicU8 {
         // SAFETY: the byte is in bounds and lives as long as `self`; it is accessed atomically only
         // (by us) or by the kernel during an ioctl.
-        unsafe { AtomicU8::from_ptr(&raw mut (*self.0.get()).immediate_exit) }
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.get()).immediate_exit) }
+    }
+}
+
+impl Drop for RunBuffer {
+    fn drop(&mut self) {
+        if let Self::Mapped(buffer) = self {
+            // SAFETY: mapped in `map`, and nobody has a reference into it any more.
+            unsafe { libc::munmap(buffer.as_ptr().cast(), MAPPING) };
+        }
     }
 }
 
@@ -82,13 +121,18 @@ pub struct VcpuFd {
 
 impl VcpuFd {
     pub(crate) fn new(vcpu: File) -> Self {
-        let empty = VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
-        Self { vcpu, run: Arc::new(RunBuffer(UnsafeCell::new(empty))) }
+        Self { vcpu, run: Arc::new(RunBuffer::own()) }
+    }
+
+    /// Of a driver whose vCPUs can be mapped.
+    pub(crate) fn with_mapping(vcpu: File) -> Self {
+        let run = RunBuffer::map(&vcpu).unwrap_or_else(RunBuffer::own);
+        Self { vcpu, run: Arc::new(run) }
     }
 
     /// The flag that makes RUN return EINTR before it enters the guest.
     ///
-    /// The driver reads it when RUN begins and overwrites it when RUN ends. So, to stop a running
+    /// The driver reads it when RUN begins, and MediaTek's overwrites it when RUN ends. So, to stop a running
     /// vCPU: tell its thread by other means, set the flag, then send the thread a signal that has a
     /// handler. Whatever the interleaving, the thread sees one of the three.
     pub fn immediate_exit(&self) -> ImmediateExit {
@@ -124,10 +168,15 @@ impl VcpuFd {
     /// # Errors
     /// EINTR: a signal arrived or [`ImmediateExit`] was set.
     pub fn run(&mut self) -> Result<VcpuExit<'_>> {
-        let buffer = self.run.0.get();
-        // SAFETY: RUN reads and writes 264 bytes, the size of `VcpuRun`; `&mut self` keeps any other
-        // RUN or exit reference away, and other threads store to `immediate_exit` only.
-        check(unsafe { ioctl_with_mut_ptr(&self.vcpu, ioctl::RUN.into(), buffer) })?;
+        let buffer = self.run.get();
+        let argument = match &*self.run {
+            RunBuffer::Own(_) => buffer,
+            RunBuffer::Mapped(_) => ptr::null_mut(),
+        };
+        // SAFETY: RUN reads and writes 264 bytes, the size of `VcpuRun`, at its argument or in the
+        // mapping; `&mut self` keeps any other RUN or exit reference away, and other threads store to
+        // `immediate_exit` only.
+        check(unsafe { ioctl_with_mut_ptr(&self.vcpu, ioctl::RUN.into(), argument) })?;
         // SAFETY: as above: nobody else touches exit reason and payload until the returned value,
         // which borrows `self` mutably, is gone. No reference covers `immediate_exit`.
         let (reason, payload) = unsafe { ((*buffer).exit_reason, &mut (*buffer).payload) };
@@ -252,11 +301,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_cannot_be_mapped_gets_a_buffer() {
+        let (pipe, _other) = std::io::pipe().unwrap();
+        let vcpu = VcpuFd::with_mapping(std::os::fd::OwnedFd::from(pipe).into());
+        assert!(matches!(&*vcpu.run, RunBuffer::Own(_)));
+    }
+
+    #[test]
     fn immediate_exit_reaches_the_buffer() {
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
         let vcpu = VcpuFd::new(null);
         vcpu.immediate_exit().set(true);
         // SAFETY: no other thread has the handle.
-        assert_eq!(unsafe { (*vcpu.run.0.get()).immediate_exit }, 1);
+        assert_eq!(unsafe { (*vcpu.run.get()).immediate_exit }, 1);
     }
 }

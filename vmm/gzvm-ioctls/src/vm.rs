@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use gzvm_abi::ioctl::{
     self, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
+    extension,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -206,7 +207,9 @@ impl VmFd {
         // SAFETY: CREATE_VCPU takes a plain value and touches no memory of ours.
         let fd = check(unsafe { ioctl_with_val(&self.vm, ioctl::CREATE_VCPU.into(), id.into()) })?;
         // SAFETY: the driver has just returned this descriptor to us, so nobody else owns it.
-        Ok(VcpuFd::new(unsafe { File::from_raw_fd(fd) }))
+        let file = unsafe { File::from_raw_fd(fd) };
+        let mapped = matches!(self.check_extension(extension::RUN_MMAP), Ok(Some(1)));
+        Ok(if mapped { VcpuFd::with_mapping(file) } else { VcpuFd::new(file) })
     }
 }
 

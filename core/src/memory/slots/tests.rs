@@ -131,7 +131,9 @@ fn ranges_of_any_slot() {
     s.set_region(&header(6, 0x11_0000, 16)).unwrap();
     assert_eq!(s.pages_of_any(0x100, 16), Ok(pages(0x10_0000, 16)));
     assert_eq!(s.pages_of_any(0x11f, 1), Ok(pages(0x11_f000, 1)));
-    for (gfn, n) in [(0xff, 1), (0xff, 2), (0x100, 17), (0x10f, 2), (0x120, 1), (u64::MAX, 1), (0x100, u64::MAX)] {
+    for (gfn, n) in
+        [(0xff, 1), (0xff, 2), (0x100, 17), (0x10f, 2), (0x120, 1), (u64::MAX, 1), (0x100, u64::MAX)]
+    {
         assert!(s.pages_of_any(gfn, n).is_err(), "{gfn:#x} {n:#x}");
     }
     assert_eq!(s.pages_of_any(0x100, 0), Err(SlotError::Range(RangeError::Empty)));

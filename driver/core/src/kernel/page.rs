@@ -37,6 +37,11 @@ impl<const ORDER: u32> Pages<ORDER> {
         Ok(Self { at, pa })
     }
 
+    /// Their address in the kernel, for C.
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.at.as_ptr()
+    }
+
     /// Their physical address.
     pub fn pa(&self) -> u64 {
         self.pa

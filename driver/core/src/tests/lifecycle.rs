@@ -169,14 +169,24 @@ fn registers() {
     let fpsr = 0x6020_0000_0010_00D4;
     assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: fpsr, addr: ARG + 64 }), 0);
     assert_eq!(k.with(|k| k.calls.last().unwrap().1[2]), 0x1122_3344);
-    let v0 = 0x6040_0000_0010_0054;
-    assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: v0, addr: ARG + 64 }), EINVAL);
+    k.put(ARG + 72, &0x5566_u64);
+    assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: reg::V0, addr: ARG + 64 }), 0);
+    assert_eq!(k.with(|k| k.calls.last().unwrap().1[2..4].to_vec()), [0xAABB_CCDD_1122_3344, 0x5566]);
+    let wider = 0x6050_0000_0010_0054;
+    assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: wider, addr: ARG + 64 }), EINVAL);
+    assert_eq!(k.ioctl_with(vcpu, ioctl::GET_ONE_REG, &OneReg { id: wider, addr: ARG + 64 }), EINVAL);
     assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: reg::PC, addr: 8 }), EFAULT);
 
     assert_eq!(k.ioctl_with(vcpu, ioctl::GET_ONE_REG, &OneReg { id: reg::PC, addr: ARG + 64 }), 0);
-    assert_eq!(k.get::<u64>(ARG + 64), 0x1122_3344_5566_7788);
+    assert_eq!(k.get::<[u64; 2]>(ARG + 64), [0x1122_3344_5566_7788, 0x5566]);
+    assert_eq!(k.ioctl_with(vcpu, ioctl::GET_ONE_REG, &OneReg { id: reg::V31, addr: ARG + 64 }), 0);
+    assert_eq!(k.get::<[u64; 2]>(ARG + 64), [0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00]);
     k.with(|k| k.answers.push((Function::GetOneReg, -27_i64 as u64)));
     assert_eq!(k.ioctl_with(vcpu, ioctl::GET_ONE_REG, &OneReg { id: reg::PC, addr: ARG + 64 }), EOPNOTSUPP);
+    // By the public ABI there are no wider ones.
+    k.with(|k| k.extensions = 0);
+    assert_eq!(entry::gzr_init(), 0);
+    assert_eq!(k.ioctl_with(vcpu, ioctl::SET_ONE_REG, &OneReg { id: reg::V0, addr: ARG + 64 }), EINVAL);
 }
 
 #[test]

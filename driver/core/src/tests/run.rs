@@ -187,7 +187,10 @@ fn ipi_wakes_the_others() {
     let (me, other) = (k.vcpu(vm, 0), k.vcpu(vm, 1));
     k.exit(move |shared| {
         // The other vCPU's thread sends an IPI while this one goes idle.
-        crate::sys::nested_exit(|_| exit::IPI);
+        crate::sys::nested_exit(|shared| {
+            shared.put(8, 0b01_u64);
+            exit::IPI
+        });
         crate::sys::nested_exit(|_| exit::SHUTDOWN);
         crate::sys::as_vmm_run(other, RUN + 0x400);
         idle(3000, 1)(shared)
@@ -195,6 +198,147 @@ fn ipi_wakes_the_others() {
     k.exit(|_| exit::SHUTDOWN);
     assert_eq!(k.run(me), 0);
     assert_eq!(k.with(|k| k.slept.clone()), [0_u64; 0]);
+}
+
+/// Wake-ups since `before`.
+fn woken_since(before: u64) -> u64 {
+    crate::counters::WAKE_UPS.get() - before
+}
+
+#[test]
+fn only_those_named_are_woken() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpus: Vec<i32> = (0..4).map(|id| k.vcpu(vm, id)).collect();
+    let before = crate::counters::WAKE_UPS.get();
+    let raise = ioctl::IrqLevel { irq: 1, level: 1 };
+    for (sleepers, count) in [(0, 0), (0b100, 1), (0b1010, 2), (1 << 63, 0), (u64::MAX, 4)] {
+        k.with(|k| k.sleepers = sleepers);
+        let before = crate::counters::WAKE_UPS.get();
+        assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &raise), 0);
+        assert_eq!(woken_since(before), count, "{sleepers:#b}");
+    }
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ioctl::IrqLevel { irq: 1, level: 0 }), 0);
+    assert_eq!(woken_since(before), 7, "lowering wakes nobody");
+
+    // vCPU 2 is named, vCPU 1 sleeps on.
+    for (sleeper, slept) in [(2, vec![]), (1, vec![3000])] {
+        let vm_fd = vm;
+        k.with(|k| (k.sleepers, k.slept) = (0b100, vec![]));
+        k.exit(move |shared| {
+            crate::sys::as_vmm(vm_fd, ioctl::IRQ_LINE, &raise);
+            idle(3000, 1)(shared)
+        });
+        k.exit(|_| exit::SHUTDOWN);
+        assert_eq!(k.run(vcpus[sleeper]), 0);
+        assert_eq!(k.with(|k| k.slept.clone()), slept, "vCPU {sleeper}");
+    }
+    // A refusal tells nothing about who sleeps.
+    k.with(|k| k.answers.push((Function::IrqLine, -8_i64 as u64)));
+    let before = crate::counters::WAKE_UPS.get();
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &raise), EFAULT);
+    assert_eq!(woken_since(before), 4);
+}
+
+#[test]
+fn a_public_hypervisor_names_nobody_so_all_are_woken() {
+    let k = Session::new();
+    k.with(|k| (k.extensions, k.sleepers) = (0, 0));
+    assert_eq!(entry::gzr_init(), 0);
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let _other = k.vcpu(vm, 1);
+    let before = crate::counters::WAKE_UPS.get();
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ioctl::IrqLevel { irq: 1, level: 1 }), 0);
+    assert_eq!(woken_since(before), 2);
+    k.exit(|_| exit::IPI);
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+    assert_eq!(woken_since(before), 4);
+}
+
+/// Maps the vCPU's run page.
+fn map_run_page(k: &Session, vcpu: i32) -> Shared {
+    let mut page = std::ptr::null_mut();
+    let File::Vcpu(p) = k.with(|k| k.files[&vcpu]) else { panic!("no vCPU") };
+    // SAFETY: the private data of an open file.
+    #[expect(unsafe_code, reason = "plays the kernel")]
+    let ret = unsafe { entry::gzr_vcpu_run_page(p as *mut std::ffi::c_void, &mut page) };
+    assert_eq!(ret, 0);
+    Shared::at(page)
+}
+
+#[test]
+fn mapped_run_page() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), EFAULT, "not mapped yet");
+    assert_eq!(k.dev_ioctl(ioctl::GET_VCPU_MMAP_SIZE, 0), 4096);
+    assert_eq!(k.dev_ioctl(ioctl::GET_VCPU_MMAP_SIZE, 1), EINVAL);
+    let mut page = map_run_page(&k, vcpu);
+    k.exit(mmio(0x3F8, false));
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), 0);
+    assert_eq!((page.get::<u32>(0), page.get::<u64>(8)), (exit::MMIO, 0x3F8));
+    // The answer goes in, and nothing else does: not the address, not another reason.
+    page.put(8, Mmio { phys_addr: 0x666, data: [7; 8], size: 99, reg_nr: 99, is_write: 1, pad: [9; 3] });
+    page.put(0, 0xBAD_u32);
+    k.exit(|shared| {
+        let mmio = shared.get::<Mmio>(8);
+        assert_eq!((mmio.data, mmio.phys_addr, mmio.is_write), ([7; 8], 0x3F8, 0));
+        assert_eq!(shared.get::<u32>(0), exit::MMIO);
+        shared.put(8, Hypercall { args: [0x8400_9999, 1, 2, 3, 4, 5, 6, 7] });
+        exit::HYPERCALL
+    });
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), 0);
+    assert_eq!(page.get::<Hypercall>(8).args[7], 7);
+    page.put(8, Hypercall { args: [u64::MAX; 8] });
+    k.exit(|shared| {
+        assert_eq!(shared.get::<Hypercall>(8).args, [u64::MAX; 8]);
+        exit::SHUTDOWN
+    });
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), 0);
+    assert_eq!(page.get::<u32>(0), exit::SHUTDOWN);
+
+    page.put(5, 1_u8);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), EINVAL, "padding");
+    page.put(5, 0_u8);
+    page.put(4, 1_u8);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), EINTR, "immediate_exit");
+    assert_eq!(page.get::<u8>(4), 1, "which is never written");
+    page.put(4, 0_u8);
+    k.with(|k| k.signal_at_run = Some(4));
+    k.exit(|_| exit::IRQ);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), ERESTARTSYS);
+    // The other form stays.
+    k.with(|k| k.signal_at_run = None);
+    k.exit(mmio(0x500, true));
+    assert_eq!(k.run(vcpu), 0);
+    assert_eq!(k.get::<Mmio>(RUN + 8).phys_addr, 0x500);
+    k.with(|k| k.foreign_mm = true);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), EIO);
+}
+
+#[test]
+fn what_user_space_writes_during_a_run_reaches_nobody() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    k.map_user(GUEST_MEM, 1 << 21);
+    assert_eq!(k.region(vm, 0, RAM, 1 << 21, GUEST_MEM), 0);
+    let page = map_run_page(&k, vcpu);
+    super::lifecycle::page_fault(&k, RAM);
+    // Claims that the guest gave a page back which the hypervisor still has: nothing may be unpinned.
+    let address = page.address();
+    k.exit(move |_| {
+        Shared::at(address as *mut std::ffi::c_void).put(0, exit::HYPERCALL);
+        Shared::at(address as *mut std::ffi::c_void)
+            .put(8, Hypercall { args: [0xC600_0009, RAM, 0, 0, 0, 0, 0, 0] });
+        exit::IRQ
+    });
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.ioctl(vcpu, ioctl::RUN, 0), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
 }
 
 #[test]
