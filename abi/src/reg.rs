@@ -35,13 +35,13 @@ const U128: u64 = 0x0040_0000_0000_0000;
 const SYSREG: u64 = 0x0013_0000;
 
 /// V0, 128 bits wide. Vn is `V0 + 4 * n`, up to V31.
-pub const V0: u64 = ARM64 | U128 | CORE | 336 / 4;
+pub const V0: u64 = ARM64 | U128 | CORE | (336 / 4);
 /// V31.
 pub const V31: u64 = V0 + 4 * 31;
 /// FPSR, 32 bits wide.
-pub const FPSR: u64 = ARM64 | U32 | CORE | 848 / 4;
+pub const FPSR: u64 = ARM64 | U32 | CORE | (848 / 4);
 /// FPCR, 32 bits wide.
-pub const FPCR: u64 = ARM64 | U32 | CORE | 852 / 4;
+pub const FPCR: u64 = ARM64 | U32 | CORE | (852 / 4);
 
 /// The id of a system register by its encoding.
 pub const fn sysreg(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {

@@ -49,7 +49,7 @@ pub enum VcpuExit<'a> {
 #[derive(Debug)]
 enum RunBuffer {
     /// Ours; the driver copies it.
-    Own(UnsafeCell<VcpuRun>),
+    Own(Box<UnsafeCell<VcpuRun>>),
     /// The driver's, a page mapped until this is dropped.
     Mapped(NonNull<VcpuRun>),
 }
@@ -66,7 +66,7 @@ unsafe impl Send for RunBuffer {}
 impl RunBuffer {
     fn own() -> Self {
         let empty = VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
-        Self::Own(UnsafeCell::new(empty))
+        Self::Own(Box::new(UnsafeCell::new(empty)))
     }
 
     fn map(vcpu: &File) -> Option<Self> {
