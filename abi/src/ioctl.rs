@@ -51,6 +51,9 @@ pub const DISCARD: u32 = iow::<Discard>(0xC0);
 
 /// Capabilities of ours, for [`CHECK_EXTENSION`]. A driver that lacks one answers EOPNOTSUPP.
 pub mod extension {
+    /// Most vCPUs in a VM. Asking the VM's file raises that VM's limit from
+    /// [`MAX_VCPUS`](crate::MAX_VCPUS) to the answer.
+    pub const MAX_VCPUS: u64 = 0x475A_0001;
     /// Most memory slots in a VM.
     pub const NR_MEMSLOTS: u64 = 0x475A_0002;
     /// 1: [`SET_USER_MEMORY_REGION`](super::SET_USER_MEMORY_REGION) with size 0 removes the slot.

@@ -26,7 +26,11 @@ pub mod run;
 /// Bytes in a page of host and guest alike. Hosts with larger pages are not self-consistent in
 /// the public ABI and are refused by the driver.
 pub const PAGE_SIZE: u64 = 4096;
-/// Most vCPUs in a VM.
+/// Most vCPUs in a VM of a client of the public ABI.
 pub const MAX_VCPUS: usize = 8;
+/// Most vCPUs in a VM of a client that asked, see
+/// [`extension::MAX_VCPUS`](ioctl::extension::MAX_VCPUS). Our hypervisor takes ids below this from any
+/// driver: the public one refuses those past [`MAX_VCPUS`] itself.
+pub const MAX_VCPUS_EXTENDED: usize = 64;
 /// Most memory slots in a VM. Public drivers use 10.
 pub const MAX_MEMSLOTS: usize = 64;

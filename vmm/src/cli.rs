@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use gzvm_abi::MAX_VCPUS;
+use gzvm_abi::MAX_VCPUS_EXTENDED;
 
 use crate::hypervisor::Kind;
 
@@ -65,7 +65,7 @@ pub struct RunOptions {
 
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
+          value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS_EXTENDED as i64))]
     pub cpus: u8,
 
     /// RAM: in MiB, or with K, M, G or T
@@ -198,7 +198,8 @@ mod tests {
     #[test]
     fn mistakes_are_refused() {
         assert_eq!(parse(&[]), Err(ErrorKind::MissingRequiredArgument));
-        for wrong in [["--cpus", "0"], ["--cpus", "9"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
+        for wrong in
+            [["--cpus", "0"], ["--cpus", "65"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
         {
             assert_eq!(
                 parse(&["--kernel", "k", wrong[0], wrong[1]]),

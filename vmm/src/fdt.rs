@@ -85,17 +85,21 @@ fn memory(fdt: &mut FdtWriter, ram_size: u64) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-/// MPIDR_EL1 is the vCPU's number: both back ends make Aff0 so, for up to 16 vCPUs.
+/// MPIDR_EL1's affinity fields, as both back ends make them: sixteen vCPUs in each Aff1.
+const fn affinity(id: u8) -> u32 {
+    (id as u32 >> 4) << 8 | id as u32 & 0xF
+}
+
 fn cpus(fdt: &mut FdtWriter, vcpus: u8) -> Result<(), Error> {
     let node = fdt.begin_node("cpus")?;
     fdt.property_u32("#address-cells", 1)?;
     fdt.property_u32("#size-cells", 0)?;
     for id in 0..vcpus {
-        let cpu = fdt.begin_node(&format!("cpu@{id:x}"))?;
+        let cpu = fdt.begin_node(&format!("cpu@{:x}", affinity(id)))?;
         fdt.property_string("device_type", "cpu")?;
         fdt.property_string("compatible", "arm,armv8")?;
         fdt.property_string("enable-method", "psci")?;
-        fdt.property_u32("reg", id.into())?;
+        fdt.property_u32("reg", affinity(id))?;
         fdt.end_node(cpu)?;
     }
     fdt.end_node(node)
@@ -229,6 +233,16 @@ mod tests {
         assert_eq!(property(&blob, "/cpus/cpu@2", "reg"), cells(&[2]));
         assert_eq!(property(&blob, "/cpus/cpu@2", "enable-method"), b"psci\0");
         assert!(Fdt::new(&blob).unwrap().find_node("/cpus/cpu@3").is_none());
+    }
+
+    #[test]
+    fn sixteen_cpus_share_a_first_affinity() {
+        let blob = tree(64, 0);
+        assert_eq!(property(&blob, "/cpus/cpu@f", "reg"), cells(&[0xF]));
+        assert_eq!(property(&blob, "/cpus/cpu@100", "reg"), cells(&[0x100]));
+        assert_eq!(property(&blob, "/cpus/cpu@30f", "reg"), cells(&[0x30F]));
+        let regs = cells(&[0, 0x3FFF_0000, 0, 0x1_0000, 0, 0x3F7F_0000, 0, 0x80_0000]);
+        assert_eq!(property(&blob, "/intc@3fff0000", "reg"), regs);
     }
 
     #[test]

@@ -104,11 +104,11 @@ pub const fn fdt_address(ram_size: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gzvm_abi::MAX_VCPUS;
+    use gzvm_abi::MAX_VCPUS_EXTENDED;
 
     #[test]
     fn nothing_overlaps() {
-        let vcpus = u8::try_from(MAX_VCPUS).unwrap();
+        let vcpus = u8::try_from(MAX_VCPUS_EXTENDED).unwrap();
         let mut all = vec![SERIAL, RTC, TEST_DEVICE, GIC_DISTRIBUTOR, gic_redistributors(vcpus)];
         all.extend((0..VIRTIO_MAX).map(virtio));
         all.push(DeviceRange { base: RAM_BASE, size: RAM_MAX });

@@ -155,9 +155,9 @@ impl<const N: usize> PowerStates<N> {
         }
     }
 
-    /// The vCPU with these MPIDR affinity fields: Aff0 is the index, the rest is zero.
+    /// The vCPU with these MPIDR affinity fields.
     fn by_affinity(&self, affinity: u64) -> Option<VcpuId> {
-        let id = VcpuId(u16::try_from(affinity).ok()?);
+        let id = crate::vgic::vcpu_of(u32::try_from(affinity).ok()?)?;
         (self.get(id) != Power::Absent).then_some(id)
     }
 
@@ -276,6 +276,17 @@ mod tests {
             assert_eq!(out, Outcome::Return(INVALID_ADDRESS), "{entry:#x}");
         }
         assert_eq!(p.call(VcpuId(0), ON, [0, 0, 0], 40), Outcome::Return(ALREADY_ON));
+    }
+
+    #[test]
+    fn affinities_past_the_sixteenth() {
+        let mut p = PowerStates::<64>::default();
+        [0, 15, 16, 63].into_iter().for_each(|n| p.add(VcpuId(n)));
+        assert_eq!(p.call(VcpuId(0), ON, [0x100, 0, 0], 40), Outcome::Started(VcpuId(16)));
+        assert_eq!(p.call(VcpuId(0), ON, [0x30F, 0, 0], 40), Outcome::Started(VcpuId(63)));
+        for wrong in [16u64, 0x10F, 0x400, 0x1_0000, 1 << 32] {
+            assert_eq!(p.call(VcpuId(0), ON, [wrong, 0, 0], 40), Outcome::Return(INVALID_PARAMETERS));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! SPIs, GICD_STATUSR, NMIs; reserved and absent registers are RAZ/WI.
 
 use super::regs::{Bank, Banked, well_formed};
-use super::{FIRST_SPI, Flags, Kicks, Vgic};
+use super::{FIRST_SPI, Flags, Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
 
 const GICD_CTLR: u64 = 0x0000;
@@ -51,7 +51,7 @@ fn routed(offset: u64, size: u8) -> Option<u32> {
     (intid >= FIRST_SPI).then_some(intid)
 }
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// vCPU `from` reads `size` bytes at `offset` of the distributor. Zero where nothing is.
     pub fn dist_read(&mut self, from: VcpuId, offset: u64, size: u8) -> u64 {
         let _ = from; // nothing here is banked: affinity routing is always on
@@ -77,7 +77,7 @@ impl Vgic {
                 for (bit, on) in [
                     (CTLR_ENABLE_GRP0, self.group0),
                     (CTLR_ENABLE_GRP1, self.group1),
-                    (CTLR_RWP, self.vcpus.iter().any(|vcpu| vcpu.stale)),
+                    (CTLR_RWP, self.vcpus.iter().flatten().any(|vcpu| vcpu.stale)),
                 ] {
                     ctlr |= if on { bit } else { 0 };
                 }
@@ -138,11 +138,11 @@ impl Vgic {
         let disables = self.group0 && !group0 || self.group1 && !group1;
         self.group0 = group0;
         self.group1 = group1;
-        for (n, vcpu) in self.vcpus.iter_mut().enumerate().filter(|(_, vcpu)| vcpu.present) {
+        for vcpu in self.vcpus.iter_mut().flatten() {
             vcpu.dirty = true;
             vcpu.stale |= disables && vcpu.inside && vcpu.used > 0;
-            kicks.0 |= 1u64.checked_shl(n as u32).unwrap_or(0);
         }
+        kicks |= self.present;
         kicks
     }
 }

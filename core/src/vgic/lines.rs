@@ -5,7 +5,7 @@
 //! pulse: pending once, also while active, and not again after the EOI, however GICD_ICFGR is set.
 //! True levels ([`Vgic::set_level`]) are for our own extension.
 
-use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, Vgic};
+use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, Memory, Vgic};
 use crate::addr::{IntId, VcpuId};
 
 /// Not an interrupt that has an input: an SGI, past the last SPI, or a PPI of no vCPU.
@@ -13,7 +13,7 @@ use crate::addr::{IntId, VcpuId};
 #[error("no such interrupt line")]
 pub struct BadIntId;
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// IRQ_LINE: `level` true makes the interrupt pending once. False lowers a level-triggered line
     /// and withdraws what it raised and nobody acknowledged; an edge-triggered one ignores it.
     ///

@@ -30,7 +30,7 @@
 //!   outside, another of its interrupts may be deactivated.
 
 use super::irq::{Irq, LrState};
-use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, MAX_LRS, Vgic, ones};
+use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, MAX_LRS, Memory, Vgic, ones};
 use crate::addr::{IntId, VcpuId};
 use bitflags::bitflags;
 
@@ -151,7 +151,7 @@ struct Demand {
     active: usize,
 }
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// Chooses what goes into the list registers of `v` and how EL2 gets control back. Right before
     /// entry, with `cpu.vmcr` as the guest has it.
     ///
@@ -342,7 +342,7 @@ impl Vgic {
             hcr |= Hcr::LRENPIE | Hcr::TDIR;
         }
         // An SPI may be deactivated by another vCPU than the one that has it in a list register.
-        if vmcr & VMCR_VEOIM != 0 && self.vcpu_ids().nth(1).is_some() {
+        if vmcr & VMCR_VEOIM != 0 && self.present.0.count_ones() > 1 {
             hcr |= Hcr::TDIR;
         }
         hcr

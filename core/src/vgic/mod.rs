@@ -47,7 +47,9 @@
 //!   maintenance interrupt at the moment room appears, never one that is asserted at once.
 //!
 //! # Memory
-//! About 12 KiB, without pointers; all-zero bytes are a valid VM without vCPUs and SPIs.
+//! A [`Vgic`] is below a page (4 KiB) with its first [`INLINE_SPIS`] SPIs. What not every VM has is
+//! lent by EL2 in boxes ([`Memory`]): a [`VcpuState`] for each vCPU (some 400 bytes), and [`MoreSpis`]
+//! (6 KiB). Boxes that are no longer needed are given back, so that they can be freed outside the lock.
 
 mod dist;
 mod irq;
@@ -60,7 +62,7 @@ mod sgi;
 mod tests;
 
 use crate::addr::VcpuId;
-use core::ops::{BitOr, BitOrAssign};
+use core::ops::{BitOr, BitOrAssign, DerefMut};
 use irq::{Flags, Irq};
 use lr::Slot;
 
@@ -68,12 +70,14 @@ pub use lines::BadIntId;
 pub use lr::{CpuInterface, Hcr};
 pub use redist::REDIST_SIZE;
 
-/// Most vCPUs of a VM. Limited by [`Kicks`] and one byte in each interrupt: up to 64 works.
-pub const MAX_VCPUS: usize = 8;
+/// Most vCPUs of a VM. Limited by [`Kicks`].
+pub const MAX_VCPUS: usize = 64;
 /// Most list registers of a CPU (architectural maximum).
 pub const MAX_LRS: usize = 16;
 /// Most shared peripheral interrupts: INTIDs 32 to 1019.
 pub const MAX_SPIS: usize = 988;
+/// SPIs that need no [`MoreSpis`].
+pub const INLINE_SPIS: usize = 256;
 /// SGIs and PPIs of each vCPU.
 const PRIVATE: usize = 32;
 const FIRST_SPI: u32 = 32;
@@ -81,6 +85,12 @@ const FIRST_PPI: u32 = 16;
 const SPI_WORDS: usize = MAX_SPIS.div_ceil(64);
 
 const _: () = assert!(MAX_VCPUS <= 64);
+
+/// How the owner of a [`Vgic`] allocates: there is no heap at EL2.
+pub trait Memory {
+    /// An owned `T`.
+    type Box<T>: DerefMut<Target = T>;
+}
 
 /// vCPUs whose virtual interrupts changed: kick those that run, wake those that wait.
 #[must_use = "a vCPU that is not kicked may sleep for ever"]
@@ -153,8 +163,7 @@ pub const fn vcpu_of(affinity: u32) -> Option<VcpuId> {
 }
 
 /// The private part of a vCPU: redistributor, and bookkeeping of its list registers.
-struct Vcpu {
-    present: bool,
+pub struct VcpuState {
     /// Flushed and not synced: its list registers may be live.
     inside: bool,
     /// Something changed since the last flush.
@@ -175,9 +184,9 @@ struct Vcpu {
     slots: [Slot; MAX_LRS],
 }
 
-impl Vcpu {
-    const ABSENT: Self = Self {
-        present: false,
+impl VcpuState {
+    /// Reset state.
+    const RESET: Self = Self {
         inside: false,
         dirty: false,
         stale: false,
@@ -201,8 +210,26 @@ impl Vcpu {
     };
 }
 
+impl Default for VcpuState {
+    fn default() -> Self {
+        Self::RESET
+    }
+}
+
+/// The SPIs past [`INLINE_SPIS`].
+pub struct MoreSpis([Irq; MAX_SPIS - INLINE_SPIS]);
+
+impl Default for MoreSpis {
+    fn default() -> Self {
+        Self([Irq::RESET; MAX_SPIS - INLINE_SPIS])
+    }
+}
+
+/// The number of SPIs can't change any more. What was given for more of them.
+pub struct SpisFixed<M: Memory>(pub Option<M::Box<MoreSpis>>);
+
 /// The virtual GICv3 of one VM. See the module's text for what its caller guarantees.
-pub struct Vgic {
+pub struct Vgic<M: Memory> {
     /// SPIs that exist: INTIDs 32..32 + nr_spis.
     nr_spis: u16,
     /// GICD_CTLR.EnableGrp0 and EnableGrp1.
@@ -212,57 +239,79 @@ pub struct Vgic {
     owed: Kicks,
     /// Bit n: SPI n is [`Irq::busy`].
     spi_busy: [u64; SPI_WORDS],
-    spis: [Irq; MAX_SPIS],
-    vcpus: [Vcpu; MAX_VCPUS],
+    spis: [Irq; INLINE_SPIS],
+    more: Option<M::Box<MoreSpis>>,
+    /// Those of `vcpus` that are there.
+    present: Kicks,
+    /// Who takes interrupts that any vCPU may take: the first that is awake, on, or at least there.
+    any: Option<VcpuId>,
+    vcpus: [Option<M::Box<VcpuState>>; MAX_VCPUS],
 }
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// A distributor in reset state with SPIs 32 to `nr_spis` + 31, and no vCPUs. `nr_spis` is
-    /// rounded up to a multiple of 32 and limited to 32..=[`MAX_SPIS`].
-    pub const fn new(nr_spis: usize) -> Self {
-        let rounded = match nr_spis {
-            0..=32 => 32,
-            33..MAX_SPIS => nr_spis.next_multiple_of(32),
-            _ => MAX_SPIS,
-        };
-        let limited = if rounded > MAX_SPIS { MAX_SPIS } else { rounded };
+    /// rounded up to a multiple of 32 and limited to 32..=[`MAX_SPIS`]; without `more`, to
+    /// [`INLINE_SPIS`].
+    pub fn new(nr_spis: usize, more: Option<M::Box<MoreSpis>>) -> Self {
         Self {
-            nr_spis: limited as u16,
+            nr_spis: limit_spis(nr_spis, more.is_some()),
             group0: false,
             group1: false,
             owed: Kicks::NONE,
             spi_busy: [0; SPI_WORDS],
-            spis: [Irq::RESET; MAX_SPIS],
-            vcpus: [const { Vcpu::ABSENT }; MAX_VCPUS],
+            spis: [Irq::RESET; INLINE_SPIS],
+            more,
+            present: Kicks::NONE,
+            any: None,
+            vcpus: [const { None }; MAX_VCPUS],
         }
+    }
+
+    /// Gives the VM another number of SPIs, as [`Vgic::new`] counts them, all in reset state. Only
+    /// while there is no vCPU: otherwise, and where a [`MoreSpis`] is there already, the box comes back.
+    pub fn set_spis(&mut self, nr_spis: usize, more: Option<M::Box<MoreSpis>>) -> Result<(), SpisFixed<M>> {
+        if !self.present.is_empty() || self.more.is_some() {
+            return Err(SpisFixed(more));
+        }
+        self.nr_spis = limit_spis(nr_spis, more.is_some());
+        self.more = more;
+        self.reset();
+        Ok(())
     }
 
     /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (ICH_VTR_EL2.ListRegs
-    /// + 1). Ignored past [`MAX_VCPUS`].
-    pub fn add_vcpu(&mut self, v: VcpuId, nr_lrs: usize) {
+    /// + 1). Its state lives in `state`. The box of a vCPU that this one replaces comes back, or `state`
+    /// itself past [`MAX_VCPUS`].
+    pub fn add_vcpu(
+        &mut self,
+        v: VcpuId,
+        nr_lrs: usize,
+        mut state: M::Box<VcpuState>,
+    ) -> Option<M::Box<VcpuState>> {
         self.unload(v);
-        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
-            *vcpu = Vcpu {
-                present: true,
-                dirty: true,
-                nr_lrs: u8::try_from(nr_lrs.clamp(1, MAX_LRS)).unwrap_or(1),
-                ..Vcpu::ABSENT
-            };
-        }
+        let Some(place) = self.vcpus.get_mut(usize::from(v.0)) else { return Some(state) };
+        *state = VcpuState {
+            dirty: true,
+            nr_lrs: u8::try_from(nr_lrs.clamp(1, MAX_LRS)).unwrap_or(1),
+            ..VcpuState::RESET
+        };
+        let former = place.replace(state);
+        self.present.add(v);
+        self.choose_any();
+        former
     }
 
-    /// Takes vCPU `v` away. SPIs it had not acknowledged go on to whoever they are routed to; those
-    /// active on it are deactivated, since nobody is left to do that.
-    pub fn remove_vcpu(&mut self, v: VcpuId) -> Kicks {
+    /// Takes vCPU `v` away, and gives its box back. SPIs it had not acknowledged go on to whoever they
+    /// are routed to; those active on it are deactivated, since nobody is left to do that.
+    pub fn remove_vcpu(&mut self, v: VcpuId) -> (Kicks, Option<M::Box<VcpuState>>) {
         let mut kicks = core::mem::take(&mut self.owed);
-        if self.present(v).is_none() {
-            return kicks;
-        }
         // As if it had exited before it ran.
         self.unload(v);
-        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
-            *vcpu = Vcpu::ABSENT;
-        }
+        let Some(state) = self.vcpus.get_mut(usize::from(v.0)).and_then(Option::take) else {
+            return (kicks, None);
+        };
+        self.present = self.present.without(v);
+        self.choose_any();
         for intid in FIRST_SPI..self.end() {
             self.update(v, intid, &mut kicks, |irq| {
                 if irq.holder() == Some(v) {
@@ -270,7 +319,7 @@ impl Vgic {
                 }
             });
         }
-        kicks.without(v)
+        (kicks.without(v), Some(state))
     }
 
     /// Puts distributor and redistributors in reset state. vCPUs stay; none may be inside the guest.
@@ -280,16 +329,20 @@ impl Vgic {
         self.owed = Kicks::NONE;
         self.spi_busy = [0; SPI_WORDS];
         self.spis.fill(Irq::RESET);
-        for vcpu in self.vcpus.iter_mut().filter(|v| v.present) {
-            *vcpu = Vcpu { present: true, dirty: true, nr_lrs: vcpu.nr_lrs, ..Vcpu::ABSENT };
+        if let Some(more) = self.more.as_mut() {
+            more.0.fill(Irq::RESET);
         }
+        for vcpu in self.vcpus.iter_mut().flatten() {
+            **vcpu = VcpuState { dirty: true, nr_lrs: vcpu.nr_lrs, ..VcpuState::RESET };
+        }
+        self.choose_any();
     }
 
     /// Tells that PSCI turned `v` on or off: interrupts for any vCPU avoid those that are off.
     /// Nothing else changes; a vCPU that is off keeps what is pending for it.
     pub fn set_power(&mut self, v: VcpuId, on: bool) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
-        if let Some(vcpu) = self.vcpus.get_mut(usize::from(v.0)) {
+        if let Some(vcpu) = self.present_mut(v) {
             vcpu.off = !on;
         }
         self.recheck_any(&mut kicks);
@@ -303,25 +356,34 @@ impl Vgic {
         FIRST_SPI.saturating_add(u32::from(self.nr_spis))
     }
 
-    fn present(&self, v: VcpuId) -> Option<&Vcpu> {
-        self.vcpus.get(usize::from(v.0)).filter(|vcpu| vcpu.present)
+    fn present(&self, v: VcpuId) -> Option<&VcpuState> {
+        self.vcpus.get(usize::from(v.0))?.as_deref()
     }
 
-    fn present_mut(&mut self, v: VcpuId) -> Option<&mut Vcpu> {
-        self.vcpus.get_mut(usize::from(v.0)).filter(|vcpu| vcpu.present)
+    fn present_mut(&mut self, v: VcpuId) -> Option<&mut VcpuState> {
+        self.vcpus.get_mut(usize::from(v.0))?.as_deref_mut()
     }
 
-    /// Present vCPUs.
-    fn vcpu_ids(&self) -> impl Iterator<Item = VcpuId> {
-        let present = self.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.present);
-        present.map(|(n, _)| VcpuId(u16::try_from(n).unwrap_or(u16::MAX)))
+    /// SPI `spi`, counted from 0, which is below `nr_spis`.
+    fn spi(&self, spi: usize) -> Option<&Irq> {
+        match self.spis.get(spi) {
+            None => self.more.as_ref()?.0.get(spi.checked_sub(INLINE_SPIS)?),
+            found => found,
+        }
+    }
+
+    fn spi_mut(&mut self, spi: usize) -> Option<&mut Irq> {
+        match self.spis.get_mut(spi) {
+            None => self.more.as_mut()?.0.get_mut(spi.checked_sub(INLINE_SPIS)?),
+            found => found,
+        }
     }
 
     /// Interrupt `intid` as vCPU `v` sees it.
     fn irq(&self, v: VcpuId, intid: u32) -> Option<&Irq> {
         match intid.checked_sub(FIRST_SPI) {
             None => self.present(v)?.irqs.get(intid as usize),
-            Some(spi) if spi < u32::from(self.nr_spis) => self.spis.get(spi as usize),
+            Some(spi) if spi < u32::from(self.nr_spis) => self.spi(spi as usize),
             Some(_) => None,
         }
     }
@@ -329,7 +391,7 @@ impl Vgic {
     fn irq_mut(&mut self, v: VcpuId, intid: u32) -> Option<&mut Irq> {
         match intid.checked_sub(FIRST_SPI) {
             None => self.present_mut(v)?.irqs.get_mut(intid as usize),
-            Some(spi) if spi < u32::from(self.nr_spis) => self.spis.get_mut(spi as usize),
+            Some(spi) if spi < u32::from(self.nr_spis) => self.spi_mut(spi as usize),
             Some(_) => None,
         }
     }
@@ -345,17 +407,17 @@ impl Vgic {
             return Some(v);
         }
         if irq.has(Flags::ANY) {
-            return self.any_target();
+            return self.any;
         }
-        vcpu_of(irq.affinity()).filter(|&t| self.present(t).is_some())
+        vcpu_of(irq.affinity()).filter(|&t| self.present.contains(t))
     }
 
-    /// Who takes interrupts that any vCPU may take: the first that is awake, on, or at least there.
-    fn any_target(&self) -> Option<VcpuId> {
-        self.vcpu_ids().min_by_key(|&v| {
+    /// To be called when a vCPU comes, goes, or changes its power or GICR_WAKER.
+    fn choose_any(&mut self) {
+        self.any = self.present.iter().min_by_key(|&v| {
             let (off, asleep) = self.present(v).map_or((true, true), |c| (c.off, !c.awake));
             (off, asleep, v)
-        })
+        });
     }
 
     /// The vCPU that has to deal with the interrupt as it is now.
@@ -413,6 +475,11 @@ impl Vgic {
 
     /// The answer to "which vCPU is any?" may have changed.
     fn recheck_any(&mut self, kicks: &mut Kicks) {
+        let before = self.any;
+        self.choose_any();
+        if self.any == before {
+            return;
+        }
         for word in 0..SPI_WORDS {
             let busy = self.spi_busy.get(word).copied().unwrap_or(0);
             for n in ones(busy) {
@@ -424,6 +491,12 @@ impl Vgic {
             }
         }
     }
+}
+
+fn limit_spis(wanted: usize, more: bool) -> u16 {
+    let most = if more { MAX_SPIS } else { INLINE_SPIS };
+    let rounded = wanted.clamp(1, most).next_multiple_of(32).min(most);
+    u16::try_from(rounded).unwrap_or(32)
 }
 
 /// Positions of the set bits, lowest first.

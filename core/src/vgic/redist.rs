@@ -5,7 +5,7 @@
 
 use super::dist::{IIDR, identification};
 use super::regs::{Bank, Banked, well_formed};
-use super::{Kicks, Vgic, affinity};
+use super::{Kicks, Memory, Vgic, affinity};
 use crate::addr::VcpuId;
 
 /// Bytes of one redistributor; vCPU n's is n times as far from the first.
@@ -23,7 +23,7 @@ const TYPER_LAST: u64 = 1 << 4;
 const WAKER_PROCESSOR_SLEEP: u64 = 1 << 1;
 const WAKER_CHILDREN_ASLEEP: u64 = 1 << 2;
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// vCPU `from` reads `size` bytes at `offset` of the redistributor of `target`. Zero where nothing
     /// is, or where there is no such vCPU.
     pub fn redist_read(&mut self, from: VcpuId, target: VcpuId, offset: u64, size: u8) -> u64 {
@@ -81,7 +81,7 @@ impl Vgic {
     }
 
     fn redist_typer(&self, target: VcpuId) -> u64 {
-        let last = self.vcpu_ids().last() == Some(target);
+        let last = self.present.0.checked_shr(u32::from(target.0)) == Some(1);
         u64::from(affinity(target)) << 32 | u64::from(target.0) << 8 | if last { TYPER_LAST } else { 0 }
     }
 

@@ -6,7 +6,7 @@
 //! 64-bit registers. All others, and unaligned ones, read as zero and are ignored.
 
 use super::irq::{Flags, Irq, PRIORITY_MASK};
-use super::{FIRST_PPI, FIRST_SPI, Kicks, Vgic};
+use super::{FIRST_PPI, FIRST_SPI, Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
 use core::ops::Range;
 
@@ -142,7 +142,7 @@ impl Bank {
     }
 }
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     pub(super) fn banked_read(&self, bank: Bank, register: Banked) -> u64 {
         let mut value = 0;
         for (intid, at) in register.fields().filter(|&(intid, _)| bank.shows(intid)) {

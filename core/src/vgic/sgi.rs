@@ -4,7 +4,7 @@
 //! GICv3 keeps no sender: an SGI is one pending bit of the target. With one Security state a write
 //! to ICC_SGI1R_EL1 raises an SGI of either group, the other two raise those of group 0 only.
 
-use super::{Kicks, Vgic, irq::Flags, ones, vcpu_of};
+use super::{Kicks, Memory, Vgic, irq::Flags, ones, vcpu_of};
 use crate::addr::VcpuId;
 
 /// The common layout of the three registers (IHI 0069, ICC_SGI1R_EL1).
@@ -38,7 +38,7 @@ impl SgiRequest {
     }
 }
 
-impl Vgic {
+impl<M: Memory> Vgic<M> {
     /// vCPU `from` writes `value` to ICC_SGI1R_EL1.
     pub fn sgi1r_write(&mut self, from: VcpuId, value: u64) -> Kicks {
         self.sgi(from, SgiRequest(value), true)
@@ -58,7 +58,7 @@ impl Vgic {
         let mut kicks = core::mem::take(&mut self.owed);
         let mut targets = Kicks::NONE;
         if request.others() {
-            self.vcpu_ids().filter(|&v| v != from).for_each(|v| targets.add(v));
+            targets = self.present.without(from);
         } else {
             request.targets().for_each(|v| targets.add(v));
         }

@@ -34,6 +34,19 @@ pub fn vcpu_ids() -> Check {
         let fd = sys::ioctl(&machine.vm, ioctl::CREATE_VCPU, id).map_err(|e| format!("vCPU {id}: {e}"))?;
         drop(sys::owned(fd));
     }
+    // Ours: the VM that is asked for its limit has it.
+    let mut limit = ioctl::extension::MAX_VCPUS;
+    sys::ioctl_with(&machine.vm, ioctl::CHECK_EXTENSION, &mut limit)
+        .map_err(|e| format!("MAX_VCPUS: {e}"))?;
+    ensure!(limit == 64, "{limit} vCPUs");
+    for (id, expected) in [(7, EEXIST), (64, EINVAL), (255, EINVAL)] {
+        let error = errno(&sys::ioctl(&machine.vm, ioctl::CREATE_VCPU, id));
+        ensure!(error == expected, "id {id:#x} of 64: errno {error}");
+    }
+    for id in 8..64 {
+        let fd = sys::ioctl(&machine.vm, ioctl::CREATE_VCPU, id).map_err(|e| format!("vCPU {id}: {e}"))?;
+        drop(sys::owned(fd));
+    }
     Ok(())
 }
 

@@ -122,6 +122,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         cap::PROTECTED_VM => 1,
         cap::VM_GPA_SIZE => pa_bits().into(),
         cap::CONTROL if has_function(Function::Control) => 1,
+        extension::MAX_VCPUS if has_function(Function::ExtInfo) => gzvm_abi::MAX_VCPUS_EXTENDED as u64,
         extension::NR_MEMSLOTS => max_slots() as u64,
         extension::REMOVE_SLOT if has_function(Function::RemoveMemregion) => 1,
         extension::GET_ONE_REG if knows_registers() => 1,

@@ -9,13 +9,14 @@
 //! creator.
 
 use core::ffi::c_void;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use gzvm_abi::hypercall::{Function, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
     UserspaceMemoryRegion,
 };
-use gzvm_abi::{MAX_VCPUS, control};
+use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
 use crate::counters::{VMS, WAKE_UPS};
 use crate::device::{self, BLOCK_PAGES, check_extension, destroy_batch, has_function};
@@ -47,7 +48,11 @@ pub struct Vm {
     mm: Mm,
     /// Taken out only at the end.
     memory: Option<Mutex<Memory>>,
-    vcpus: [OnceBox<Vcpu>; MAX_VCPUS],
+    vcpus: [OnceBox<Vcpu>; MAX_VCPUS_EXTENDED],
+    /// Ids below this may be created: more than the public driver's after the client has asked.
+    vcpu_limit: AtomicUsize,
+    /// Highest id created, plus one.
+    vcpu_count: AtomicUsize,
     creating: Mutex<()>,
     ioeventfds: IoEventFds,
     irqfds: IrqFds,
@@ -94,7 +99,9 @@ impl Vm {
             id,
             mm,
             memory: Some(memory),
-            vcpus: [const { OnceBox::new() }; MAX_VCPUS],
+            vcpus: [const { OnceBox::new() }; MAX_VCPUS_EXTENDED],
+            vcpu_limit: AtomicUsize::new(MAX_VCPUS),
+            vcpu_count: AtomicUsize::new(0),
             creating,
             ioeventfds,
             irqfds,
@@ -108,7 +115,15 @@ impl Vm {
         }
         let done = |()| 0;
         match cmd {
-            ioctl::CHECK_EXTENSION => check_extension(arg),
+            ioctl::CHECK_EXTENSION => {
+                // Whoever asks this VM for more vCPUs gets them.
+                if uaccess::read::<u64>(arg)? == ioctl::extension::MAX_VCPUS
+                    && has_function(Function::ExtInfo)
+                {
+                    this.vcpu_limit.store(MAX_VCPUS_EXTENDED, Ordering::Relaxed);
+                }
+                check_extension(arg)
+            }
             ioctl::CREATE_VCPU => Self::create_vcpu(this, arg),
             ioctl::SET_USER_MEMORY_REGION => {
                 let region = uaccess::read::<UserspaceMemoryRegion>(arg)?;
@@ -145,6 +160,9 @@ impl Vm {
     fn create_vcpu(this: &Arc<Self>, id: u64) -> Result<i64> {
         let index = usize::try_from(id).map_err(|_| code::EINVAL)?;
         let place = this.vcpus.get(index).ok_or(code::EINVAL)?;
+        if index >= this.vcpu_limit.load(Ordering::Relaxed) {
+            return Err(code::EINVAL);
+        }
         let _lock = this.creating.lock_interruptible()?;
         if place.get().is_some() {
             return Err(code::EEXIST);
@@ -153,6 +171,7 @@ impl Vm {
         let fd = file::vcpu_fd(index as u32, KBox::new(VcpuFile { vm: Arc::clone(this), index })?)?;
         // Only after the descriptor, which may fail. Users of the descriptor that are faster wait for the lock.
         let _ = place.set(vcpu);
+        this.vcpu_count.fetch_max(index.saturating_add(1), Ordering::Release);
         Ok(fd)
     }
 
@@ -248,7 +267,8 @@ impl Vm {
 
     /// Lets the vCPUs of `mask` (bit n: vCPU n) look for interrupts, if they sleep. Any context.
     pub fn wake(&self, mask: u64) {
-        for (n, place) in self.vcpus.iter().enumerate() {
+        let count = self.vcpu_count.load(Ordering::Acquire);
+        for (n, place) in self.vcpus.iter().take(count).enumerate() {
             if mask.checked_shr(n as u32).is_none_or(|rest| rest & 1 != 0)
                 && let Some(vcpu) = place.get()
             {

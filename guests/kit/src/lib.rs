@@ -40,7 +40,7 @@ pub use arrayvec::{ArrayString, ArrayVec};
 pub use spin;
 
 /// Most CPUs a guest uses.
-pub const MAX_CPUS: usize = 8;
+pub const MAX_CPUS: usize = 64;
 
 /// Names the function that the entry code calls on the boot CPU when console, vectors and
 /// [`machine`] are ready. When it returns, the guest powers off.

@@ -3,7 +3,7 @@
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, FID_BASE_SMC32, Function, PROBE_VERSION, Status, cap};
-use gzvm_abi::{MAX_MEMSLOTS, MAX_VCPUS, counter, reg};
+use gzvm_abi::{MAX_MEMSLOTS, MAX_VCPUS_EXTENDED, counter, reg};
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, call};
 use gzvm_guest_kit::smccc::Conduit;
@@ -290,7 +290,7 @@ fn vcpu_ids() -> Outcome {
     let id = vm::create_bare()?;
     let shared = pages::take(2, 4096);
     let create = |vcpu: u64| call(Function::CreateVcpu, &[u64::from(id) << 16 | vcpu, shared]).ok();
-    let beyond = [MAX_VCPUS as u64, 255, 0x7FFF, 0xFFFF].map(create);
+    let beyond = [MAX_VCPUS_EXTENDED as u64, 255, 0x7FFF, 0xFFFF].map(create);
     let first = create(0);
     let again = create(0);
     vm::destroy(id)?;

@@ -17,12 +17,11 @@ use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
-use gzvm_core::vgic::Vgic;
 use gzvm_core::vm::lifecycle::Gate;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::emulate;
-use super::vm::{Pending, Vcpu, Vm};
+use super::vm::{Pending, Vcpu, Vgic, Vm};
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
 use crate::arch::gic::{self, CpuGic};

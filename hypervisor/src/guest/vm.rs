@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::arch::lock::Mutex;
 use arrayvec::ArrayVec;
-use gzvm_abi::MAX_VCPUS;
+use gzvm_abi::MAX_VCPUS_EXTENDED as MAX_VCPUS;
 use gzvm_abi::run::HWSTATE_OFFSET;
 use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
@@ -16,7 +16,7 @@ use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vcpu::decode::emulate::Emulation;
 use gzvm_core::vcpu::mmio::PendingLoad;
-use gzvm_core::vgic::{self, CpuInterface, Kicks, Vgic};
+use gzvm_core::vgic::{self, CpuInterface, Kicks, VcpuState};
 use zerocopy::IntoBytes;
 
 use super::life::Life;
@@ -44,6 +44,21 @@ const TABLE_LIMIT: u64 = 8192 + 256;
 const BLOCK_PAGES: u64 = 512;
 /// No frame given yet.
 const NO_FRAME: u64 = u64::MAX;
+
+const _: () = assert!(MAX_VCPUS == vgic::MAX_VCPUS);
+/// What a VM with one vCPU costs besides its tables: at most 24 KiB.
+const _: () =
+    assert!(pages_of::<Vm>() + pages_of::<Vgic>() + pages_of::<Vcpu>() + pages_of::<VcpuState>() <= 6);
+
+/// The virtual GIC's parts live in pages of the pool.
+pub struct GicMemory;
+
+impl vgic::Memory for GicMemory {
+    type Box<T> = PageBox<T>;
+}
+
+/// A VM's virtual GIC.
+pub type Vgic = vgic::Vgic<GicMemory>;
 
 /// Why a VM or vCPU can't be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +130,7 @@ impl Vm {
         let pa_bits = PerCpu::this().with(|s| s.features.pa_bits);
         let bits = IPA_BITS.min(pa_bits);
         let root_pages = Stage2::root_pages(bits);
-        let vgic = PageBox::new(Vgic::new(NR_SPIS))?;
+        let vgic = PageBox::new(Vgic::new(NR_SPIS, None))?;
         let root = pool::alloc(root_pages, root_pages)?;
         let Ok(stage2) = Stage2::new(root, bits, pa_bits, id.0) else {
             pool::free(root, root_pages);
@@ -159,6 +174,7 @@ impl Vm {
             return Err(CreateError::Exists);
         }
         let nr_lrs = platform::fewest_lrs();
+        let gic_state = PageBox::new(VcpuState::default())?;
         share(area).map_err(|_| CreateError::BadPages)?;
         let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area))) {
             Ok(vcpu) => vcpu,
@@ -174,10 +190,13 @@ impl Vm {
         self.last_vcpu.iter().for_each(|last| last.store(0, Ordering::Relaxed));
         self.power.lock().add(id);
         let mut vgic = self.vgic.lock();
-        vgic.add_vcpu(id, nr_lrs);
+        let unused = vgic.add_vcpu(id, nr_lrs, gic_state);
         if id.0 != 0 {
             let _ = vgic.set_power(id, false);
         }
+        drop(vgic);
+        // Outside the lock: the pool has its own.
+        drop(unused);
         registry::VCPUS.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -189,7 +208,8 @@ impl Vm {
         if let Some(vcpu) = slot.take() {
             unshare(vcpu.shared.range());
             self.power.lock().remove(id);
-            let kicks = self.vgic.lock().remove_vcpu(id);
+            let (kicks, gic_state) = self.vgic.lock().remove_vcpu(id);
+            drop(gic_state);
             let _ = self.kick(kicks);
             registry::VCPUS.fetch_sub(1, Ordering::Relaxed);
         }
@@ -231,7 +251,7 @@ impl Vm {
         let fixed = (pages_of::<Self>() + pages_of::<Vgic>()) as u64;
         tables
             .saturating_add(fixed)
-            .saturating_add(vcpus.saturating_mul(pages_of::<Vcpu>() as u64))
+            .saturating_add(vcpus.saturating_mul((pages_of::<Vcpu>() + pages_of::<VcpuState>()) as u64))
             .saturating_mul(PAGE_SIZE)
     }
 

@@ -17,7 +17,7 @@ pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {
     if !vm.life.state().can_grow() {
         return Err(Error::Invalid);
     }
-    if usize::from(id) >= gzvm_abi::MAX_VCPUS {
+    if usize::from(id) >= gzvm_abi::MAX_VCPUS_EXTENDED {
         return Err(Error::Invalid);
     }
     let area = PaRange::new(Pa(pa), SHARED_AREA_SIZE).map_err(|_| Error::Invalid)?;

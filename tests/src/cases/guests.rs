@@ -31,6 +31,15 @@ pub fn cases() -> Vec<Case> {
             move |context| testguest(context, Host::Gzvm, "max", vcpus),
         ));
     }
+    // More vCPUs than the public ABI has, on a host with four CPUs: what is between vCPUs.
+    for vcpus in [32, 64] {
+        cases.push(Case::new(
+            Tier::System,
+            format!("guests::testguest::{vcpus}_vcpus"),
+            ON_GZVM,
+            move |context| selected(context, Host::Gzvm, "max", vcpus, " filter=sgi::,psci::,gic::"),
+        ));
+    }
     // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
     cases.push(Case::new(Tier::System, "guests::testguest::kvm", ON_KVM, |context| {
         testguest(context, Host::Kvm, "max", 4)
@@ -39,10 +48,14 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn testguest(context: &Context, host: Host, cpu: &str, vcpus: u32) -> Result<()> {
+    selected(context, host, cpu, vcpus, "")
+}
+
+fn selected(context: &Context, host: Host, cpu: &str, vcpus: u32, arguments: &str) -> Result<()> {
     let below = if host == Host::Kvm { "kvm" } else { "gzvm" };
     let script = format!(
         ". /etc/test-library
-run_gz --kernel /guest/testguest.Image --cpus {vcpus} --mem 128M --cmdline hyp={below} </dev/null
+run_gz --kernel /guest/testguest.Image --cpus {vcpus} --mem 128M --cmdline \"hyp={below}{arguments}\" </dev/null
 echo \"gz ended with $?\""
     );
     let mut machine = scripted(context, host, &script, &[])?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use gzvm_abi::hypercall::purpose;
 use gzvm_abi::ioctl::UserspaceMemoryRegion;
+use gzvm_abi::ioctl::extension;
 use gzvm_abi::run::{exception, reason};
 use gzvm_abi::{MAX_VCPUS, reg};
 use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, VcpuFd, VmFd};
@@ -28,11 +29,17 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
-    if usize::from(vcpus) > MAX_VCPUS {
-        anyhow::bail!("--cpus {vcpus}: GenieZone's limit is {MAX_VCPUS}");
-    }
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
+    if usize::from(vcpus) > MAX_VCPUS {
+        // Asking is what raises the limit.
+        let limit =
+            vm.check_extension(extension::MAX_VCPUS).context("gzvm: can't ask for the number of vCPUs")?;
+        let limit = limit.unwrap_or(MAX_VCPUS as u64);
+        if u64::from(vcpus) > limit {
+            anyhow::bail!("--cpus {vcpus}: this driver's limit is {limit}");
+        }
+    }
     let region = UserspaceMemoryRegion {
         slot: 0,
         flags: purpose::GUEST_MEM,

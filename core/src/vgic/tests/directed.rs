@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Cases in which other hypervisors lost, doubled or stalled interrupts.
 
+use super::Vgic;
 use super::cpu::ENABLE_BOTH;
 use super::machine::{Machine, TIMER, v};
 use crate::addr::IntId;
-use crate::vgic::{BadIntId, CpuInterface, Kicks, MAX_VCPUS, Vgic};
+use crate::vgic::{BadIntId, CpuInterface, Kicks, MAX_VCPUS};
 
 const ISENABLER: u64 = 0x100;
 const ICENABLER: u64 = 0x180;
@@ -580,8 +581,8 @@ fn the_timer_while_nothing_else_happens() {
 #[test]
 fn the_timer_is_known_only_from_its_interrupt() {
     // An EL2 that reports the level just when the physical interrupt fires.
-    let mut vgic = Vgic::new(32);
-    vgic.add_vcpu(v(0), 4);
+    let mut vgic = Vgic::new(32, Some(Box::default()));
+    vgic.add_vcpu(v(0), 4, Box::default());
     let _ = vgic.dist_write(v(0), 0, 4, 3);
     let _ = vgic.redist_write(v(0), v(0), 0x1_0100, 4, 1 << TIMER);
     let mut cpu = super::cpu::Cpu::new(4);
@@ -714,14 +715,14 @@ fn a_vcpu_that_goes_leaves_nothing_behind() {
     m.enter(1);
     m.route(0, 41, 0);
     m.inside[1] = false;
-    let kicks = m.vgic.remove_vcpu(v(1));
+    let kicks = m.vgic.remove_vcpu(v(1)).0;
     assert!(kicks.contains(v(0)), "its SPI goes on");
     assert_eq!(m.drain(0), [41]);
-    m.vgic.add_vcpu(v(1), 4);
+    m.vgic.add_vcpu(v(1), 4, Box::default());
     assert_eq!(m.read_redist(0, 1, 0x1_0000 + ISENABLER, 4), 0);
     assert!(!m.read_bit(0, ISACTIVER, 40));
-    assert_eq!(m.vgic.remove_vcpu(v(7)), Kicks::NONE);
-    assert_eq!(m.vgic.remove_vcpu(v(65535)), Kicks::NONE);
+    assert_eq!(m.vgic.remove_vcpu(v(7)).0, Kicks::NONE);
+    assert_eq!(m.vgic.remove_vcpu(v(65535)).0, Kicks::NONE);
 }
 
 #[test]
@@ -759,8 +760,8 @@ fn reset_is_fresh() {
 
 #[test]
 fn lines_that_do_not_exist() {
-    let mut vgic = Vgic::new(64);
-    vgic.add_vcpu(v(0), 4);
+    let mut vgic = Vgic::new(64, Some(Box::default()));
+    vgic.add_vcpu(v(0), 4, Box::default());
     for id in [0, 15, 96, 1019, 1020, 1023, 8192, u32::MAX] {
         for level in [false, true] {
             assert_eq!(vgic.set_line(IntId(id), Some(v(0)), level), Err(BadIntId));
@@ -776,7 +777,7 @@ fn lines_that_do_not_exist() {
 
 #[test]
 fn a_vcpu_that_does_not_exist() {
-    let mut vgic = Vgic::new(64);
+    let mut vgic = Vgic::new(64, Some(Box::default()));
     for n in [0, 1, 7, 8, 63, 64, 65535] {
         let nobody = v(n);
         let mut cpu = CpuInterface { lr: [u64::MAX; 16], hcr: u32::MAX, ..CpuInterface::default() };
@@ -795,11 +796,11 @@ fn a_vcpu_that_does_not_exist() {
         assert_eq!(vgic.sgi1r_write(nobody, u64::MAX), Kicks::NONE);
         assert_eq!(vgic.set_power(nobody, true), Kicks::NONE);
     }
-    vgic.add_vcpu(v(MAX_VCPUS), 4);
-    vgic.add_vcpu(v(65535), 4);
+    vgic.add_vcpu(v(MAX_VCPUS), 4, Box::default());
+    vgic.add_vcpu(v(65535), 4, Box::default());
     assert!(!vgic.needs_flush(v(MAX_VCPUS)));
-    vgic.add_vcpu(v(0), 0);
-    vgic.add_vcpu(v(1), 1000);
+    vgic.add_vcpu(v(0), 0, Box::default());
+    vgic.add_vcpu(v(1), 1000, Box::default());
 }
 
 #[test]

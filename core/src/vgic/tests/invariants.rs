@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The invariants that the modules' texts state, looked at from inside.
 
+use super::Vgic;
 use crate::addr::VcpuId;
+use crate::vgic::FIRST_SPI;
 use crate::vgic::irq::{Flags, Irq};
-use crate::vgic::{FIRST_SPI, Vgic};
 
 const WHILE_IN_LR: Flags = Flags::LR_LATCH
     .union(Flags::LR_PULSE)
@@ -13,13 +14,15 @@ const WHILE_IN_LR: Flags = Flags::LR_LATCH
 
 /// Panics where one does not hold.
 pub fn check(vgic: &Vgic) {
+    let present: Vec<_> = (0..64).map(VcpuId).filter(|&v| vgic.present(v).is_some()).collect();
+    assert_eq!(vgic.present.iter().collect::<Vec<_>>(), present);
     let mut loaded = Vec::new();
-    for v in vgic.vcpu_ids() {
+    for v in vgic.present.iter() {
         let vcpu = vgic.present(v).unwrap();
         let used = if vcpu.inside { usize::from(vcpu.used) } else { 0 };
         loaded.extend(vcpu.slots[..used].iter().map(|slot| (v, u32::from(slot.intid))));
     }
-    for v in vgic.vcpu_ids() {
+    for v in vgic.present.iter() {
         for intid in 0..FIRST_SPI {
             check_one(vgic, v, intid, &loaded);
         }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Two vCPUs on simulated CPUs, with an EL2 that does what vgic's text asks of it.
 
+use super::Vgic;
 use super::cpu::{Cpu, Dir};
 use crate::addr::{IntId, VcpuId};
-use crate::vgic::{Kicks, REDIST_SIZE, Vgic};
+use crate::vgic::{Kicks, REDIST_SIZE};
 
 pub const TIMER: u32 = 27;
 /// Maintenance exits in a row after which a guest counts as hung.
@@ -32,8 +33,8 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(vcpus: usize, nr_lrs: usize) -> Self {
-        let mut vgic = Box::new(Vgic::new(64));
-        (0..vcpus).for_each(|n| vgic.add_vcpu(v(n), nr_lrs));
+        let mut vgic = Box::new(Vgic::new(64, Some(Box::default())));
+        (0..vcpus).for_each(|n| drop(vgic.add_vcpu(v(n), nr_lrs, Box::default())));
         Self {
             vgic,
             cpus: vec![Cpu::new(nr_lrs); vcpus],

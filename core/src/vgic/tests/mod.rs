@@ -16,3 +16,12 @@ mod machine;
 mod oracle;
 mod property;
 mod registers;
+
+/// Boxes of a PC.
+pub struct Heap;
+
+impl crate::vgic::Memory for Heap {
+    type Box<T> = Box<T>;
+}
+
+type Vgic = crate::vgic::Vgic<Heap>;

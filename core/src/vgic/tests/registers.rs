@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Registers one by one, and every offset, width and direction.
 
+use super::Vgic;
 use super::machine::v;
-use crate::vgic::{Kicks, MAX_SPIS, MAX_VCPUS, REDIST_SIZE, Vgic, affinity, vcpu_of};
+use crate::vgic::{Kicks, MAX_SPIS, MAX_VCPUS, REDIST_SIZE, affinity, vcpu_of};
 
 fn vgic(vcpus: usize) -> Box<Vgic> {
-    let mut vgic = Box::new(Vgic::new(64));
-    (0..vcpus).for_each(|n| vgic.add_vcpu(v(n), 4));
+    let mut vgic = Box::new(Vgic::new(64, Some(Box::default())));
+    (0..vcpus).for_each(|n| drop(vgic.add_vcpu(v(n), 4, Box::default())));
     vgic
 }
 
@@ -19,7 +20,7 @@ fn distributor_identifies_itself() {
     assert_eq!(g.dist_read(v(0), 0xFFF0, 4), 0x0D);
     assert_eq!(g.dist_read(v(0), 0xFFFC, 4), 0xB1);
     for (spis, lines) in [(0, 1), (1, 1), (32, 1), (33, 2), (960, 30), (961, 31), (988, 31), (9999, 31)] {
-        let mut g = Vgic::new(spis);
+        let mut g = Vgic::new(spis, Some(Box::default()));
         assert_eq!(g.dist_read(v(0), 4, 4) & 0x1F, lines, "{spis} SPIs");
     }
 }
@@ -154,8 +155,8 @@ fn routes_whole_and_in_halves() {
 #[test]
 fn the_last_spi_is_the_last() {
     for (spis, last_word_enable) in [(64usize, 0xFFFF_FFFFu64), (MAX_SPIS, 0x0FFF_FFFF)] {
-        let mut g = Box::new(Vgic::new(spis));
-        g.add_vcpu(v(0), 4);
+        let mut g = Box::new(Vgic::new(spis, Some(Box::default())));
+        g.add_vcpu(v(0), 4, Box::default());
         let words = (spis as u64 + 32).div_ceil(32);
         let _ = g.dist_write(v(0), 0x100 + 4 * (words - 1), 4, u64::MAX);
         assert_eq!(g.dist_read(v(0), 0x100 + 4 * (words - 1), 4), last_word_enable);

@@ -77,6 +77,22 @@ fn vcpu_ids() {
 }
 
 #[test]
+fn a_vm_that_is_asked_has_more_vcpus() {
+    let k = Session::new();
+    let (vm, other) = (k.vm(), k.vm());
+    k.put(ARG, &ioctl::extension::MAX_VCPUS);
+    assert_eq!(k.dev_ioctl(ioctl::CHECK_EXTENSION, ARG), 0);
+    assert_eq!(k.get::<u64>(ARG), 64);
+    assert_eq!(k.ioctl(vm, ioctl::CREATE_VCPU, 8), EINVAL, "the device's answer is about what a VM may ask");
+    assert_eq!(k.ioctl_with(vm, ioctl::CHECK_EXTENSION, &ioctl::extension::MAX_VCPUS), 0);
+    k.vcpu(vm, 63);
+    k.vcpu(vm, 8);
+    assert_eq!(k.ioctl(vm, ioctl::CREATE_VCPU, 64), EINVAL);
+    assert_eq!(k.ioctl(vm, ioctl::CREATE_VCPU, 63), EEXIST);
+    assert_eq!(k.ioctl(other, ioctl::CREATE_VCPU, 8), EINVAL);
+}
+
+#[test]
 fn unknown_ioctls() {
     let k = Session::new();
     let vm = k.vm();
