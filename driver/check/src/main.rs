@@ -10,8 +10,10 @@
 //! ```
 //!
 //! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
+//! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`].
 
 mod arguments;
+mod crosvm;
 mod eventfds;
 mod machine;
 mod memory;
@@ -68,10 +70,14 @@ const CHECKS: &[Named] = &[
     ("irqfd_storm", eventfds::storm),
     ("files_closed_in_any_order", eventfds::closed_in_any_order),
     ("many_vms_at_once", runs::many_vms_at_once),
+    ("crosvm_protected_sequence", crosvm::protected_sequence),
 ];
 
 fn main() -> ExitCode {
     let only = std::env::args().nth(1).unwrap_or_default();
+    if only == "crosvm" {
+        return crosvm::main(std::env::args().skip(2));
+    }
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&only)) {
         let (sender, receiver) = channel();

@@ -102,6 +102,25 @@ impl Mapping {
         self.start.expose_provenance() as u64
     }
 
+    /// Its bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies out of it.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        // SAFETY: in bounds; a guest that writes there meanwhile spoils its own bytes, and no reference to them exists.
+        unsafe { self.start.add(offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    /// Copies into it.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        // SAFETY: as above.
+        unsafe { self.start.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
     /// Writes a word.
     pub fn put(&self, offset: usize, word: u32) {
         assert!(offset + 4 <= self.len && offset.is_multiple_of(4));
@@ -161,6 +180,47 @@ pub fn handle_signal(restart: bool) {
     }
 }
 
+thread_local! {
+    /// What SIGRTMIN sets to 1 in this thread.
+    static KICKED: AtomicPtr<u8> = const { AtomicPtr::new(ptr::null_mut()) };
+}
+
+extern "C" fn on_kick(_: i32) {
+    let flag = KICKED.with(|flag| flag.load(Ordering::SeqCst));
+    if !flag.is_null() {
+        // SAFETY: a byte of a mapping that outlives its place here.
+        unsafe { AtomicU8::from_ptr(flag) }.store(1, Ordering::SeqCst);
+    }
+}
+
+/// Handles SIGRTMIN as crosvm does: a byte of the thread's own is set, system calls go on.
+pub fn handle_kicks() {
+    // SAFETY: the handler does nothing but an atomic store.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_kick as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGRTMIN(), &action, ptr::null_mut());
+    }
+}
+
+/// The byte of a mapping that kicks of this thread set, or none. The mapping must stay until then.
+pub fn kicks_set(byte: Option<(&Mapping, usize)>) {
+    let flag = byte.map_or(ptr::null_mut(), |(mapping, offset)| {
+        assert!(offset < mapping.len);
+        mapping.start.wrapping_add(offset)
+    });
+    KICKED.with(|kicked| kicked.store(flag, Ordering::SeqCst));
+}
+
+/// Waits for one of these eventfds, or so many milliseconds.
+pub fn wait(events: &[&File], limit: i32) {
+    let mut fds: Vec<_> =
+        events.iter().map(|e| libc::pollfd { fd: e.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: the array is valid for as many entries.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, limit) };
+}
+
 /// The byte the handler sets to 1, as crosvm's sets `immediate_exit`. One check at a time.
 pub fn flag_on_signal(flag: *mut u8) {
     FLAG.store(flag, Ordering::SeqCst);
@@ -181,6 +241,12 @@ impl Thread {
     pub fn interrupt(self) {
         // SAFETY: by the callers, who join the thread later.
         unsafe { libc::pthread_kill(self.0, libc::SIGUSR1) };
+    }
+
+    /// Sends it SIGRTMIN. The thread must not have been joined.
+    pub fn kick(self) {
+        // SAFETY: as above.
+        unsafe { libc::pthread_kill(self.0, libc::SIGRTMIN()) };
     }
 }
 

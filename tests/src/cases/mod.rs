@@ -3,6 +3,7 @@
 
 pub mod abuse;
 pub mod boot;
+pub mod crosvm;
 pub mod driver;
 pub mod el2;
 pub mod failures;
@@ -41,6 +42,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(linux::cases());
     cases.extend(guests::cases());
     cases.extend(driver::cases());
+    cases.extend(crosvm::cases());
     cases.extend(failures::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
