@@ -22,7 +22,8 @@ pub const CASES: &[Case] = cases!["guest":
     blocks_from_the_mailbox, another_cpu_loses_a_relinquished_page,
 ];
 
-fn power_off(vm: &mut Vm) -> Outcome {
+/// The guest turns its machine off.
+pub fn power_off(vm: &mut Vm) -> Outcome {
     let reason = vm.run(0)?;
     check_eq!(reason, exit::SYSTEM_EVENT, "last exit");
     let event = SystemEvent::read(&vm.report(0));
@@ -30,7 +31,8 @@ fn power_off(vm: &mut Vm) -> Outcome {
     Ok(())
 }
 
-fn store(vm: &mut Vm, offset: u64, value: u64, what: &str) -> Outcome {
+/// The guest stores `value` to the device.
+pub fn store(vm: &mut Vm, offset: u64, value: u64, what: &str) -> Outcome {
     check_eq!(vm.run_to_store(0)?, (offset, value), "{what} (offset, value)");
     Ok(())
 }

@@ -14,6 +14,8 @@ mod abuse;
 #[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
+mod conformance;
+#[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
 mod guest_runs;
@@ -35,7 +37,7 @@ gzvm_guest_kit::entry!(host_vm);
 
 #[cfg(target_os = "none")]
 fn host_vm() {
-    use gzvm_guest_kit::{case, gic, println, smp};
+    use gzvm_guest_kit::{ArrayVec, case, gic, println, smp};
 
     println!("gzvm test host: {} CPUs", smp::count());
     gic::init_distributor();
@@ -43,7 +45,9 @@ fn host_vm() {
     if crash::run() {
         return;
     }
-    case::run(&[host::CASES, calls::CASES, guest_runs::CASES, life::CASES, unmap::CASES, abuse::CASES]);
+    let lists = [host::CASES, calls::CASES, guest_runs::CASES, life::CASES, unmap::CASES, abuse::CASES];
+    let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();
+    case::run(&all);
 }
 
 /// Runs on bare metal only.

@@ -13,6 +13,7 @@ pub const RAM: u64 = 0x8000_0000;
 /// SPI that `waits_for_spi` enables.
 pub const SPI: u64 = 5;
 
+/// A function for each program between two labels, with its bytes.
 macro_rules! programs {
     ($($(#[$doc:meta])* $name:ident = ($start:ident, $end:ident);)*) => {
         unsafe extern "C" { $(static $start: u8; static $end: u8;)* }
@@ -24,6 +25,7 @@ macro_rules! programs {
         })*
     };
 }
+pub(crate) use programs;
 
 programs! {
     /// Every kind of exit once; x0 as it started, see the listing.

@@ -38,7 +38,8 @@ pub struct Vm {
     destroyed: bool,
 }
 
-fn must(reply: Reply, what: &str) -> Result<Reply, Verdict> {
+/// The reply of a call that has to succeed.
+pub fn must(reply: Reply, what: &str) -> Result<Reply, Verdict> {
     if reply.ok() { Ok(reply) } else { Err(Verdict::fail(format_args!("{what}: x0 = {:#x}", reply.x0))) }
 }
 
@@ -92,7 +93,8 @@ impl Vm {
         Ok(vm)
     }
 
-    fn call(&self, function: Function, args: &[u64]) -> Reply {
+    /// A call about this VM: x1 is its id, `args` follow.
+    pub fn call(&self, function: Function, args: &[u64]) -> Reply {
         let mut all = [0; 7];
         all[0] = self.id.into();
         for (to, from) in all[1..].iter_mut().zip(args) {

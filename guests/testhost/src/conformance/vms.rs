@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Rows 0, 1, 12, 14, 16, 19 of the hypercall table, and our extensions: the VM as a whole.
+
+use gzvm_abi::counter;
+use gzvm_abi::counter::Counter;
+use gzvm_abi::hypercall::{EXT_VERSION, Function, Status};
+use gzvm_guest_kit::case::{Case, Outcome, Verdict};
+use gzvm_guest_kit::hypercall::{self, call};
+use gzvm_guest_kit::{cases, check, check_eq, fail};
+
+use super::{Bare, answers, leaves_nothing, start_second, stop_second};
+use crate::pages;
+use crate::programs::{self, RAM};
+use crate::vm::{self, Vm};
+
+pub const CASES: &[Case] = cases!["hypercall":
+    create_vm, destroy_vm, destroy_vm_while_running, probe, inform_exit, set_dtb_config, get_statistics,
+    enable_cap, get_regs, set_regs, ext_info, ext_counter,
+];
+
+const NO_VM: [u64; 7] = [0, 254, 0x7FFF, 0xFFFE, 0xFFFF, 0x1_0000, u64::MAX];
+
+/// Row 0. Type 0 is all that crosvm asks for; ids are never 0 or 0xFFFF.
+fn create_vm() -> Outcome {
+    leaves_nothing(|| {
+        let before = hypercall::counter(Counter::Vms);
+        for kind in [1u64, 2, 0x80, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
+            answers(call(Function::CreateVm, &[kind]), Status::InvalidArgs, format_args!("type {kind:#x}"))?;
+        }
+        check_eq!(hypercall::counter(Counter::Vms), before, "VMs after refusals");
+        let reply = call(Function::CreateVm, &[0]);
+        answers(reply, Status::Success, format_args!("type 0"))?;
+        let id = reply.values[0];
+        let other = Bare::new()?;
+        vm::destroy(id as u16)?;
+        check!((1..=0xFFFE).contains(&id), "VM id {id:#x}");
+        check!(other.id != id, "two VMs with id {id:#x}");
+        check_eq!(reply.values[1..].iter().sum::<u64>(), 0, "x2 and x3");
+        Ok(())
+    })
+}
+
+/// A VM with each second page mapped, so that no blocks come of them.
+fn holey() -> Result<Vm, Verdict> {
+    let vm = Vm::new(programs::reads_all(), 1)?;
+    for n in (0..vm::RAM_PAGES).step_by(2) {
+        check!(vm.map(RAM + n * 4096).ok(), "MAP_GUEST of page {n}");
+    }
+    Ok(vm)
+}
+
+/// Row 1: restartable. Each call does as much as x2 says; -33 until all is done.
+fn destroy_vm() -> Outcome {
+    leaves_nothing(|| {
+        for id in NO_VM {
+            answers(call(Function::DestroyVm, &[id, 128]), Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        let mut calls = [0u32; 3];
+        for (calls, batch) in calls.iter_mut().zip([1u64, 16, 128]) {
+            let vm = holey()?;
+            let id = u64::from(vm.id);
+            core::mem::forget(vm);
+            loop {
+                *calls += 1;
+                let reply = call(Function::DestroyVm, &[id, batch]);
+                if reply.status() == Some(Status::Success) {
+                    break;
+                }
+                answers(reply, Status::Busy, format_args!("call {calls} with {batch} pages"))?;
+                check!(*calls < 5000, "still not done after {calls} calls of {batch} pages");
+                // The first call has condemned it: nothing runs any more.
+                let exit = call(Function::Run, &[id << 16]).values[0] as u32;
+                check_eq!(exit, 0x9292_0006, "exit of RUN meanwhile");
+            }
+            answers(call(Function::DestroyVm, &[id, batch]), Status::InvalidArgs, format_args!("once more"))?;
+            pages::reset();
+        }
+        // 256 pages are mapped.
+        check!(calls[0] >= 256 && calls[1] >= 16 && calls[2] >= 2, "calls by batch of 1, 16, 128: {calls:?}");
+        check!(calls[0] > calls[1] && calls[1] > calls[2], "calls by batch of 1, 16, 128: {calls:?}");
+        // Before generation F there is no batch; and too large a one is no reason for a long call.
+        for batch in [0, 4096, 1 << 32, u64::MAX] {
+            let vm = holey()?;
+            let id = u64::from(vm.id);
+            core::mem::forget(vm);
+            let mut calls = 0;
+            while call(Function::DestroyVm, &[id, batch]).status() == Some(Status::Busy) {
+                calls += 1;
+                check!(calls < 5000, "still not done with batch {batch:#x}");
+            }
+            answers(call(Function::InformExit, &[id]), Status::InvalidArgs, format_args!("afterwards"))?;
+            pages::reset();
+        }
+        Ok(())
+    })
+}
+
+/// -33 while a vCPU runs elsewhere, which leaves with FAIL_ENTRY.
+fn destroy_vm_while_running() -> Outcome {
+    leaves_nothing(|| {
+        let vm = Vm::new(programs::spins(), 1)?;
+        check!(vm.map(RAM).ok(), "MAP_GUEST");
+        start_second(vm.tuple(0))?;
+        let outcome = vm.destroy();
+        let stopped = stop_second();
+        outcome?;
+        stopped
+    })
+}
+
+/// Row 12: any driver is welcome, and ours is told 16.0.0.
+fn probe() -> Outcome {
+    for version in [[16, 0, 0], [0, 0, 0], [17, 3, 1], [u64::MAX, u64::MAX, u64::MAX]] {
+        let reply = call(Function::Probe, &version);
+        answers(reply, Status::Success, format_args!("driver {version:?}"))?;
+        check_eq!(reply.values, [16, 0, 0], "version for driver {version:?}");
+    }
+    Ok(())
+}
+
+/// Row 14: no effect but a status.
+fn inform_exit() -> Outcome {
+    leaves_nothing(|| {
+        let vm = Bare::new()?;
+        answers(vm.call(Function::InformExit, &[0]), Status::Success, format_args!("a VM"))?;
+        for id in NO_VM {
+            answers(call(Function::InformExit, &[id]), Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Row 16: crosvm passes the device tree's address and the largest size, not the blob's.
+fn set_dtb_config() -> Outcome {
+    leaves_nothing(|| {
+        let vm = Bare::new()?;
+        let set = |gpa, size| vm.call(Function::SetDtbConfig, &[gpa, size]);
+        answers(set(0x8020_0000, 0x20_0000), Status::Success, format_args!("as crosvm"))?;
+        answers(set(0x8020_0000, 0x20_0000), Status::Success, format_args!("again"))?;
+        for id in NO_VM {
+            let reply = call(Function::SetDtbConfig, &[id, 0x8020_0000, 0x20_0000]);
+            answers(reply, Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Row 19: bytes that the hypervisor spends, tables and vCPUs included.
+fn get_statistics() -> Outcome {
+    leaves_nothing(|| {
+        for id in NO_VM {
+            answers(call(Function::GetStatistics, &[id]), Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        let bare = Bare::new()?;
+        let reply = bare.call(Function::GetStatistics, &[0]);
+        answers(reply, Status::Success, format_args!("a VM"))?;
+        let [empty, shared, x3] = reply.values;
+        check!(empty >= 4096 && empty % 4096 == 0, "{empty} bytes for a VM");
+        check_eq!((shared, x3), (0, 0), "x2 and x3");
+        let vm = Vm::new(programs::tour(), 1)?;
+        let used = || call(Function::GetStatistics, &[vm.id.into()]).values[0];
+        let with_vcpu = used();
+        check!(with_vcpu > empty, "a vCPU costs nothing: {empty} and {with_vcpu} bytes");
+        check!(vm.map(RAM).ok(), "MAP_GUEST");
+        let with_page = used();
+        check!(with_page > with_vcpu, "tables cost nothing: {with_vcpu} and {with_page} bytes");
+        vm.destroy().map(drop)
+    })
+}
+
+/// Row 13: x1 names the VM, 0 none; each capability has a case of its own.
+fn enable_cap() -> Outcome {
+    leaves_nothing(|| {
+        let vm = Bare::new()?;
+        // More arguments than the capability has mean nothing.
+        let reply = vm.call(Function::EnableCap, &[0x9203, 1, 2, 3, 4, 5]);
+        answers(reply, Status::Success, format_args!("with five arguments"))?;
+        for id in NO_VM {
+            let reply = call(Function::EnableCap, &[id, 0x9203]);
+            answers(reply, Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        // Questions about the hypervisor need no VM, and may come with one.
+        for id in [0, vm.id, 0xFFFF] {
+            check!(call(Function::EnableCap, &[id, 0x9204]).ok(), "0x9204 with VM {id:#x}");
+        }
+        Ok(())
+    })
+}
+
+fn not_implemented(function: Function) -> Outcome {
+    let vm = Bare::new()?;
+    for x1 in [vm.tuple(0), 0, u64::MAX] {
+        answers(call(function, &[x1, 0]), Status::NotImplemented, format_args!("x1 = {x1:#x}"))?;
+    }
+    Ok(())
+}
+
+/// Row 6, reserved.
+fn get_regs() -> Outcome {
+    leaves_nothing(|| not_implemented(Function::GetRegs))
+}
+
+/// Row 7, reserved.
+fn set_regs() -> Outcome {
+    leaves_nothing(|| not_implemented(Function::SetRegs))
+}
+
+/// 0x40: magic, version, and a bit for each function of ours, no more.
+fn ext_info() -> Outcome {
+    let reply = call(Function::ExtInfo, &[]);
+    answers(reply, Status::Success, format_args!("EXT_INFO"))?;
+    check_eq!((reply.values[0], reply.values[1]), (0x475A_5253, EXT_VERSION), "magic and version");
+    for bit in 0..64u16 {
+        let there = Function::from_number(0x40 + bit).is_some();
+        check_eq!(reply.values[2] >> bit & 1 == 1, there, "bit of function {:#x}", 0x40 + bit);
+    }
+    Ok(())
+}
+
+/// 0x41: every counter by index, -8 past the last.
+fn ext_counter() -> Outcome {
+    for (i, name) in counter::NAMES.iter().enumerate() {
+        answers(call(Function::ExtCounter, &[i as u64]), Status::Success, format_args!("{name}"))?;
+    }
+    let count = counter::COUNT as u64;
+    for i in [count, count + 1, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
+        answers(call(Function::ExtCounter, &[i]), Status::InvalidArgs, format_args!("counter {i:#x}"))?;
+    }
+    let Some(before) = hypercall::counter(Counter::HostHvc) else { fail!("no counter") };
+    let after = hypercall::counter(Counter::HostHvc).unwrap_or(0);
+    check_eq!(after - before, 1, "hypercalls between two readings of their counter");
+    Ok(())
+}
