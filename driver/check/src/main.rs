@@ -13,6 +13,7 @@
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`].
 
 mod arguments;
+mod conformance;
 mod crosvm;
 mod eventfds;
 mod machine;
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
         return crosvm::main(std::env::args().skip(2));
     }
     let (mut passed, mut failed) = (0, 0);
-    for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&only)) {
+    for (name, check) in CHECKS.iter().chain(conformance::CHECKS).filter(|(name, _)| name.contains(&only)) {
         let (sender, receiver) = channel();
         // A thread of its own, so that one that hangs is one that fails. It is left behind then.
         std::thread::spawn(move || {
