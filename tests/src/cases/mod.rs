@@ -3,6 +3,7 @@
 
 pub mod abuse;
 pub mod boot;
+pub mod conformance;
 pub mod crosvm;
 pub mod driver;
 pub mod el2;
@@ -38,6 +39,7 @@ pub const HOST_ARGUMENTS: &str = "console=ttyAMA0 panic=-1 quiet";
 pub fn all(layout: &Layout) -> Vec<Case> {
     let mut cases = boot::cases(layout);
     cases.extend(el2::cases());
+    cases.extend(conformance::cases());
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
     cases.extend(guests::cases());
