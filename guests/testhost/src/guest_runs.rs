@@ -16,7 +16,8 @@ use crate::vm::Vm;
 
 pub const CASES: &[Case] = cases!["guest":
     tour_of_exits, page_report_is_not_trusted, memory_is_the_hosts_pages, registers_of_the_host_survive,
-    unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, own_timer_preempts_the_guest,
+    unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, own_timer_preempts_the_guest, who_probes_sleeps_shortly,
+    busy_vcpu_of_the_public_driver_rests,
     second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus, host_fp_survives,
     two_vms_interleaved, vcpu_wanders_between_cpus, relinquished_page_comes_back_fresh, time_call_and_reset,
     blocks_from_the_mailbox, another_cpu_loses_a_relinquished_page,
@@ -237,9 +238,73 @@ fn idle_and_spi() -> Outcome {
     Ok(())
 }
 
+/// A driver that knows EXT_INFO is loaded, then one that does not: its sleeps are short, since it may miss a wake-up.
+fn who_probes_sleeps_shortly() -> Outcome {
+    let mut vm = Vm::new(programs::waits_for_spi(), 1)?;
+    let mut delay = || {
+        let reason = vm.run(0)?;
+        check_eq!(reason, exit::IDLE, "exit");
+        Ok(vm.hwstate(0).vtimer_delay)
+    };
+    check!(call(Function::ExtInfo, &[]).ok(), "EXT_INFO");
+    let long = delay()?;
+    check!(call(Function::Probe, &[16, 0, 0]).ok(), "PROBE");
+    let short = delay()?;
+    check!(call(Function::ExtInfo, &[]).ok(), "EXT_INFO again");
+    check_eq!(delay()?, long, "delay after EXT_INFO again");
+    let frequency = timer::frequency();
+    check!(long > frequency && short <= frequency / 20, "sleeps of {long} and {short} ticks");
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// The public driver goes back to RUN after IRQ whatever its kernel's scheduler wants: now and then it is told to sleep a moment.
+/// A driver that says EXT_INFO looks for itself.
+fn busy_vcpu_of_the_public_driver_rests() -> Outcome {
+    let mut vm = Vm::new(programs::spins(), 1)?;
+    gic::set_handler(|intid| {
+        if intid == machine::get().timer_intid {
+            timer::disarm();
+        }
+    });
+    gic::enable(machine::get().timer_intid);
+    let rests = |driver: Function| {
+        check!(call(driver, &[16, 0, 0]).ok(), "{driver:?}");
+        let (mut irqs, mut rests) = (0, 0);
+        let end = timer::now() + timer::frequency() / 5;
+        while timer::now() < end || irqs < 20 {
+            timer::arm_at(timer::now() + timer::frequency() / 1000);
+            match vm.run_once(0) {
+                exit::EXCEPTION => drop(vm.map(RAM)),
+                exit::IRQ => irqs += 1,
+                exit::IDLE => {
+                    let state = vm.hwstate(0);
+                    let short = (1..=timer::frequency() / 1000).contains(&state.vtimer_delay);
+                    check!(short && state.vtimer_migrate != 0, "a rest of {} ticks", state.vtimer_delay);
+                    rests += 1;
+                }
+                other => fail!("exit {other:#x}"),
+            }
+            arch::irq_enable();
+            arch::isb();
+            arch::irq_disable();
+        }
+        Ok(rests)
+    };
+    let (public, ours) = (rests(Function::Probe)?, rests(Function::ExtInfo)?);
+    check!(public >= 2 && ours == 0, "{public} rests of the public driver, {ours} of ours");
+    vm.faults = 0;
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
 /// The host's timer ends the run of a guest that never exits by itself, about in time.
 fn own_timer_preempts_the_guest() -> Outcome {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Else it rests now and then.
+    check!(call(Function::ExtInfo, &[]).ok(), "EXT_INFO");
     let mut vm = Vm::new(programs::spins(), 1)?;
     gic::set_handler(|intid| {
         if intid == machine::get().timer_intid {

@@ -35,6 +35,9 @@ pub const GUEST_VTIMER: IntId = IntId(27);
 const LONGEST_IDLE: u64 = 20;
 /// And under a driver that may miss a wake-up.
 const SHORT_IDLES_PER_SECOND: u64 = 20;
+/// How often a thread gives up its CPU that comes back to RUN whatever the host's scheduler wants, and for how long.
+const RESTS_PER_SECOND: u64 = 100;
+const RESTS_LENGTH: u64 = 50_000;
 
 /// Why RUN returns to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,8 +183,28 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
         }
         Gate::Over | Gate::Gone => vm.told(),
     };
+    let outcome = if WAKES_AFTERWARDS.load(Ordering::Relaxed) { outcome } else { rest(vcpu, outcome) };
     count(outcome.counter());
     outcome.publish(vcpu, vm)
+}
+
+/// The public driver's loop goes back to RUN after an interrupt without looking at the scheduler: a kernel that does not preempt
+/// itself never takes the CPU away from a busy vCPU, and one that waits for a vCPU behind it waits forever. So such a vCPU goes to
+/// sleep for a moment, which lets others run.
+fn rest(vcpu: &mut Vcpu, outcome: Exit) -> Exit {
+    let now = timer::now();
+    match outcome {
+        Exit::Irq if now.wrapping_sub(vcpu.rested) > timer::frequency() / RESTS_PER_SECOND => {
+            vcpu.rested = now;
+            Exit::Idle((timer::frequency() / RESTS_LENGTH).max(1))
+        }
+        // Whoever comes back at once has not slept.
+        Exit::Irq | Exit::Ipi(_) | Exit::Again => outcome,
+        _ => {
+            vcpu.rested = now;
+            outcome
+        }
+    }
 }
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
@@ -297,8 +320,8 @@ fn mmio_data(vcpu: &Vcpu) -> u64 {
 }
 
 /// The driver wakes a vCPU after, not before, it has raised its interrupt. Ours does, and says who it
-/// is by EXT_INFO. The public one wakes first: a vCPU that goes to sleep again in between would
-/// miss the interrupt, so its sleeps are short.
+/// is by EXT_INFO. The public one, and whichever has only just said PROBE, wakes first: a vCPU that goes to sleep again in between
+/// would miss the interrupt, so its sleeps are short.
 pub static WAKES_AFTERWARDS: AtomicBool = AtomicBool::new(false);
 
 /// How long a vCPU without a timer sleeps in the driver, in ticks.

@@ -474,6 +474,8 @@ pub struct Vcpu {
     pub pending: Option<Pending>,
     /// vCPUs that sleep and have to be woken (bit n: vCPU n), of whom the driver has not been told yet.
     pub wake_others: u64,
+    /// When its thread last did anything but come straight back, in ticks; kept under the public driver alone.
+    pub rested: u64,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
     /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
@@ -492,6 +494,7 @@ impl Vcpu {
             shared,
             pending: None,
             wake_others: 0,
+            rested: 0,
             os_lock: false,
             mdscr: 0,
         };

@@ -19,8 +19,10 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::RemoveMemregion.extension_bit()
     | Function::Control.extension_bit();
 
-/// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros.
+/// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros. A driver begins with it, so what an
+/// earlier one knew is forgotten.
 pub fn probe(_: Args) -> Result<Results, Error> {
+    WAKES_AFTERWARDS.store(false, Ordering::Relaxed);
     Ok([PROBE_VERSION.0, PROBE_VERSION.1, PROBE_VERSION.2])
 }
 
