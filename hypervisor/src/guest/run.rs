@@ -178,8 +178,8 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
         }
         Gate::Parked => {
             // The host has answered by now, and may write the page while the VM is paused.
-            take_answer(vcpu);
-            vm.told()
+            // What it answered may have been but a step of an access.
+            take_answer(vcpu).unwrap_or_else(|| vm.told())
         }
         Gate::Over | Gate::Gone => vm.told(),
     };
