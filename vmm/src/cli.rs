@@ -72,6 +72,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub mem: MemSize,
 
+    /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
+    /// reports as free
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<MemSize>,
+
     /// The whole kernel command line
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
     pub cmdline: String,
@@ -198,6 +203,7 @@ mod tests {
     #[test]
     fn mistakes_are_refused() {
         assert_eq!(parse(&[]), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse(&["--kernel", "k", "--balloon", "64M"]).unwrap().balloon, Some(MemSize(64 << 20)));
         for wrong in
             [["--cpus", "0"], ["--cpus", "65"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
         {

@@ -123,6 +123,28 @@ impl GuestRam {
         Ok(Self { memory, host_address, size, _mapping: Arc::new(mapping) })
     }
 
+    /// Drops the content of guest pages from our memory, which the host can use then; they read as zero from here on.
+    /// False where they are no whole pages of RAM.
+    pub fn drop_pages(&self, address: u64, size: u64) -> bool {
+        let inside = address.checked_sub(layout::RAM_BASE).filter(|offset| {
+            (offset | size).is_multiple_of(4096)
+                && offset.checked_add(size).is_some_and(|end| end <= self.size)
+        });
+        let Some(offset) = inside.filter(|_| size != 0) else { return false };
+        let (Ok(start), Ok(size)) = (usize::try_from(self.host_address + offset), usize::try_from(size))
+        else {
+            return false;
+        };
+        // SAFETY: inside our own mapping, as just checked; guest memory is only reached through volatile
+        // accesses, for which any content will do.
+        let dropped =
+            unsafe { mm::madvise(std::ptr::with_exposed_provenance_mut(start), size, Advice::LinuxDontNeed) };
+        if let Err(error) = dropped {
+            tracing::warn!("{} KiB of guest memory can't be given back: {error}", size >> 10);
+        }
+        dropped.is_ok()
+    }
+
     /// The memory as devices see it.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -233,6 +255,31 @@ mod tests {
         drop(ram);
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!maps.contains(&format!("{address:x}-")));
+    }
+
+    #[test]
+    fn dropped_pages_read_as_zero() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let at = |page: u64| GuestAddress(layout::RAM_BASE + page * 4096);
+        for page in 0..4 {
+            ram.memory().write_obj(page + 1, at(page)).unwrap();
+        }
+        assert!(ram.drop_pages(layout::RAM_BASE + 4096, 8192));
+        let read = |page| ram.memory().read_obj::<u64>(at(page)).unwrap();
+        assert_eq!([0, 1, 2, 3].map(read), [1, 0, 0, 4]);
+        let end = layout::RAM_BASE + ram.size();
+        for (address, size) in [
+            (layout::RAM_BASE, 0),
+            (layout::RAM_BASE, 4095),
+            (layout::RAM_BASE + 1, 4096),
+            (layout::RAM_BASE - 4096, 4096),
+            (end - 4096, 8192),
+            (end, 4096),
+            (layout::RAM_BASE, u64::MAX - 4095),
+            (0, 4096),
+        ] {
+            assert!(!ram.drop_pages(address, size), "{address:#x} {size:#x}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::devices::rtc::Pl031;
 use crate::devices::serial::Uart;
 use crate::devices::testdev::TestDevice;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::exit::EndReason;
@@ -45,7 +46,9 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let loaded = loader::load(&ram, &options.kernel, options.initrd.as_deref())?;
 
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, &ram, options.cpus)?;
-    let mut devices = Devices::new(vm.as_ref(), &ram, disks, options.strict_mmio)?;
+    let vm: Arc<dyn Vm> = vm.into();
+    let balloon = options.balloon.map(|size| balloon(&vm, &ram, size.0)).transpose()?;
+    let mut devices = Devices::new(vm.as_ref(), &ram, disks, balloon, options.strict_mmio)?;
     let fdt = place_fdt(options, &ram, loaded.initrd, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
     let boot = BootState { entry: loaded.entry, fdt };
@@ -73,12 +76,36 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
 }
 
 fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
-    if options.disks.len() > layout::VIRTIO_MAX as usize {
-        anyhow::bail!("--disk: {} disks, and there is room for {}", options.disks.len(), layout::VIRTIO_MAX);
+    let room = layout::VIRTIO_MAX as usize - usize::from(options.balloon.is_some());
+    if options.disks.len() > room {
+        anyhow::bail!("--disk: {} disks, and there is room for {room}", options.disks.len());
     }
     let disks: Result<Vec<_>, _> =
         options.disks.iter().map(|disk| Disk::open(&disk.path, disk.read_only)).collect();
     Ok(disks?)
+}
+
+/// A balloon that should take `size` bytes of the guest's RAM.
+fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloon> {
+    if size >= ram.size() || !size.is_multiple_of(PAGE) {
+        anyhow::bail!(
+            "--balloon {}K: must be whole pages, and less than the guest's {}M",
+            size >> 10,
+            ram.size() >> 20
+        );
+    }
+    if !vm.can_discard() {
+        anyhow::bail!("--balloon: this hypervisor or its driver can't take pages back from a guest");
+    }
+    let (vm, ram) = (vm.clone(), ram.clone());
+    let give: Giver = Arc::new(move |run| {
+        if !ram.drop_pages(run.address, run.size) {
+            tracing::debug!("balloon: {run:x?} is no RAM");
+        } else if let Err(error) = vm.discard(run.address, run.size) {
+            tracing::warn!("balloon: {error:#}");
+        }
+    });
+    Ok(Balloon::new(Size::new(u32::try_from(size / PAGE).unwrap_or(u32::MAX)), give))
 }
 
 /// Writes the device tree into RAM; returns where it is.
@@ -139,7 +166,13 @@ struct Devices {
 }
 
 impl Devices {
-    fn new(vm: &dyn Vm, ram: &GuestRam, disks: Vec<Disk>, strict_mmio: bool) -> anyhow::Result<Self> {
+    fn new(
+        vm: &dyn Vm,
+        ram: &GuestRam,
+        disks: Vec<Disk>,
+        balloon: Option<Balloon>,
+        strict_mmio: bool,
+    ) -> anyhow::Result<Self> {
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, layout::SERIAL_SPI)?;
         let output = ConsoleOutput::stdout().context("standard output")?;
@@ -148,8 +181,11 @@ impl Devices {
         bus.insert(layout::RTC, Arc::new(Pl031::new()))?;
         bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
         let mut virtio = Vec::with_capacity(disks.len());
-        for (index, disk) in (0..).zip(disks) {
-            let device = attach_virtio(vm, ram, index, Box::new(Blk::new(disk)))?;
+        let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
+        // Behind the disks, so that they keep their places.
+        let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
+        for (index, device) in (0..).zip(disks.chain(balloon)) {
+            let device = attach_virtio(vm, ram, index, device)?;
             bus.insert(layout::virtio(index), device.clone())?;
             virtio.push(device);
         }
@@ -162,8 +198,8 @@ impl Devices {
     }
 }
 
-/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for each
-/// queue's notification.
+/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for the
+/// notification of a single queue.
 fn attach_virtio(
     vm: &dyn Vm,
     ram: &GuestRam,
@@ -173,11 +209,10 @@ fn attach_virtio(
     let line = interrupt(vm, layout::virtio_spi(index))?;
     let transport = Arc::new(MmioTransport::new(device, ram.memory().clone(), line)?);
     let address = layout::virtio(index).base + QUEUE_NOTIFY;
-    let notifications = transport.notifications();
-    for (queue, notify) in (0..).zip(notifications) {
-        // A single queue's notification needs no comparison.
-        let value = (notifications.len() > 1).then_some(queue);
-        vm.register_ioeventfd(notify, address, value)?;
+    // gzvm knows one eventfd an address, whatever the value. The queues of a device that has several are told
+    // by the transport, after an exit: only devices off the hot path have.
+    if let [notify] = transport.notifications() {
+        vm.register_ioeventfd(notify, address, None)?;
     }
     Ok(transport)
 }

@@ -2,6 +2,7 @@
 //! The list of system tests, and what they share.
 
 pub mod abuse;
+pub mod balloon;
 pub mod boot;
 pub mod conformance;
 pub mod crosvm;
@@ -45,6 +46,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(guests::cases());
     cases.extend(driver::cases());
     cases.extend(crosvm::cases());
+    cases.extend(balloon::cases());
     cases.extend(failures::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use gzvm_abi::hypercall::purpose;
-use gzvm_abi::ioctl::UserspaceMemoryRegion;
-use gzvm_abi::ioctl::extension;
+use gzvm_abi::ioctl::{UserspaceMemoryRegion, extension};
 use gzvm_abi::run::{exception, reason};
 use gzvm_abi::{MAX_VCPUS, reg};
 use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, VcpuFd, VmFd};
@@ -81,6 +80,19 @@ impl Vm for GuestVm {
         self.fd
             .register_ioevent(fd, address, 4, value.map(u64::from))
             .with_context(|| format!("gzvm: no ioeventfd at {address:#x}"))
+    }
+
+    fn discard(&self, address: u64, size: u64) -> anyhow::Result<()> {
+        loop {
+            match self.fd.discard(address, size) {
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => return other.context("gzvm: can't take pages back"),
+            }
+        }
+    }
+
+    fn can_discard(&self) -> bool {
+        matches!(self.fd.check_extension(extension::DISCARD), Ok(Some(1)))
     }
 
     fn set_fdt(&self, address: u64, size: u64) -> anyhow::Result<()> {

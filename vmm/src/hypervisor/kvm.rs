@@ -124,6 +124,14 @@ impl Vm for GuestVm {
         .with_context(|| format!("kvm: no ioeventfd at {address:#x}"))
     }
 
+    fn discard(&self, _address: u64, _size: u64) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn can_discard(&self) -> bool {
+        true
+    }
+
     fn set_fdt(&self, _address: u64, _size: u64) -> anyhow::Result<()> {
         Ok(())
     }

@@ -105,6 +105,16 @@ pub trait Vm: Send + Sync {
     /// The kernel refused.
     fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()>;
 
+    /// Takes pages back from the guest, after they were dropped from our memory. Nothing to do where the hypervisor
+    /// follows our address space by itself.
+    ///
+    /// # Errors
+    /// The hypervisor refused: the guest keeps the old pages, which we no longer see.
+    fn discard(&self, address: u64, size: u64) -> anyhow::Result<()>;
+
+    /// Can guest pages be taken back?
+    fn can_discard(&self) -> bool;
+
     /// Tells where the device tree is, where the hypervisor cares.
     ///
     /// # Errors

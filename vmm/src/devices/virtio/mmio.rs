@@ -280,9 +280,9 @@ impl MmioDevice for MmioTransport {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<EndReason> {
-        // Configuration space of our devices is read-only.
-        if offset < reg::VIRTIO_MMIO_CONFIG.into()
-            && let Ok(data) = <[u8; 4]>::try_from(data)
+        if let Some(offset) = offset.checked_sub(reg::VIRTIO_MMIO_CONFIG.into()) {
+            self.state().device.write_config(offset, data);
+        } else if let Ok(data) = <[u8; 4]>::try_from(data)
             && let Ok(offset) = u32::try_from(offset)
         {
             self.write_register(offset, u32::from_le_bytes(data));

@@ -6,8 +6,10 @@
 //! serves them in threads of its own, woken by eventfds that the hypervisor signals straight from
 //! the guest's notification. No lock is shared with the vCPUs while requests flow.
 
+pub mod balloon;
 pub mod blk;
 pub mod mmio;
+mod worker;
 
 use std::io;
 use std::sync::Arc;
@@ -99,6 +101,8 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
     /// Reads configuration space; bytes behind its end stay as they are.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes configuration space; most devices let the driver change nothing.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Starts to serve the queues.
     ///
     /// # Errors

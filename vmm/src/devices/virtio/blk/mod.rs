@@ -10,8 +10,6 @@ pub mod request;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -20,6 +18,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
+use super::worker::Worker;
 use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
 use disk::{Disk, SECTOR_SIZE};
 
@@ -32,15 +31,6 @@ pub struct Blk {
     disk: Arc<Disk>,
     worker: Option<Worker>,
 }
-
-/// The thread that serves the queue, and how to end it.
-struct Worker {
-    thread: JoinHandle<()>,
-    stop: Arc<AtomicBool>,
-    queue: ReadyQueueHandle,
-}
-
-type ReadyQueueHandle = Arc<vmm_sys_util::eventfd::EventFd>;
 
 impl Blk {
     /// A device without a driver.
@@ -85,7 +75,6 @@ impl VirtioDevice for Blk {
         self.reset();
         let Activation { memory, features, interrupt, queues } = activation;
         let Some(ReadyQueue { queue, notify, .. }) = queues.into_iter().next() else { return Ok(()) };
-        let stop = Arc::new(AtomicBool::new(false));
         let mut server = Server {
             disk: self.disk.clone(),
             memory,
@@ -94,34 +83,12 @@ impl VirtioDevice for Blk {
             // Without the flush command, a write is done when it is on the medium (5.2.6.2).
             write_through: features >> VIRTIO_BLK_F_FLUSH & 1 == 0,
         };
-        let (stopped, woken) = (stop.clone(), notify.clone());
-        let thread = thread::Builder::new().name("gz-blk".into()).spawn(move || {
-            // Requests may have come before the thread.
-            let mut result = server.serve();
-            while result.is_ok() && woken.read().is_ok() && !stopped.load(Ordering::Acquire) {
-                result = server.serve();
-            }
-            if let Err(error) = result {
-                // What is left of the queue can't be trusted; only a reset by the driver helps.
-                tracing::warn!("virtio-blk: the guest broke its queue: {error}");
-            }
-        })?;
-        self.worker = Some(Worker { thread, stop, queue: notify });
+        self.worker = Some(Worker::start("blk", notify, move || server.serve())?);
         Ok(())
     }
 
     fn reset(&mut self) {
-        let Some(worker) = self.worker.take() else { return };
-        worker.stop.store(true, Ordering::Release);
-        if worker.queue.write(1).is_err() || worker.thread.join().is_err() {
-            tracing::warn!("virtio-blk: the worker thread did not end well");
-        }
-    }
-}
-
-impl Drop for Blk {
-    fn drop(&mut self) {
-        self.reset();
+        self.worker = None;
     }
 }
 
@@ -224,7 +191,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while line.read().is_err() {
             assert!(Instant::now() < deadline, "no interrupt");
-            thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(interrupt.status(), 1);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0xA000)).unwrap(), 0);

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! System tier: a stock Linux guest gives memory back to the host, and takes it again.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{BOOT_LIMIT, Host, WHOLE, scripted};
+use crate::{
+    harness::{Case, Context, Tier},
+    initrd::{self, Extra},
+    results::Results,
+};
+
+/// The tests of this file.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    vec![Case::new(Tier::System, "balloon::gives_memory_back_and_takes_it", WHOLE, balloon)]
+}
+
+/// The stock kernel's own driver of a balloon.
+const MODULE: &str = "host/modules/kernel/drivers/virtio/virtio_balloon.ko";
+
+fn balloon(context: &Context) -> Result<()> {
+    let module = Extra::file("/virtio_balloon.ko", 0o644, &context.layout.cache.join(MODULE))?;
+    let guest = initrd::guest(&context.layout, &[module, Extra::script(GUEST)])?;
+    let extra = Extra { path: "/guest/balloon.cpio".to_owned(), mode: 0o644, content: guest };
+    let machine = scripted(context, Host::Gzvm, HOST, &[extra])?;
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", Duration::from_secs(400))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}
+
+/// In the guest: a step is done when its line is out; the next begins with a line of input.
+const GUEST: &str = r"mount -o remount,size=100% /tmp
+free=$(sed -n 's/^MemFree: *\([0-9]*\) kB/\1/p' /proc/meminfo)
+bytes=$(((free - 16384) * 1024))
+fill() { head -c $bytes /dev/zero >/tmp/fill; wc -c </tmp/fill; }
+got=$(fill)
+rm /tmp/fill
+echo STEP-filled-$got-of-$bytes
+read -r line
+insmod /virtio_balloon.ko
+until inflated=$(sed -n 's/^balloon_inflate //p' /proc/vmstat); [ ${inflated:-0} -ge 32768 ]; do usleep 100000; done
+echo STEP-inflated-$inflated
+read -r line
+rmmod virtio_balloon
+got=$(fill)
+[ $got = $bytes ] && echo STEP-taken-all || echo STEP-taken-$got-of-$bytes
+read -r line
+";
+
+const HOST: &str = r#". /etc/test-library
+said() {
+    n=0
+    until grep -q "$1" /tmp/gz.out; do
+        n=$((n + 1))
+        [ $n -gt 600 ] && { tail -n 5 /tmp/gz.out; return 1; }
+        usleep 200000
+    done
+}
+# pinned -lt|-gt NUMBER: waits until the driver has pinned fewer or more pages.
+pinned() {
+    n=0
+    until [ "$(counter driver_pinned_pages)" "$1" "$2" ]; do
+        n=$((n + 1))
+        [ $n -gt 100 ] && return 1
+        usleep 100000
+    done
+}
+held >/tmp/before
+mkfifo /tmp/input
+gz run --kernel /guest/Image --initrd /guest/balloon.cpio --cpus 2 --mem 256M --balloon 128M \
+    --cmdline "console=ttyS0 panic=-1 quiet" </tmp/input >/tmp/gz.out 2>&1 &
+exec 3>/tmp/input
+
+said STEP-filled
+filled=$(counter driver_pinned_pages) filled_available=$(available)
+echo "filled: $filled pages pinned, $filled_available KiB available; $(grep STEP-filled /tmp/gz.out)"
+holds guest_fills_its_memory "$filled pages are pinned" [ $filled -gt 57000 ]
+
+echo go >&3
+holds guest_inflates "no end of it" said STEP-inflated
+holds pages_are_unpinned "they are not" pinned -lt $((filled - 25000))
+inflated=$(counter driver_pinned_pages) inflated_available=$(available)
+echo "inflated: $inflated pages pinned, $inflated_available KiB available"
+gained=$((inflated_available - filled_available))
+holds host_gains_memory "only $gained KiB" [ $gained -gt 90000 ]
+
+echo go >&3
+holds guest_takes_it_again "no end of it" said STEP-taken-all
+holds pages_are_pinned_again "they are not" pinned -gt $((filled - 5000))
+echo "taken: $(counter driver_pinned_pages) pages pinned; $(grep STEP-taken /tmp/gz.out)"
+
+echo go >&3
+wait %1
+status=$?
+holds guest_ends_well "exit status $status" [ $status = 0 ]
+exec 3>&-
+held >/tmp/after
+diff /tmp/before /tmp/after
+holds counters_return "see the difference above" cmp -s /tmp/before /tmp/after
+finish"#;
