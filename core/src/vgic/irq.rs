@@ -220,9 +220,11 @@ impl Irq {
         }
     }
 
-    /// GICD_ICACTIVER, ICC_DIR_EL1, or an EOI while not in a list register.
-    pub fn deactivate(&mut self) {
-        if self.active() {
+    /// GICD_ICACTIVER, ICC_DIR_EL1, or an EOI while not in a list register. Whether this ended it: if
+    /// not, it was not active, or a list register has to say so.
+    pub fn deactivate(&mut self) -> bool {
+        let ended = self.active();
+        if ended {
             self.physical_fires_again();
         }
         self.flags.remove(Flags::ACTIVE.union(Flags::ACKED));
@@ -232,6 +234,7 @@ impl Irq {
         } else {
             self.holder = 0;
         }
+        ended
     }
 
     /// A physical PPI that has been acknowledged interrupts again, if it is still asserted, as soon as
@@ -255,8 +258,9 @@ impl Irq {
         self.holder = u8::try_from(vcpu.0).map_or(0, |v| v.saturating_add(1));
     }
 
-    /// Comes back from a list register of `vcpu`, which is `lr` now.
-    pub fn fold(&mut self, lr: LrState) {
+    /// Comes back from a list register, which is `lr` now. Whether the guest has ended it there.
+    pub fn fold(&mut self, lr: LrState) -> bool {
+        let was_active = self.active();
         let had_latch = self.has(Flags::LR_LATCH);
         if had_latch && lr.pending && !self.has(Flags::DROP_PENDING) {
             let only_pulses = self.has(Flags::LR_PULSE) && self.has(Flags::PULSE) == self.latched();
@@ -285,5 +289,6 @@ impl Irq {
                 .union(Flags::DROP_ACTIVE)
                 .union(Flags::SET_ACTIVE),
         );
+        (was_active || acknowledged) && !active
     }
 }

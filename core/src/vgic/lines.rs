@@ -39,6 +39,72 @@ impl<M: Memory> Vgic<M> {
         Ok(kicks)
     }
 
+    /// Marks SPI `intid` as resampled, or no longer: see the module's text above.
+    pub fn set_resample(&mut self, intid: IntId, on: bool) -> Result<Kicks, BadIntId> {
+        let spi = intid.0.checked_sub(FIRST_SPI).filter(|_| intid.0 < self.end()).ok_or(BadIntId)?;
+        let (mut kicks, mask) = (core::mem::take(&mut self.owed), 1u64.wrapping_shl(spi));
+        let word = (spi / 64) as usize;
+        if let Some(marks) = self.resample.get_mut(word) {
+            *marks = if on { *marks | mask } else { *marks & !mask };
+        }
+        if !on
+            && let Some(ended) = self.ended.get_mut(word)
+            && *ended & mask != 0
+        {
+            *ended &= !mask;
+            self.due = self.due.saturating_sub(1);
+        }
+        // In a list register, it needs the EOI bit.
+        self.changed(VcpuId(0), intid.0, &mut kicks);
+        Ok(kicks)
+    }
+
+    /// A resampled SPI that the guest has ended, each once: its line is low now.
+    pub fn take_resampled(&mut self) -> Option<IntId> {
+        if self.due == 0 {
+            return None;
+        }
+        self.due = self.due.saturating_sub(1);
+        let (word, bits) = self.ended.iter_mut().enumerate().find(|(_, bits)| **bits != 0)?;
+        let n = bits.trailing_zeros();
+        *bits &= bits.wrapping_sub(1);
+        Some(IntId((word as u32).saturating_mul(64).saturating_add(n).saturating_add(FIRST_SPI)))
+    }
+
+    /// Whether SPI `intid` is resampled.
+    pub(super) fn resampled(&self, intid: u32) -> bool {
+        let Some(spi) = intid.checked_sub(FIRST_SPI) else { return false };
+        self.resample.get((spi / 64) as usize).is_some_and(|word| word.wrapping_shr(spi) & 1 != 0)
+    }
+
+    /// The guest has ended SPI `intid`.
+    pub(super) fn note_end(&mut self, intid: u32, kicks: &mut Kicks) {
+        if self.resampled(intid) {
+            self.update(VcpuId(0), intid, kicks, |irq| irq.drive(false));
+            self.tell(intid.saturating_sub(FIRST_SPI));
+        }
+    }
+
+    /// All resampled lines that are high count as ended.
+    pub(super) fn resample_all(&mut self) {
+        for spi in 0..u32::from(self.nr_spis) {
+            let intid = spi.saturating_add(FIRST_SPI);
+            if self.resampled(intid) && self.irq(VcpuId(0), intid).is_some_and(|irq| irq.has(Flags::LINE)) {
+                self.tell(spi);
+            }
+        }
+    }
+
+    fn tell(&mut self, spi: u32) {
+        let mask = 1u64.wrapping_shl(spi);
+        if let Some(word) = self.ended.get_mut((spi / 64) as usize)
+            && *word & mask == 0
+        {
+            *word |= mask;
+            self.due = self.due.saturating_add(1);
+        }
+    }
+
     /// PPI `intid` of `v` is the physical PPI `pintid` of the CPU that runs it, and has this level.
     /// To be called between `sync` and `flush`, at least when the level may have changed.
     ///

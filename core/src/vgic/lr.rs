@@ -15,8 +15,8 @@
 //!   off, VGrp*IE, since that changes the order.
 //! - Active ones left outside: an EOI of one counts in EOICount, and LRENPIE says so; ICC_DIR_EL1 is
 //!   trapped (TDIR), see [`Vgic::deactivate`].
-//! - An active one that has more to come (its level is high, its pending state belongs to another
-//!   vCPU or at another priority): the EOI bit of its list register.
+//! - One that is resampled, or an active one that has more to come (its level is high, its pending
+//!   state belongs to another vCPU or at another priority): the EOI bit of its list register.
 //!
 //! UIE is not used: "one or none valid" is asserted at once with a single list register.
 //!
@@ -220,13 +220,13 @@ impl<M: Memory> Vgic<M> {
         }
         for (slot, &lr) in slots.iter().zip(&cpu.lr).take(used) {
             let lr = ListRegister(lr);
-            self.update(v, u32::from(slot.intid), &mut kicks, |irq| {
+            self.update_ending(v, u32::from(slot.intid), &mut kicks, |irq| {
                 irq.fold(LrState {
                     pending: lr.pending(),
                     active: lr.active(),
                     priority: slot.priority,
                     from_line: slot.from_line,
-                });
+                })
             });
         }
         kicks.without(v)
@@ -255,7 +255,7 @@ impl<M: Memory> Vgic<M> {
     pub fn deactivate(&mut self, v: VcpuId, intid: IntId) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
         if self.irq(v, intid.0).is_some_and(|irq| irq.active() || irq.in_lr()) {
-            self.update(v, intid.0, &mut kicks, Irq::deactivate);
+            self.update_ending(v, intid.0, &mut kicks, Irq::deactivate);
         }
         kicks.without(v)
     }
@@ -266,13 +266,13 @@ impl<M: Memory> Vgic<M> {
         let (slots, used) = (vcpu.slots, usize::from(vcpu.used));
         let mut ignored = Kicks::NONE;
         for slot in slots.iter().take(used) {
-            self.update(v, u32::from(slot.intid), &mut ignored, |irq| {
+            self.update_ending(v, u32::from(slot.intid), &mut ignored, |irq| {
                 irq.fold(LrState {
                     pending: true,
                     active: irq.active(),
                     priority: slot.priority,
                     from_line: slot.from_line,
-                });
+                })
             });
         }
         if let Some(vcpu) = self.present_mut(v) {
@@ -354,6 +354,7 @@ impl<M: Memory> Vgic<M> {
         let Some(irq) = self.irq(v, intid).copied() else { return (ListRegister(0), Slot::EMPTY) };
         let pintid = self.pintid(v, intid, &irq);
         let active = candidate.rank == Rank::Active;
+        let resampled = self.resampled(intid);
 
         // Pending along with active, if it will be presented here as soon as it is deactivated: then
         // no exit is needed. When others wait outside, its turn is not decided here. A level is
@@ -364,10 +365,12 @@ impl<M: Memory> Vgic<M> {
             && self.group_enabled(&irq)
             && self.target(v, intid, &irq) == Some(v)
             && irq.priority == irq.active_priority()
-            && !overflow;
+            && !overflow
+            // Its end is to be seen, and with more pending there is no maintenance interrupt.
+            && !resampled;
         let take_latch = irq.latched() && (!active || follows);
         let from_line = !active && !take_latch;
-        let more = (active && irq.pending() && !follows) || irq.line_pending();
+        let more = resampled || (active && irq.pending() && !follows) || irq.line_pending();
 
         let mut lr = u64::from(intid);
         lr |= u64::from(candidate.priority) << ListRegister::PRIORITY_SHIFT;
@@ -410,7 +413,7 @@ impl<M: Memory> Vgic<M> {
             }
         });
         if let Some((_, _, intid)) = ended {
-            self.update(v, intid, kicks, Irq::deactivate);
+            self.update_ending(v, intid, kicks, Irq::deactivate);
         }
     }
 }

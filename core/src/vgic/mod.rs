@@ -38,6 +38,15 @@
 //! noted, the vCPU is kicked, and `sync` merges both. Reads of pending and active bits meanwhile are
 //! as of its last entry; [`Vgic::held_elsewhere`] says whom to kick first for an exact answer.
 //!
+//! # Resampled lines
+//! For level-triggered lines of devices outside EL2, whose VMM looks at the device again after each
+//! interrupt: [`Vgic::set_resample`] marks an SPI, [`Vgic::set_level`] raises it. When the guest ends it
+//! (EOI, ICC_DIR_EL1, GICD_ICACTIVER), the vGIC lowers the line and [`Vgic::take_resampled`] gives out
+//! the INTID, once for each end that nobody has fetched yet. EL2 asks after each [`Vgic::sync`],
+//! [`Vgic::deactivate`], [`Vgic::dist_write`] and [`Vgic::remove_vcpu`], until there is none; what
+//! it leaves waits. Such an interrupt asks for a maintenance interrupt at its end (LR.EOI), so the
+//! end is known at once.
+//!
 //! # Invariants
 //! - An interrupt is in at most one list register of one vCPU.
 //! - An active interrupt is kept, enabled or not, until it is deactivated. It stays with the vCPU
@@ -245,6 +254,11 @@ pub struct Vgic<M: Memory> {
     present: Kicks,
     /// Who takes interrupts that any vCPU may take: the first that is awake, on, or at least there.
     any: Option<VcpuId>,
+    /// Bit n: SPI n is resampled; and it has been ended, which is still to be told.
+    resample: [u64; SPI_WORDS],
+    ended: [u64; SPI_WORDS],
+    /// Bits in `ended`.
+    due: u16,
     vcpus: [Option<M::Box<VcpuState>>; MAX_VCPUS],
 }
 
@@ -263,6 +277,9 @@ impl<M: Memory> Vgic<M> {
             more,
             present: Kicks::NONE,
             any: None,
+            resample: [0; SPI_WORDS],
+            ended: [0; SPI_WORDS],
+            due: 0,
             vcpus: [const { None }; MAX_VCPUS],
         }
     }
@@ -275,6 +292,9 @@ impl<M: Memory> Vgic<M> {
         }
         self.nr_spis = limit_spis(nr_spis, more.is_some());
         self.more = more;
+        self.resample = [0; SPI_WORDS];
+        self.ended = [0; SPI_WORDS];
+        self.due = 0;
         self.reset();
         Ok(())
     }
@@ -313,17 +333,15 @@ impl<M: Memory> Vgic<M> {
         self.present = self.present.without(v);
         self.choose_any();
         for intid in FIRST_SPI..self.end() {
-            self.update(v, intid, &mut kicks, |irq| {
-                if irq.holder() == Some(v) {
-                    irq.deactivate();
-                }
-            });
+            self.update_ending(v, intid, &mut kicks, |irq| irq.holder() == Some(v) && irq.deactivate());
         }
         (kicks.without(v), Some(state))
     }
 
     /// Puts distributor and redistributors in reset state. vCPUs stay; none may be inside the guest.
+    /// Marks of resampled lines stay too, and those that were high are told: whoever drives them looks again.
     pub fn reset(&mut self) {
+        self.resample_all();
         self.group0 = false;
         self.group1 = false;
         self.owed = Kicks::NONE;
@@ -434,10 +452,28 @@ impl<M: Memory> Vgic<M> {
     // --- changes --------------------------------------------------------------------------------
 
     /// Changes one interrupt, and notes who has to look at it. The only way to do so outside lr.rs.
-    fn update(&mut self, v: VcpuId, intid: u32, kicks: &mut Kicks, change: impl FnOnce(&mut Irq)) {
-        if let Some(irq) = self.irq_mut(v, intid) {
-            change(irq);
-            self.changed(v, intid, kicks);
+    fn update<R>(
+        &mut self,
+        v: VcpuId,
+        intid: u32,
+        kicks: &mut Kicks,
+        change: impl FnOnce(&mut Irq) -> R,
+    ) -> Option<R> {
+        let result = change(self.irq_mut(v, intid)?);
+        self.changed(v, intid, kicks);
+        Some(result)
+    }
+
+    /// As [`Vgic::update`], for changes that may end the interrupt, and say whether they did.
+    fn update_ending(
+        &mut self,
+        v: VcpuId,
+        intid: u32,
+        kicks: &mut Kicks,
+        change: impl FnOnce(&mut Irq) -> bool,
+    ) {
+        if self.update(v, intid, kicks, change) == Some(true) && intid >= FIRST_SPI {
+            self.note_end(intid, kicks);
         }
     }
 

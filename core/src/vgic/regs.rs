@@ -106,17 +106,19 @@ impl Banked {
         }
     }
 
-    fn put(self, irq: &mut Irq, bits: u64) {
+    /// Whether that ended the interrupt.
+    fn put(self, irq: &mut Irq, bits: u64) -> bool {
         match self.field {
             Field::Group => irq.set(Flags::GROUP1, bits & 1 != 0),
             Field::Enable { set } => irq.set(Flags::ENABLED, set),
             Field::Pending { set: true } => irq.pend(),
             Field::Pending { set: false } => irq.unpend(),
             Field::Active { set: true } => irq.activate(),
-            Field::Active { set: false } => irq.deactivate(),
+            Field::Active { set: false } => return irq.deactivate(),
             Field::Priority => irq.priority = (bits & u64::from(PRIORITY_MASK)) as u8,
             Field::Config => irq.set(Flags::EDGE, bits & 2 != 0),
         }
+        false
     }
 }
 
@@ -160,7 +162,7 @@ impl<M: Memory> Vgic<M> {
             if !register.writes(intid, bits) {
                 continue;
             }
-            self.update(bank.view(), intid, &mut kicks, |irq| register.put(irq, bits));
+            self.update_ending(bank.view(), intid, &mut kicks, |irq| register.put(irq, bits));
             if register.field == (Field::Enable { set: false }) {
                 self.mark_stale(bank.view(), intid);
             }

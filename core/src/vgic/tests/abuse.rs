@@ -13,6 +13,7 @@ enum Call {
     Redist { from: u16, target: u16, offset: u64, size: u8, value: Option<u64> },
     Sgi { from: u16, kind: u8, value: u64 },
     Line { intid: u32, target: Option<u16>, level: bool, driven: bool },
+    Resample { intid: u32, on: Option<bool> },
     Timer { v: u16, intid: u32, pintid: u32, level: bool },
     Flush { v: u16, vmcr: u32 },
     Sync { v: u16, hcr: u32, vmcr: u32, lr: Vec<u64> },
@@ -61,6 +62,7 @@ fn call() -> impl Strategy<Value = Call> {
         3 => (vcpu(), 0..3u8, value()).prop_map(|(from, kind, value)| Call::Sgi { from, kind, value }),
         6 => (intid(), prop::option::of(vcpu()), any::<bool>(), any::<bool>())
             .prop_map(|(intid, target, level, driven)| Call::Line { intid, target, level, driven }),
+        2 => (intid(), any::<Option<bool>>()).prop_map(|(intid, on)| Call::Resample { intid, on }),
         3 => (vcpu(), intid(), any::<u32>(), any::<bool>())
             .prop_map(|(v, intid, pintid, level)| Call::Timer { v, intid, pintid, level }),
         8 => (vcpu(), any::<u32>()).prop_map(|(v, vmcr)| Call::Flush { v, vmcr }),
@@ -101,6 +103,11 @@ fn apply(g: &mut Vgic, cpus: &mut [CpuInterface], call: &Call) {
         }
         Call::Line { intid, target, level, driven: true } => {
             g.set_level(IntId(intid), target.map(VcpuId), level).unwrap_or_default()
+        }
+        Call::Resample { intid, on: Some(on) } => g.set_resample(IntId(intid), on).unwrap_or_default(),
+        Call::Resample { on: None, .. } => {
+            let _ = g.take_resampled();
+            return;
         }
         Call::Timer { v, intid, pintid, level } => {
             g.set_hw_ppi(VcpuId(v), IntId(intid), pintid, level);

@@ -16,6 +16,9 @@ const WHILE_IN_LR: Flags = Flags::LR_LATCH
 pub fn check(vgic: &Vgic) {
     let present: Vec<_> = (0..64).map(VcpuId).filter(|&v| vgic.present(v).is_some()).collect();
     assert_eq!(vgic.present.iter().collect::<Vec<_>>(), present);
+    let ended: u32 = vgic.ended.iter().map(|word| word.count_ones()).sum();
+    assert_eq!(ended, u32::from(vgic.due));
+    assert!(vgic.ended.iter().zip(&vgic.resample).all(|(ended, marks)| ended & !marks == 0));
     let mut loaded = Vec::new();
     for v in vgic.present.iter() {
         let vcpu = vgic.present(v).unwrap();

@@ -196,6 +196,15 @@ impl Machine {
         self.settle();
     }
 
+    pub fn set_resample(&mut self, id: u32, on: bool) {
+        self.kicked |= self.vgic.set_resample(IntId(id), on).expect("a line");
+        self.settle();
+    }
+
+    pub fn resampled(&mut self) -> Vec<u32> {
+        std::iter::from_fn(|| self.vgic.take_resampled()).map(|id| id.0).collect()
+    }
+
     pub fn sgi1(&mut self, n: usize, value: u64) {
         self.trap(n, |vgic| ((), vgic.sgi1r_write(v(n), value)));
     }

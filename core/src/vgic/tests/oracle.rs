@@ -18,6 +18,9 @@ pub struct Interrupt {
     pub line: bool,
     pub active: bool,
     pub active_priority: u8,
+    /// The line falls when the interrupt is ended, and that is told.
+    pub resample: bool,
+    pub due: bool,
     /// None: any vCPU, which means the first.
     pub route: Option<usize>,
 }
@@ -54,6 +57,13 @@ impl Interrupt {
             self.pend();
         }
         self.line = level;
+    }
+
+    pub fn deactivate(&mut self) {
+        if std::mem::take(&mut self.active) && self.resample {
+            self.line = false;
+            self.due = true;
+        }
     }
 
     pub fn activate(&mut self) {
@@ -135,7 +145,7 @@ impl Oracle {
     pub fn end(&mut self, v: usize, id: u32) {
         self.cpus[v].running.pop_first();
         if !self.cpus[v].split_eoi {
-            self.irq(v, id).active = false;
+            self.irq(v, id).deactivate();
         }
     }
 

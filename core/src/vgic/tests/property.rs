@@ -36,6 +36,8 @@ enum Op {
     /// A driven line.
     Level(u32, usize, bool),
     Timer(usize, bool),
+    /// A line that falls at the EOI.
+    Resample(u32, bool),
     /// From, targets, INTID.
     Sgi(usize, u64, u32),
     Bit(usize, Bit, u32),
@@ -69,6 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (line(), vcpu(), any::<bool>()).prop_map(|(id, n, on)| Op::Line(id, n, on)),
         4 => (line(), vcpu(), any::<bool>()).prop_map(|(id, n, on)| Op::Level(id, n, on)),
         3 => (vcpu(), any::<bool>()).prop_map(|(n, on)| Op::Timer(n, on)),
+        2 => (spi(), any::<bool>()).prop_map(|(id, on)| Op::Resample(id, on)),
         4 => (vcpu(), 0..4u64, prop::sample::select(&IDS[..3])).prop_map(|(n, t, id)| Op::Sgi(n, t, id)),
         8 => (vcpu(), bit, id()).prop_map(|(n, bit, id)| Op::Bit(n, bit, id)),
         2 => (vcpu(), id(), priority()).prop_map(|(n, id, p)| Op::Priority(n, id, p)),
@@ -141,6 +144,12 @@ impl Pair {
                 machine.set_timer(n, level);
                 oracle.irq(n, TIMER).line = level;
             }
+            Op::Resample(id, on) => {
+                machine.set_resample(id, on);
+                let irq = oracle.irq(0, id);
+                irq.resample = on;
+                irq.due &= on;
+            }
             Op::Sgi(n, targets, id) => {
                 machine.sgi1(n, targets | u64::from(id) << 24);
                 (0..VCPUS).filter(|t| targets >> t & 1 == 1).for_each(|t| oracle.irq(t, id).pend());
@@ -161,7 +170,7 @@ impl Pair {
                     Bit::Pend => irq.pend(),
                     Bit::Unpend => irq.unpend(),
                     Bit::Activate => irq.activate(),
-                    Bit::Deactivate => irq.active = false,
+                    Bit::Deactivate => irq.deactivate(),
                 }
             }
             Op::Priority(n, id, priority) => {
@@ -252,7 +261,7 @@ impl Pair {
                 }
                 let id = all[index % all.len()];
                 machine.dir(n, id);
-                oracle.irq(n, id).active = false;
+                oracle.irq(n, id).deactivate();
                 for (m, guest) in self.guests.iter_mut().enumerate() {
                     guest.ended.retain(|&e| e != id || id < 32 && m != n);
                 }
@@ -266,6 +275,12 @@ impl Pair {
             Op::Compare(n) => self.compare(n),
         }
         self.machine.settle();
+        while let Some(id) = self.machine.vgic.take_resampled() {
+            let due = std::mem::take(&mut self.oracle.irq(0, id.0).due);
+            assert!(due, "{id:?} has not been ended");
+        }
+        let untold = self.oracle.shared.iter().find(|(_, irq)| irq.due);
+        assert!(untold.is_none(), "ended and not told: {untold:?}");
         invariants::check(&self.machine.vgic);
     }
 
@@ -306,7 +321,7 @@ impl Pair {
             }
             while let Some(&id) = self.guests[n].ended.first() {
                 self.machine.dir(n, id);
-                self.oracle.irq(n, id).active = false;
+                self.oracle.irq(n, id).deactivate();
                 self.guests.iter_mut().for_each(|g| g.ended.retain(|&e| e != id || id < 32));
                 self.guests[n].ended.retain(|&e| e != id);
             }
