@@ -76,6 +76,9 @@ functions! {
     UnmapGuest = 0x42,
     /// Ours. x1 = VM id, x2 = slot: takes its pages back, then the slot. [`Status::Busy`] means: call again.
     RemoveMemregion = 0x43,
+    /// Ours. x1 = tuple, x2 = irq (as [`IrqLine`](Self::IrqLine)), x3 = level, x4 = [`IRQ_LEVEL_RESAMPLE`] or 0: drives a
+    /// line until the next call. Result x1 = mask of the vCPUs to wake.
+    IrqLevel = 0x44,
     /// Ours. x1 = VM id, x2 = one of [`control`](crate::control). Results x1 = state, x2 = watch events so far.
     Control = 0x45,
 }
@@ -116,6 +119,10 @@ pub const EXT_MAGIC: u64 = 0x475A_5253;
 /// x2 of [`Function::ExtInfo`]. 2: IRQ_LINE's x1 and the first word of an IPI exit's payload name the vCPUs to wake
 /// (bit n: vCPU n), and GET_ONE_REG knows all registers of [`reg`](crate::reg).
 pub const EXT_VERSION: u64 = 2;
+
+/// Flag of [`Function::IrqLevel`]: where the guest ends the interrupt, the line falls, and a vCPU exits with
+/// [`RESAMPLED`](crate::run::exit::RESAMPLED). A call for the SPI without the flag ends that.
+pub const IRQ_LEVEL_RESAMPLE: u64 = 1;
 
 /// Version a generation-F driver announces in PROBE, and that we answer with.
 pub const PROBE_VERSION: (u64, u64, u64) = (16, 0, 0);

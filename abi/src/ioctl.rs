@@ -58,12 +58,16 @@ pub mod extension {
     pub const NR_MEMSLOTS: u64 = 0x475A_0002;
     /// 1: [`SET_USER_MEMORY_REGION`](super::SET_USER_MEMORY_REGION) with size 0 removes the slot.
     pub const REMOVE_SLOT: u64 = 0x475A_0003;
+    /// 1: [`IRQ_LINE`](super::IRQ_LINE) of a VM whose file is asked for this drives true levels from then on.
+    pub const IRQ_LEVEL: u64 = 0x475A_0004;
     /// 1: GET_ONE_REG and SET_ONE_REG know all registers of [`reg`](crate::reg).
     pub const GET_ONE_REG: u64 = 0x475A_0005;
     /// 1: a vCPU's file can be mapped, see [`GET_VCPU_MMAP_SIZE`](super::GET_VCPU_MMAP_SIZE).
     pub const RUN_MMAP: u64 = 0x475A_0006;
     /// 1: [`DISCARD`](super::DISCARD).
     pub const DISCARD: u64 = 0x475A_0007;
+    /// 1: [`IRQFD_RESAMPLE`](super::IRQFD_RESAMPLE) does as in KVM.
+    pub const IRQFD_RESAMPLE: u64 = 0x475A_0008;
 }
 
 const _: () = assert!(CREATE_VM == 0x9201 && RUN == 0x9280 && CREATE_VCPU == 0x9241);

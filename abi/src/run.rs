@@ -32,6 +32,9 @@ pub mod exit {
     /// vCPUs that sleep have something to do: wake the VM's vCPUs. Ours: the payload's first word names them
     /// (bit n: vCPU n).
     pub const IPI: u32 = 0x9292_000D;
+    /// Ours: the guest has ended resampled interrupts, whose lines are low now: [`Resampled`](super::Resampled). Only for VMs
+    /// that have such lines.
+    pub const RESAMPLED: u32 = 0x9292_0040;
 }
 
 /// [`SystemEvent::type_`] values.
@@ -171,6 +174,18 @@ payload! {
         ndata: u32,
         /// More about it (PSCI: x0 of the call, reset type).
         data: [u64; 16],
+    }
+}
+
+payload! {
+    /// Payload of [`exit::RESAMPLED`].
+    Resampled {
+        /// How many of [`intids`](Self::intids) count.
+        count: u32,
+        /// SPIs that were ended, each once.
+        intids: [u32; 16],
+        /// Zero.
+        pad: u32,
     }
 }
 

@@ -68,7 +68,16 @@ pub fn irqfd_arguments() -> Check {
     ensure!(errno(&sys::ioctl_with(&vm, ioctl::IRQFD, &mut padded)) == EBADF, "no file");
     ensure!(irq(&vm, &a, 1, 0) == 0, "assign");
     ensure!(irq(&vm, &a, 2, 0) == EBUSY, "the same eventfd twice");
-    ensure!(irq(&vm, &b, 1, IRQFD_RESAMPLE) == 0, "resample");
+    let told = eventfd();
+    let mut resample =
+        Irqfd { fd: b.as_raw_fd() as u32, flags: IRQFD_RESAMPLE, resamplefd: 9999, pad: [0; 16], ..padded };
+    ensure!(errno(&sys::ioctl_with(&vm, ioctl::IRQFD, &mut resample)) == EBADF, "no resample file");
+    resample.resamplefd = vm.as_raw_fd() as u32;
+    ensure!(errno(&sys::ioctl_with(&vm, ioctl::IRQFD, &mut resample)) == EINVAL, "no resample eventfd");
+    resample.resamplefd = told.as_raw_fd() as u32;
+    ensure!(errno(&sys::ioctl_with(&vm, ioctl::IRQFD, &mut resample)) == 0, "resample");
+    signal(&b);
+    ensure!(take(&told) == 0, "resampled without a guest");
     ensure!(irq(&vm, &a, 1, IRQFD_DEASSIGN) == 0, "deassign");
     ensure!(irq(&vm, &a, 2, 0) == 0, "assign again");
     Ok(())

@@ -18,6 +18,7 @@ mod crosvm;
 mod eventfds;
 mod machine;
 mod memory;
+mod processes;
 mod runs;
 mod sys;
 
@@ -52,6 +53,8 @@ const CHECKS: &[Named] = &[
     ("irq_line", arguments::irq_line),
     ("slots", arguments::slots),
     ("other_process", arguments::other_process),
+    ("fork", processes::fork),
+    ("passed_through_a_socket", processes::passed_through_a_socket),
     ("mmio_read_and_write", runs::mmio_read_and_write),
     ("signal_ends_a_busy_guest", runs::signal_ends_a_busy_guest),
     ("signal_ends_an_idle_guest", runs::signal_ends_an_idle_guest),

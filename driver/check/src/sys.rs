@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
@@ -281,15 +282,78 @@ impl Drop for Kicker {
 
 /// Runs `f` in a child process; its result.
 pub fn in_child(f: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child only makes system calls, then ends.
-    match unsafe { libc::fork() } {
-        // SAFETY: as above.
-        0 => unsafe { libc::_exit(i32::from(!f())) },
-        child => {
-            let mut status = -1;
-            // SAFETY: status is valid for a write.
-            unsafe { libc::waitpid(child, &mut status, 0) };
-            status == 0
+    Child::start(f).wait()
+}
+
+/// A child process.
+pub struct Child(libc::pid_t);
+
+impl Child {
+    /// Forks; the child runs `f` and ends.
+    pub fn start(f: impl FnOnce() -> bool) -> Self {
+        // SAFETY: the child only makes system calls, then ends.
+        match unsafe { libc::fork() } {
+            // SAFETY: as above.
+            0 => unsafe { libc::_exit(i32::from(!f())) },
+            child => Self(child),
         }
     }
+
+    /// Waits for its end: the result of its function.
+    pub fn wait(self) -> bool {
+        let mut status = -1;
+        // SAFETY: status is valid for a write.
+        unsafe { libc::waitpid(self.0, &mut status, 0) };
+        status == 0
+    }
+}
+
+/// Room for a control message with one descriptor.
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+/// Passes a descriptor through a UNIX socket.
+pub fn send_fd(socket: &UnixStream, fd: &impl AsRawFd) -> io::Result<()> {
+    let mut byte = [0_u8];
+    let mut control = Control([0; 64]);
+    // SAFETY: the message names buffers of this frame with their sizes, and the control message fits its own.
+    let sent = unsafe {
+        let (_data, message) = message(&mut byte, &mut control);
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
+        libc::sendmsg(socket.as_raw_fd(), &message, 0)
+    };
+    if sent == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Receives one.
+pub fn receive_fd(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0_u8];
+    let mut control = Control([0; 64]);
+    // SAFETY: as in `send_fd`; a control message that came carries one descriptor, which is new.
+    unsafe {
+        let (_data, mut message) = message(&mut byte, &mut control);
+        let got = libc::recvmsg(socket.as_raw_fd(), &mut message, 0);
+        let header = libc::CMSG_FIRSTHDR(&message);
+        if got != 1 || header.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(owned(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()))
+    }
+}
+
+/// A message of one byte and a control buffer for one descriptor. The box is part of it.
+fn message(byte: &mut [u8; 1], control: &mut Control) -> (Box<libc::iovec>, libc::msghdr) {
+    let mut data = Box::new(libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 });
+    // SAFETY: a message header of zeros is an empty one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut *data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: computes a number.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as _;
+    (data, message)
 }

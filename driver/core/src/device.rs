@@ -125,6 +125,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         extension::MAX_VCPUS if has_function(Function::ExtInfo) => gzvm_abi::MAX_VCPUS_EXTENDED as u64,
         extension::NR_MEMSLOTS => max_slots() as u64,
         extension::REMOVE_SLOT if has_function(Function::RemoveMemregion) => 1,
+        extension::IRQ_LEVEL | extension::IRQFD_RESAMPLE if has_function(Function::IrqLevel) => 1,
         extension::GET_ONE_REG if knows_registers() => 1,
         extension::RUN_MMAP => 1,
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,

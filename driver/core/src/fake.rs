@@ -68,6 +68,8 @@ pub struct FakeVm {
     pub mapped: BTreeMap<u64, u64>,
     pub mailbox: u64,
     pub lines: Vec<(u16, u64, u64)>,
+    /// IRQ_LEVEL: vCPU, irq, level, flags.
+    pub levels: Vec<(u16, u64, u64, u64)>,
 }
 
 /// An open file.
@@ -372,6 +374,11 @@ impl Fake {
                 }
                 vm.slots.remove(&(a2 as u32));
                 done
+            }
+            Function::IrqLevel => {
+                let tuple = Tuple::from_reg(a1).unwrap();
+                self.vms.get_mut(&tuple.vm).unwrap().levels.push((tuple.vcpu, a2, a3, a4));
+                (Status::Success, [self.sleepers, 0, 0])
             }
             Function::IrqLine => {
                 let tuple = Tuple::from_reg(a1).unwrap();

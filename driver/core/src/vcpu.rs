@@ -29,8 +29,8 @@ use gzvm_abi::hypercall::{Function, Tuple};
 use gzvm_abi::ioctl::OneReg;
 use gzvm_abi::reg;
 use gzvm_abi::run::{
-    Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, VcpuRun, exception, exit,
-    reason,
+    Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, Resampled, VcpuRun,
+    exception, exit, reason,
 };
 
 use crate::counters::{FAULTS, IOEVENTS, VCPUS};
@@ -50,6 +50,8 @@ const IMMEDIATE_EXIT_END: usize = offset_of!(VcpuRun, payload);
 const PAYLOAD: usize = PAYLOAD_OFFSET;
 const MMIO_DATA: usize = PAYLOAD + offset_of!(Mmio, data);
 const HWSTATE: usize = HWSTATE_OFFSET as usize;
+/// INTID of the SPI that user space numbers 0.
+const FIRST_SPI: u32 = 32;
 /// Where SMCCC callers see "not supported".
 const SMCCC_NOT_SUPPORTED: u64 = -1_i64 as u64;
 
@@ -204,6 +206,13 @@ impl Vcpu {
             exit::IDLE => self.idle(),
             exit::IPI => {
                 vm.wake(device::sleepers(self.shared.load::<u64, PAYLOAD>()));
+                Next::Again
+            }
+            exit::RESAMPLED => {
+                let ended = self.shared.load::<Resampled, PAYLOAD>();
+                for intid in ended.intids.iter().take(ended.count as usize) {
+                    vm.irqfds().resampled(intid.saturating_sub(FIRST_SPI));
+                }
                 Next::Again
             }
             exit::EXCEPTION => self.exception(vm),

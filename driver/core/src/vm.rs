@@ -9,18 +9,18 @@
 //! creator.
 
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use gzvm_abi::hypercall::{Function, Tuple, cap};
+use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
-    UserspaceMemoryRegion,
+    UserspaceMemoryRegion, extension,
 };
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
 use crate::counters::{VMS, WAKE_UPS};
 use crate::device::{self, BLOCK_PAGES, check_extension, destroy_batch, has_function};
-use crate::hypercall::{call, retry};
+use crate::hypercall::{Reply, call, retry};
 use crate::ioeventfd::IoEventFds;
 use crate::irqfd::IrqFds;
 use crate::kernel::mm::Mm;
@@ -56,6 +56,8 @@ pub struct Vm {
     creating: Mutex<()>,
     ioeventfds: IoEventFds,
     irqfds: IrqFds,
+    /// IRQ_LINE drives levels.
+    levels: AtomicBool,
 }
 
 /// A vCPU's file: keeps the VM.
@@ -105,6 +107,7 @@ impl Vm {
             creating,
             ioeventfds,
             irqfds,
+            levels: AtomicBool::new(false),
         })
     }
 
@@ -115,15 +118,7 @@ impl Vm {
         }
         let done = |()| 0;
         match cmd {
-            ioctl::CHECK_EXTENSION => {
-                // Whoever asks this VM for more vCPUs gets them.
-                if uaccess::read::<u64>(arg)? == ioctl::extension::MAX_VCPUS
-                    && has_function(Function::ExtInfo)
-                {
-                    this.vcpu_limit.store(MAX_VCPUS_EXTENDED, Ordering::Relaxed);
-                }
-                check_extension(arg)
-            }
+            ioctl::CHECK_EXTENSION => this.check_extension(arg),
             ioctl::CREATE_VCPU => Self::create_vcpu(this, arg),
             ioctl::SET_USER_MEMORY_REGION => {
                 let region = uaccess::read::<UserspaceMemoryRegion>(arg)?;
@@ -133,13 +128,7 @@ impl Vm {
                 let range = uaccess::read::<Discard>(arg)?;
                 this.memory()?.lock_interruptible()?.discard(&range).map(done)
             }
-            ioctl::IRQ_LINE => {
-                let line = uaccess::read::<IrqLevel>(arg)?;
-                let vcpu = line.irq >> 16 & 0xFF | (line.irq >> 28) << 8;
-                // The type tells PPIs of a vCPU; every other type means an SPI.
-                let kind = if line.irq & IRQ_TYPE == IRQ_TYPE_PPI { IRQ_TYPE_PPI } else { 0 };
-                this.irq_line(vcpu as u16, (line.irq & 0xFFFF | kind).into(), line.level.into()).map(done)
-            }
+            ioctl::IRQ_LINE => this.set_line(&uaccess::read::<IrqLevel>(arg)?).map(done),
             ioctl::IRQFD => this.irqfds.set(this, &uaccess::read::<Irqfd>(arg)?).map(done),
             ioctl::IOEVENTFD => this.ioeventfds.set(&uaccess::read::<Ioeventfd>(arg)?).map(done),
             ioctl::ENABLE_CAP => this.enable_cap(arg).map(done),
@@ -151,6 +140,20 @@ impl Vm {
             }
             _ => Err(code::ENOTTY),
         }
+    }
+
+    /// As on the device; and who asks for levels or for more vCPUs on a VM's file gets them.
+    fn check_extension(&self, arg: u64) -> Result<i64> {
+        let asked = uaccess::read::<u64>(arg)?;
+        let answer = check_extension(arg)?;
+        match asked {
+            extension::IRQ_LEVEL => self.levels.store(true, Ordering::Relaxed),
+            extension::MAX_VCPUS if has_function(Function::ExtInfo) => {
+                self.vcpu_limit.store(MAX_VCPUS_EXTENDED, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Ok(answer)
     }
 
     fn memory(&self) -> Result<&Mutex<Memory>> {
@@ -251,10 +254,35 @@ impl Vm {
         call(Function::CreateDevice, [self.id.into(), page.pa()]).map(drop)
     }
 
+    /// IRQ_LINE: a pulse, unless the interrupt is a line by now.
+    fn set_line(&self, line: &IrqLevel) -> Result {
+        let vcpu = (line.irq >> 16 & 0xFF | (line.irq >> 28) << 8) as u16;
+        // The type tells PPIs of a vCPU; every other type means an SPI.
+        let ppi = line.irq & IRQ_TYPE == IRQ_TYPE_PPI;
+        let number = line.irq & 0xFFFF;
+        let irq = (number | if ppi { IRQ_TYPE_PPI } else { 0 }).into();
+        let resample = !ppi && self.irqfds.resamples(number);
+        if resample || self.levels.load(Ordering::Relaxed) {
+            self.irq_level(vcpu, irq, line.level.into(), resample)
+        } else {
+            self.irq_line(vcpu, irq, line.level.into())
+        }
+    }
+
     /// Sets an interrupt line, and wakes who has to look. EFAULT if the hypervisor refuses. Any context.
     pub fn irq_line(&self, vcpu: u16, irq: u64, level: u64) -> Result {
         let tuple = Tuple { vm: self.id, vcpu };
-        let line = || call(Function::IrqLine, [tuple.to_reg(), irq, level]);
+        self.raise(level, || call(Function::IrqLine, [tuple.to_reg(), irq, level]))
+    }
+
+    /// Drives an interrupt line until the next call; else as [`irq_line`](Self::irq_line).
+    pub fn irq_level(&self, vcpu: u16, irq: u64, level: u64, resample: bool) -> Result {
+        let tuple = Tuple { vm: self.id, vcpu };
+        let flags = if resample { IRQ_LEVEL_RESAMPLE } else { 0 };
+        self.raise(level, || call(Function::IrqLevel, [tuple.to_reg(), irq, level, flags]))
+    }
+
+    fn raise(&self, level: u64, line: impl FnMut() -> Result<Reply>) -> Result {
         let result = retry(ATOMIC_TRIES, line, || Ok(()));
         // After the interrupt is latched, so that whoever wakes finds it.
         match &result {

@@ -22,6 +22,8 @@ mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
 #[cfg(target_os = "none")]
+mod levels;
+#[cfg(target_os = "none")]
 mod life;
 #[cfg(target_os = "none")]
 mod pages;
@@ -45,7 +47,15 @@ fn host_vm() {
     if crash::run() {
         return;
     }
-    let lists = [host::CASES, calls::CASES, guest_runs::CASES, life::CASES, unmap::CASES, abuse::CASES];
+    let lists = [
+        host::CASES,
+        calls::CASES,
+        guest_runs::CASES,
+        life::CASES,
+        unmap::CASES,
+        levels::CASES,
+        abuse::CASES,
+    ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();
     case::run(&all);
 }

@@ -54,6 +54,8 @@ pub enum Exit {
     Idle(u64),
     /// Sleeping vCPUs of the VM (bit n: vCPU n) have something to do.
     Ipi(u64),
+    /// The guest has ended resampled interrupts.
+    Resampled,
     /// Power-off, reset.
     SystemEvent(u32, [u64; 2]),
     /// The vCPU can't be entered.
@@ -72,6 +74,7 @@ impl Exit {
             Self::PageFault(_) => exit::EXCEPTION,
             Self::Idle(_) => exit::IDLE,
             Self::Ipi(_) => exit::IPI,
+            Self::Resampled => exit::RESAMPLED,
             Self::SystemEvent(..) => exit::SYSTEM_EVENT,
             Self::FailEntry(_) => exit::FAIL_ENTRY,
             Self::Again => exit::GZ,
@@ -79,7 +82,7 @@ impl Exit {
     }
 
     /// Writes the exit into the shared page; the value is x1 of RUN.
-    fn publish(&self, vcpu: &Vcpu, vm: &Vm) -> u32 {
+    fn publish(&self, vcpu: &mut Vcpu, vm: &Vm) -> u32 {
         // The reason at the front; what the driver keeps in the bytes behind it stays.
         let reason = self.reason();
         vcpu.shared.write(0, &reason.to_le_bytes());
@@ -94,6 +97,13 @@ impl Exit {
             Self::Idle(delay) => {
                 vcpu.publish(vm.cntvoff(), *delay, 1);
                 return reason;
+            }
+            Self::Resampled => {
+                let mut ended = abi::Resampled { count: vcpu.resampled.len() as u32, ..Default::default() };
+                for (to, from) in ended.intids.iter_mut().zip(vcpu.resampled.drain(..)) {
+                    *to = from;
+                }
+                ended.write(&mut run);
             }
             Self::Mmio(mmio) => mmio.write(&mut run),
             Self::Hypercall(args) => {
@@ -214,6 +224,9 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     let sleepers = core::mem::take(&mut vcpu.wake_others);
     if sleepers != 0 {
         return Exit::Ipi(sleepers);
+    }
+    if !vcpu.resampled.is_empty() {
+        return Exit::Resampled;
     }
     let start = {
         let mut power = vm.power.lock();
@@ -339,6 +352,9 @@ impl Running<'_> {
             if !self.loaded {
                 self.load();
             }
+            if !self.vcpu.resampled.is_empty() {
+                return Exit::Resampled;
+            }
             // SAFETY: `enter` put the guest's world in place; PSTATE is EL1 or EL0 (reset value,
             // checked in SET_ONE_REG, or the guest's own).
             let kind = unsafe { frame::run(&mut self.vcpu.regs) };
@@ -356,6 +372,8 @@ impl Running<'_> {
                 Next::Exit(Exit::Idle(_)) | Next::Resume if self.vcpu.wake_others != 0 => {
                     return Exit::Ipi(core::mem::take(&mut self.vcpu.wake_others));
                 }
+                // Nor does it sleep on what the driver waits for.
+                Next::Exit(Exit::Idle(_)) if !self.vcpu.resampled.is_empty() => return Exit::Resampled,
                 Next::Exit(exit) => return exit,
                 Next::Resume => {}
             }
@@ -366,6 +384,7 @@ impl Running<'_> {
     fn load(&mut self) {
         let level = self.timer_asserted();
         let mut vgic = self.vm.vgic.lock();
+        self.vcpu.fetch_resampled(&mut vgic);
         vgic.set_hw_ppi(self.vcpu.id, GUEST_VTIMER, self.gic.vtimer, level);
         if self.written && !vgic.needs_flush(self.vcpu.id) {
             // Nothing was in the list registers, and nothing wants to be: they stay as they are.
@@ -393,7 +412,12 @@ impl Running<'_> {
     fn unload(&mut self) {
         if self.loaded {
             self.gic.read_lrs(&mut self.vcpu.gic);
-            let kicks = self.vm.vgic.lock().sync(self.vcpu.id, &self.vcpu.gic);
+            let kicks = {
+                let mut vgic = self.vm.vgic.lock();
+                let kicks = vgic.sync(self.vcpu.id, &self.vcpu.gic);
+                self.vcpu.fetch_resampled(&mut vgic);
+                kicks
+            };
             self.loaded = false;
             self.vcpu.wake_others |= self.vm.kick(kicks);
         }

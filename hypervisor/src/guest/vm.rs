@@ -476,6 +476,8 @@ pub struct Vcpu {
     pub wake_others: u64,
     /// When its thread last did anything but come straight back, in ticks; kept under the public driver alone.
     pub rested: u64,
+    /// Resampled interrupts that the guest has ended, of which the driver has not been told yet.
+    pub resampled: ArrayVec<u32, 16>,
     /// OS lock: no function, but readable.
     pub os_lock: bool,
     /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
@@ -495,6 +497,7 @@ impl Vcpu {
             pending: None,
             wake_others: 0,
             rested: 0,
+            resampled: ArrayVec::new(),
             os_lock: false,
             mdscr: 0,
         };
@@ -520,6 +523,15 @@ impl Vcpu {
     /// MPIDR_EL1 as the guest reads it.
     pub fn mpidr(&self) -> u64 {
         1 << 31 | u64::from(vgic::affinity(self.id))
+    }
+
+    /// Fetches what the guest has ended, as much as there is room for. What stays in the vGIC is next.
+    pub fn fetch_resampled(&mut self, vgic: &mut Vgic) {
+        while !self.resampled.is_full()
+            && let Some(intid) = vgic.take_resampled()
+        {
+            self.resampled.push(intid.0);
+        }
     }
 
     /// Tells the driver the counter offset.

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! CREATE_DEVICE (the virtual GIC's frames) and IRQ_LINE.
+//! CREATE_DEVICE (the virtual GIC's frames), IRQ_LINE and IRQ_LEVEL.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use gzvm_abi::hypercall::{IRQ_LEVEL_RESAMPLE, Tuple};
 use gzvm_abi::ioctl::{CreateDevice, DEVICE_VGIC_V3_DIST, DEVICE_VGIC_V3_REDIST};
 use gzvm_core::addr::{IntId, Pa, VcpuId};
+use gzvm_core::vgic::Kicks;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Args, Error, Results, tuple};
@@ -50,20 +52,46 @@ fn set_frame(frame: &AtomicU64, address: u64) -> Result<(), Error> {
 /// May come from atomic context on any CPU: it never waits for a vCPU. Result x1 = the vCPUs that sleep and have
 /// to be woken (bit n: vCPU n), for drivers that know of it.
 pub fn irq_line([x1, irq, level, ..]: Args) -> Result<Results, Error> {
+    let (vm, _) = tuple(x1)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    let (intid, target, level) = line(x1, irq, level)?;
+    let kicks = vm.vgic.lock().set_line(intid, target, level).map_err(|_| Error::Invalid)?;
+    Ok([vm.kick(kicks), 0, 0])
+}
+
+/// IRQ_LEVEL: as IRQ_LINE, but drives the line until the next call; x4 = [`IRQ_LEVEL_RESAMPLE`] or 0.
+pub fn irq_level([x1, irq, level, flags, ..]: Args) -> Result<Results, Error> {
+    if flags & !IRQ_LEVEL_RESAMPLE != 0 {
+        return Err(Error::Invalid);
+    }
+    let (vm, _) = tuple(x1)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    let (intid, target, level) = line(x1, irq, level)?;
+    let mut vgic = vm.vgic.lock();
+    let mut kicks = match target {
+        // Only SPIs have devices outside EL2 behind them.
+        Some(_) if flags != 0 => return Err(Error::Invalid),
+        Some(_) => Kicks::NONE,
+        None => vgic.set_resample(intid, flags != 0).map_err(|_| Error::Invalid)?,
+    };
+    kicks |= vgic.set_level(intid, target, level).map_err(|_| Error::Invalid)?;
+    drop(vgic);
+    Ok([vm.kick(kicks), 0, 0])
+}
+
+/// The line and level that a call names: for a PPI with its vCPU.
+fn line(x1: u64, irq: u64, level: u64) -> Result<(IntId, Option<VcpuId>, bool), Error> {
     if level > 1 || irq >> 32 != 0 {
         return Err(Error::Invalid);
     }
-    let (vm, vcpu) = tuple(x1)?;
-    let vm = vm.vm().ok_or(Error::Invalid)?;
     let number = (irq & IRQ_NUMBER) as u32;
-    let (intid, target) = if irq >> IRQ_TYPE_SHIFT & 0xF == IRQ_TYPE_PPI {
-        if !(16..32).contains(&number) {
-            return Err(Error::Invalid);
-        }
-        (IntId(number), Some(VcpuId(vcpu)))
+    if irq >> IRQ_TYPE_SHIFT & 0xF != IRQ_TYPE_PPI {
+        return Ok((IntId(number.saturating_add(32)), None, level == 1));
+    }
+    let vcpu = Tuple::from_reg(x1).ok_or(Error::Invalid)?.vcpu;
+    if (16..32).contains(&number) {
+        Ok((IntId(number), Some(VcpuId(vcpu)), level == 1))
     } else {
-        (IntId(number.saturating_add(32)), None)
-    };
-    let kicks = vm.vgic.lock().set_line(intid, target, level == 1).map_err(|_| Error::Invalid)?;
-    Ok([vm.kick(kicks), 0, 0])
+        Err(Error::Invalid)
+    }
 }

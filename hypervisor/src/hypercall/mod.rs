@@ -107,6 +107,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::GetOneReg => vcpu::get_register(args),
         Function::SetOneReg => vcpu::set_register(args),
         Function::IrqLine => device::irq_line(args),
+        Function::IrqLevel => device::irq_level(args),
         Function::CreateDevice => device::create(args),
         Function::SetMemregion => memory::set_region(args),
         Function::MemregionPurpose => memory::announce(args),

@@ -3,9 +3,9 @@
 
 use gzvm_abi::ioctl::{
     self, IOEVENTFD_DATAMATCH, IOEVENTFD_DEASSIGN, IOEVENTFD_PIO, IRQFD_DEASSIGN, IRQFD_RESAMPLE, Ioeventfd,
-    Irqfd,
+    Irqfd, extension,
 };
-use gzvm_abi::run::{Mmio, exit};
+use gzvm_abi::run::{Mmio, Resampled, exit};
 
 use super::*;
 use crate::sys::{close, eventfd, eventfd_count, eventfd_write};
@@ -158,7 +158,7 @@ fn irqfd_arguments() {
     assert_eq!(set(irq(99, 1, 0)), EBADF);
     assert_eq!(set(irq(-1, 1, 0)), EBADF);
     assert_eq!(set(irq(vm, 1, 0)), EINVAL);
-    assert_eq!(set(irq(fd, 1, IRQFD_RESAMPLE)), 0);
+    assert_eq!(set(irq(fd, 1, 0)), 0);
     assert_eq!(set(irq(fd, 2, 0)), EBUSY);
     assert_eq!(set(irq(99, 1, IRQFD_DEASSIGN)), EBADF);
     assert_eq!(set(irq(fd, 2, IRQFD_DEASSIGN)), 0, "nothing to do is fine");
@@ -206,4 +206,111 @@ fn irqfds_end_with_the_vm_file() {
     assert!(k.with(|k| k.vms[&1].lines.is_empty()));
     close(vcpu);
     assert_eq!(k.held(), "");
+}
+
+fn resampled(k: &Session, vcpu: i32, intids: &[u32]) {
+    let mut ended = Resampled { count: intids.len() as u32, ..Resampled::default() };
+    ended.intids[..intids.len()].copy_from_slice(intids);
+    k.exit(move |shared| {
+        shared.put(8, ended);
+        exit::RESAMPLED
+    });
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+    assert_eq!(k.get::<u32>(RUN), exit::SHUTDOWN);
+}
+
+fn levels(k: &Session) -> Vec<(u16, u64, u64, u64)> {
+    k.with(|k| std::mem::take(&mut k.vms.get_mut(&1).unwrap().levels))
+}
+
+#[test]
+fn resample_arguments() {
+    let k = Session::new();
+    let vm = k.vm();
+    let fd = eventfd();
+    let set = |args: Irqfd| k.ioctl_with(vm, ioctl::IRQFD, &args);
+    let with = |resamplefd: i32| Irqfd { resamplefd: resamplefd as u32, ..irq(fd, 1, IRQFD_RESAMPLE) };
+    assert_eq!(set(with(99)), EBADF);
+    assert_eq!(set(with(-1)), EBADF);
+    assert_eq!(set(with(vm)), EINVAL);
+    assert_eq!(set(with(eventfd())), 0);
+    // By the public ABI it is accepted, and is one edge.
+    k.with(|k| k.extensions = 0);
+    assert_eq!(entry::gzr_init(), 0);
+    let edge = eventfd();
+    assert_eq!(set(irq(edge, 2, IRQFD_RESAMPLE)), 0);
+    eventfd_write(edge);
+    assert_eq!(k.with(|k| k.vms[&1].lines.clone()), [(0, 2, 1)]);
+}
+
+#[test]
+fn a_resampled_line_falls_at_the_eoi_and_whoever_raises_it_hears() {
+    let k = Session::new();
+    let vm = k.vm();
+    let vcpu = k.vcpu(vm, 0);
+    let (a, b, other, plain) = (eventfd(), eventfd(), eventfd(), eventfd());
+    let (told_a, told_b, told_other) = (eventfd(), eventfd(), eventfd());
+    let tie = |fd, gsi, resamplefd: i32| {
+        let args = Irqfd { resamplefd: resamplefd as u32, ..irq(fd, gsi, IRQFD_RESAMPLE) };
+        assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &args), 0);
+    };
+    tie(a, 4, told_a);
+    tie(b, 4, told_b);
+    tie(other, 5, told_other);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(plain, 4, 0)), 0);
+    eventfd_write(a);
+    assert_eq!(levels(&k), [(0, 4, 1, 1)]);
+    eventfd_write(plain);
+    assert_eq!((levels(&k).len(), k.with(|k| k.vms[&1].lines.len())), (0, 1));
+
+    resampled(&k, vcpu, &[36]);
+    let counts = || [told_a, told_b, told_other].map(eventfd_count);
+    assert_eq!(counts(), [1, 1, 0]);
+    resampled(&k, vcpu, &[37, 36, 99]);
+    assert_eq!(counts(), [2, 2, 1]);
+    // A count from nowhere does no harm.
+    k.exit(|shared| {
+        shared.put(8, Resampled { count: u32::MAX, intids: [0; 16], pad: 0 });
+        exit::RESAMPLED
+    });
+    k.exit(|_| exit::SHUTDOWN);
+    assert_eq!(k.run(vcpu), 0);
+
+    // IRQ_LINE finds a line there.
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ioctl::IrqLevel { irq: 4, level: 0 }), 0);
+    assert_eq!(levels(&k), [(0, 4, 0, 1)]);
+    // The last one to go lowers it: by DEASSIGN, by the eventfd's end, by the VM's.
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQFD, &irq(a, 4, IRQFD_DEASSIGN)), 0);
+    assert_eq!(levels(&k), []);
+    close(b);
+    assert_eq!(levels(&k), [(0, 4, 0, 0)]);
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ioctl::IrqLevel { irq: 4, level: 0 }), 0);
+    assert_eq!(levels(&k), [], "a pulse again");
+    resampled(&k, vcpu, &[36]);
+    assert_eq!(counts(), [2, 2, 1]);
+    close(vm);
+    assert_eq!(levels(&k), [(0, 5, 0, 0)]);
+}
+
+#[test]
+fn who_asks_for_levels_gets_them() {
+    let k = Session::new();
+    let vm = k.vm();
+    let ask = |on_vm: bool| {
+        k.put(ARG, &extension::IRQ_LEVEL);
+        let cmd = ioctl::CHECK_EXTENSION;
+        assert_eq!(if on_vm { k.ioctl(vm, cmd, ARG) } else { k.dev_ioctl(cmd, ARG) }, 0);
+        assert_eq!(k.get::<u64>(ARG), 1);
+    };
+    let raise = || assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ioctl::IrqLevel { irq: 3, level: 1 }), 0);
+    ask(false);
+    raise();
+    assert_eq!(levels(&k), [], "asked of the device, not of the VM");
+    ask(true);
+    raise();
+    assert_eq!(levels(&k), [(0, 3, 1, 0)]);
+    let ppi = ioctl::IrqLevel { irq: 2 << 24 | 5 << 16 | 20, level: 1 };
+    assert_eq!(k.ioctl_with(vm, ioctl::IRQ_LINE, &ppi), 0);
+    assert_eq!(levels(&k), [(5, 2 << 24 | 20, 1, 0)]);
 }
