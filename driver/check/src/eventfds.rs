@@ -4,16 +4,17 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use gzvm_abi::ioctl::{
-    self, IOEVENTFD_DATAMATCH, IOEVENTFD_DEASSIGN, IRQFD_DEASSIGN, IRQFD_RESAMPLE, Ioeventfd, Irqfd,
+    self, IOEVENTFD_DATAMATCH, IOEVENTFD_DEASSIGN, IRQFD_DEASSIGN, IRQFD_RESAMPLE, Ioeventfd, IrqLevel,
+    Irqfd, extension,
 };
 use libc::{EBADF, EBUSY, EEXIST, EINTR, EINVAL, ENOENT};
 
-use crate::machine::{DEVICE, IDLE, Machine, Run, STORE, vm};
+use crate::machine::{DEVICE, IDLE, Machine, Run, STORE, TAKES_SPI, vm};
 use crate::sys::{self, Kicker, errno, eventfd, signal, take};
 use crate::{Check, ensure};
 
@@ -164,5 +165,83 @@ pub fn closed_in_any_order() -> Check {
         ensure!(error == EINTR, "errno {error}");
         drop((vcpu, ram));
     }
+    Ok(())
+}
+
+/// A level-triggered device whose VMM raises the line anew after each EOI: each interrupt comes, each end is told.
+pub fn resampled_line() -> Check {
+    let machine = Machine::new(TAKES_SPI, &[(0, DEVICE)])?;
+    let (line, told) = (eventfd(), Arc::new(eventfd()));
+    let mut args = Irqfd {
+        fd: line.as_raw_fd() as u32,
+        gsi: 5,
+        flags: IRQFD_RESAMPLE,
+        resamplefd: told.as_raw_fd() as u32,
+        pad: [0; 16],
+    };
+    ensure!(errno(&sys::ioctl_with(&machine.vm, ioctl::IRQFD, &mut args)) == 0, "assign");
+    let stop = Arc::new(AtomicBool::new(false));
+    let ends = Arc::new(AtomicU64::new(0));
+    let device = {
+        let (told, stop, ends) = (Arc::clone(&told), Arc::clone(&stop), Arc::clone(&ends));
+        let line = line.try_clone().map_err(|e| e.to_string())?;
+        thread::spawn(move || {
+            while !stop.load(Ordering::SeqCst) {
+                match take(&told) {
+                    0 => thread::sleep(Duration::from_millis(1)),
+                    n => {
+                        ends.fetch_add(n, Ordering::SeqCst);
+                        signal(&line);
+                    }
+                }
+            }
+        })
+    };
+    signal(&line);
+    let mut run = Run::new();
+    let outcome = (0..50).try_for_each(|n| {
+        let store = run.mmio(&machine.vcpu)?;
+        let intid = u64::from_le_bytes(store.data);
+        ensure!(store.phys_addr == DEVICE && intid == 37, "interrupt {n}: {store:x?}");
+        Ok(())
+    });
+    stop.store(true, Ordering::SeqCst);
+    let _ = device.join();
+    outcome?;
+    let ended = ends.load(Ordering::SeqCst);
+    ensure!((49..=50).contains(&ended), "{ended} ends of 50 interrupts were told");
+
+    // The last one has been stored and not ended. Without its irqfd the line is low, and stays so.
+    args.flags = IRQFD_DEASSIGN;
+    ensure!(errno(&sys::ioctl_with(&machine.vm, ioctl::IRQFD, &mut args)) == 0, "deassign");
+    take(&told);
+    sys::handle_signal(false);
+    let kicker = Kicker::start(Duration::from_millis(300), Duration::from_millis(100));
+    let error = errno(&run.run(&machine.vcpu));
+    drop(kicker);
+    ensure!(error == EINTR, "errno {error}, exit {:#x}", run.0.exit_reason);
+    ensure!(take(&told) == 0, "told of an end after DEASSIGN");
+    Ok(())
+}
+
+/// IRQ_LINE of a VM that asked for levels: pending again after each EOI while the line is high.
+pub fn driven_level() -> Check {
+    let machine = Machine::new(TAKES_SPI, &[(0, DEVICE)])?;
+    let set = |level| errno(&sys::ioctl_with(&machine.vm, ioctl::IRQ_LINE, &mut IrqLevel { irq: 5, level }));
+    let mut run = Run::new();
+    let mut known = extension::IRQ_LEVEL;
+    let asked = errno(&sys::ioctl_with(&machine.vm, ioctl::CHECK_EXTENSION, &mut known));
+    ensure!((asked, known) == (0, 1), "CHECK_EXTENSION: errno {asked}, {known}");
+    ensure!(set(1) == 0, "level 1");
+    for n in 0..10 {
+        let store = run.mmio(&machine.vcpu)?;
+        ensure!(u64::from_le_bytes(store.data) == 37, "interrupt {n}: {store:x?}");
+    }
+    ensure!(set(0) == 0, "level 0");
+    sys::handle_signal(false);
+    let kicker = Kicker::start(Duration::from_millis(300), Duration::from_millis(100));
+    let error = errno(&run.run(&machine.vcpu));
+    drop(kicker);
+    ensure!(error == EINTR, "errno {error}, exit {:#x}", run.0.exit_reason);
     Ok(())
 }

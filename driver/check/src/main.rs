@@ -71,6 +71,8 @@ const CHECKS: &[Named] = &[
     ("ioeventfd", eventfds::ioeventfd),
     ("irqfd_arguments", eventfds::irqfd_arguments),
     ("irqfd_closed_while_armed", eventfds::closed_while_armed),
+    ("resampled_line", eventfds::resampled_line),
+    ("driven_level", eventfds::driven_level),
     ("irqfd_storm", eventfds::storm),
     ("files_closed_in_any_order", eventfds::closed_in_any_order),
     ("many_vms_at_once", runs::many_vms_at_once),
