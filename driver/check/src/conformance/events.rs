@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{EBADF, EBUSY, EEXIST, EFAULT, EINTR, EINVAL, ENOENT};
 
@@ -122,6 +123,16 @@ pub fn irqfd_signals() -> Check {
         let intid = next(&machine, &mut run)?;
         ensure!(intid == 37, "signal {n} is INTID {intid}");
     }
+    // The vCPU's thread sleeps in the driver, for 20 s if nothing wakes it.
+    let later = a.try_clone().map_err(|e| e.to_string())?;
+    let signaller = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        signal(&later);
+        Instant::now()
+    });
+    ensure!(next(&machine, &mut run)? == 37, "signalled while it slept");
+    let sent = signaller.join().map_err(|_| "panicked")?;
+    ensure!(sent.elapsed() < Duration::from_secs(12), "woken after {:?}", sent.elapsed());
     gives(tie(&machine.vm, &b, 5, 0), 0, "a second eventfd of the line")?;
     signal(&b);
     ensure!(next(&machine, &mut run)? == 37, "the second eventfd");

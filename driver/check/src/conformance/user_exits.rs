@@ -2,7 +2,7 @@
 //! The exit table (ABI 3.5): what comes to user space, served as crosvm does it, and what the driver keeps.
 
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use libc::EINTR;
 
@@ -156,7 +156,8 @@ pub fn irq_and_idle() -> Check {
     Ok(())
 }
 
-/// An SGI to a vCPU whose thread sleeps in the driver wakes that thread, and no exit is seen.
+/// An SGI to a vCPU whose thread sleeps in the driver wakes that thread, and no exit is seen. Without the wake-up it
+/// would sleep for 20 s.
 pub fn ipi() -> Check {
     let machine = Machine::new(programs::SGI, &[(19, DEVICE)])?;
     let second = descriptor(&machine.vm, nr::CREATE_VCPU, 1).map_err(|e| format!("vCPU 1: {e}"))?;
@@ -169,11 +170,13 @@ pub fn ipi() -> Check {
     // Time for vCPU 1 to fall asleep.
     thread::sleep(Duration::from_millis(300));
     sys::handle_signal(false);
+    let sent = Instant::now();
     let kicker = Kicker::start(Duration::from_millis(300), Duration::from_millis(100));
     let error = errno(&run.run(&machine.vcpu));
     drop(kicker);
     gives(error, EINTR, "the sender's RUN")?;
     let write = receiver.join().map_err(|_| "panicked")??;
+    ensure!(sent.elapsed() < Duration::from_secs(12), "woken after {:?}", sent.elapsed());
     let intid = u64::from_le_bytes(write.data);
     ensure!(write.phys_addr == DEVICE + 16 && intid == 3, "the receiver: {write:x?}");
     Ok(())
