@@ -156,6 +156,21 @@ impl Slots {
         Ok(slot)
     }
 
+    /// Whether all of `length` bytes from `start` on are slots' memory. Nothing is not.
+    pub fn hold(&self, start: Ipa, length: u64) -> bool {
+        let Some(end) = start.checked_add(length) else { return false };
+        let mut at = start;
+        // Each slot is passed once.
+        for _ in 0..self.slots.len() {
+            match self.find(at) {
+                Some(slot) if slot.range.end() >= end => return length != 0,
+                Some(slot) => at = slot.range.end(),
+                None => return false,
+            }
+        }
+        false
+    }
+
     /// `pages` pages from guest frame `gfn`, all of them in slot `id` (MAP_GUEST, MAP_GUEST_BLOCK).
     ///
     /// # Errors

@@ -78,7 +78,8 @@ const ISAR1: Fields = &[
 /// ID_AA64ISAR2_EL1: RPRES, GPA3, APA3, BC, PAC_frac. Not WFxT, MOPS, CLRBHB's relatives.
 const ISAR2: Fields = &[(4, Max(1)), (8, Max(1)), (12, Max(5)), (20, Max(1)), (24, Max(1))];
 /// ID_AA64MMFR0_EL1: PA range at most 40 bits, ASID bits, mixed endian, granules without 52-bit
-/// forms (TGran16 0 = absent, TGran64 and TGran4 0 = present, 0xF = absent), stage-2 granules as stage 1.
+/// forms (TGran16 0 = absent, TGran64 and TGran4 0 = present, 0xF = absent), stage-2 granules as stage 1;
+/// self-synchronized counters (ECV), not the offset that is EL2's.
 const MMFR0: Fields = &[
     (0, Max(2)),
     (4, Max(2)),
@@ -88,6 +89,7 @@ const MMFR0: Fields = &[
     (20, Max(1)),
     (24, Granule),
     (28, Granule),
+    (60, Max(1)),
 ];
 /// ID_AA64MMFR1_EL1: hardware access flag and dirty state, HPDS, PAN, ETS.
 const MMFR1: Fields = &[(0, Max(2)), (12, Max(2)), (20, Max(3)), (36, Max(2))];

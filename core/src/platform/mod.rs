@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`psci`] | a guest's power states and calls (PSCI 1.1) |
 //! | [`smccc`] | which firmware and hypervisor calls a guest is answered |
+//! | [`timer`] | the physical timer that a guest is shown |
 //! | [`host_calls`] | which SMCs of the host go to the firmware |
 //! | [`id_registers`] | what of the CPU a guest is told |
 
@@ -12,3 +13,4 @@ pub mod host_calls;
 pub mod id_registers;
 pub mod psci;
 pub mod smccc;
+pub mod timer;

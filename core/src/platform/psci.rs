@@ -1,16 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! PSCI 1.1 for a guest (Arm DEN0022): who is on, who may turn whom on, and what ends the VM.
+//! PSCI 1.1 for a guest (Arm DEN0022): who is on, who may turn whom on, who sleeps, and what ends the VM.
 //!
 //! ```text
 //!          CPU_ON                 first RUN
-//!   Off ------------> OnPending ------------> On
-//!    ^                                         |
-//!    +-----------------------------------------+
+//!   Off ------------> OnPending ------------> On ---------> waits for a wake-up, then starts
+//!    ^                                        | ^  suspend  at its entry point (or goes on)
+//!    +----------------------------------------+ +-------------------------------+
 //!                    CPU_OFF
 //! ```
 //! The states of all vCPUs are under one lock (the VM's), so races are decided by who gets it first.
+//! A suspended vCPU is On to its peers, as the specification has it; that it waits, and for what, is
+//! kept with the vCPU (`hypervisor/src/guest/sleep.rs`).
+//!
+//! Optional functions that are not there answer NOT_SUPPORTED, and PSCI_FEATURES says so: MIGRATE,
+//! MIGRATE_INFO_UP_CPU (no trusted OS), CPU_FREEZE, NODE_HW_STATE, SET_SUSPEND_MODE (platform-coordinated mode
+//! only), STAT_RESIDENCY and STAT_COUNT.
+//!
+//! # MEM_PROTECT
+//! The guest asks that nothing that boots after it finds its memory. That holds for every VM: one that
+//! has asked for power-off or reset never runs again (`vm::lifecycle`), and the next boot is another VM, whose
+//! pages come from the host, which a plain VM trusts with its memory anyway. So only the state is kept.
 
 use crate::addr::VcpuId;
+use crate::vgic::{affinity, vcpu_of};
 
 /// SUCCESS.
 pub const SUCCESS: u64 = 0;
@@ -28,6 +40,17 @@ pub const ON_PENDING: u64 = -5i64 as u64;
 pub const INTERNAL_FAILURE: u64 = -6i64 as u64;
 /// INVALID_ADDRESS.
 pub const INVALID_ADDRESS: u64 = -9i64 as u64;
+
+/// What PSCI_VERSION answers.
+pub const PSCI_1_1: u64 = 0x0001_0001;
+/// `power_state`, original format (5.4.2): StateID, StateType, PowerLevel; the rest must be zero.
+const POWER_STATE_BITS: u32 = 0xFFFF | POWER_STATE_DOWN | 3 << 24;
+/// StateType: power-down, rather than standby.
+const POWER_STATE_DOWN: u32 = 1 << 16;
+/// MPIDR_EL1's affinity fields.
+const AFFINITY_BITS: u64 = 0xFF_00FF_FFFF;
+/// The deepest affinity level.
+const DEEPEST_LEVEL: u64 = 3;
 
 macro_rules! functions {
     ($($(#[$doc:meta])* $name:ident = $($fid:literal)|+,)*) => {
@@ -55,20 +78,38 @@ functions! {
     CpuOn = 0x8400_0003 | 0xC400_0003,
     /// AFFINITY_INFO.
     AffinityInfo = 0x8400_0004 | 0xC400_0004,
+    /// MIGRATE.
+    Migrate = 0x8400_0005 | 0xC400_0005,
     /// MIGRATE_INFO_TYPE.
     MigrateInfoType = 0x8400_0006,
+    /// MIGRATE_INFO_UP_CPU.
+    MigrateInfoUpCpu = 0x8400_0007 | 0xC400_0007,
     /// SYSTEM_OFF.
     SystemOff = 0x8400_0008,
     /// SYSTEM_RESET.
     SystemReset = 0x8400_0009,
     /// PSCI_FEATURES.
     Features = 0x8400_000A,
+    /// CPU_FREEZE.
+    CpuFreeze = 0x8400_000B,
     /// CPU_DEFAULT_SUSPEND.
     CpuDefaultSuspend = 0x8400_000C | 0xC400_000C,
+    /// NODE_HW_STATE.
+    NodeHwState = 0x8400_000D | 0xC400_000D,
     /// SYSTEM_SUSPEND.
     SystemSuspend = 0x8400_000E | 0xC400_000E,
+    /// PSCI_SET_SUSPEND_MODE.
+    SetSuspendMode = 0x8400_000F,
+    /// PSCI_STAT_RESIDENCY.
+    StatResidency = 0x8400_0010 | 0xC400_0010,
+    /// PSCI_STAT_COUNT.
+    StatCount = 0x8400_0011 | 0xC400_0011,
     /// SYSTEM_RESET2.
     SystemReset2 = 0x8400_0012 | 0xC400_0012,
+    /// MEM_PROTECT.
+    MemProtect = 0x8400_0013,
+    /// MEM_PROTECT_CHECK_RANGE.
+    MemProtectCheckRange = 0x8400_0014 | 0xC400_0014,
 }
 
 /// A vCPU's power.
@@ -94,11 +135,13 @@ pub enum Power {
 #[derive(Clone, Debug)]
 pub struct PowerStates<const N: usize> {
     states: [Power; N],
+    /// MEM_PROTECT is on.
+    protected: bool,
 }
 
 impl<const N: usize> Default for PowerStates<N> {
     fn default() -> Self {
-        Self { states: [Power::Absent; N] }
+        Self { states: [Power::Absent; N], protected: false }
     }
 }
 
@@ -111,8 +154,25 @@ pub enum Outcome {
     Started(VcpuId),
     /// The calling vCPU is off.
     Off,
-    /// The calling vCPU waits for an interrupt, then x0 = 0.
-    Suspend,
+    /// The calling vCPU waits for an interrupt as WFI does, then x0 = 0.
+    Standby,
+    /// The calling vCPU loses its registers, waits for an interrupt, and starts at `entry`.
+    PowerDown {
+        /// Where it starts.
+        entry: u64,
+        /// x0.
+        context: u64,
+        /// With a wake-up pending already, the call may return SUCCESS instead (5.4.5); SYSTEM_SUSPEND
+        /// never returns it.
+        may_return: bool,
+    },
+    /// x0 = SUCCESS if all of the range is the VM's memory, else DENIED.
+    CheckRange {
+        /// First byte.
+        base: u64,
+        /// Bytes.
+        length: u64,
+    },
     /// The VM ends.
     SystemOff,
     /// The VM wants to start anew. For SYSTEM_RESET2: type and cookie.
@@ -145,19 +205,14 @@ impl<const N: usize> PowerStates<N> {
 
     /// Called as a vCPU is about to run: takes a pending start.
     pub fn take_start(&mut self, vcpu: VcpuId) -> Option<(u64, u64)> {
-        let state = self.states.get_mut(usize::from(vcpu.0))?;
-        match *state {
-            Power::OnPending { entry, context } => {
-                *state = Power::On;
-                Some((entry, context))
-            }
-            _ => None,
-        }
+        let Power::OnPending { entry, context } = self.get(vcpu) else { return None };
+        *self.states.get_mut(usize::from(vcpu.0))? = Power::On;
+        Some((entry, context))
     }
 
-    /// The vCPU with these MPIDR affinity fields.
+    /// The vCPU with these MPIDR affinity fields; other bits must be zero.
     fn by_affinity(&self, affinity: u64) -> Option<VcpuId> {
-        let id = crate::vgic::vcpu_of(u32::try_from(affinity).ok()?)?;
+        let id = vcpu_of(u32::try_from(affinity).ok()?)?;
         (self.get(id) != Power::Absent).then_some(id)
     }
 
@@ -168,8 +223,10 @@ impl<const N: usize> PowerStates<N> {
         let [a1, a2, a3] = if wide { args } else { args.map(|a| a & 0xFFFF_FFFF) };
         let Some(function) = Function::from_fid(fid) else { return Outcome::Return(NOT_SUPPORTED) };
         match function {
-            Function::Version => Outcome::Return(0x0001_0001),
-            Function::CpuSuspend => Outcome::Suspend,
+            Function::Version => Outcome::Return(PSCI_1_1),
+            Function::CpuSuspend => cpu_suspend(a1 as u32, a2, a3, ipa_bits),
+            // The state is ours to choose: the deepest.
+            Function::CpuDefaultSuspend => power_down(a1, a2, true, ipa_bits),
             Function::CpuOff => {
                 if let Some(s) = self.states.get_mut(usize::from(vcpu.0)) {
                     *s = Power::Off;
@@ -180,15 +237,28 @@ impl<const N: usize> PowerStates<N> {
             Function::AffinityInfo => Outcome::Return(self.affinity_info(a1, a2)),
             // No trusted OS: nothing to migrate.
             Function::MigrateInfoType => Outcome::Return(2),
+            Function::SystemSuspend if self.others_are_off(vcpu) => power_down(a1, a2, false, ipa_bits),
+            Function::SystemSuspend => Outcome::Return(DENIED),
             Function::SystemOff => Outcome::SystemOff,
             Function::SystemReset => Outcome::SystemReset { reset2: None },
             // Only the architectural warm reset (type 0) and vendor types (bit 31) exist.
-            Function::SystemReset2 if a1 == 0 || a1 & 1 << 31 != 0 => {
-                Outcome::SystemReset { reset2: Some((a1, a2)) }
+            Function::SystemReset2 if a1 as u32 == 0 || a1 & 1 << 31 != 0 => {
+                Outcome::SystemReset { reset2: Some((a1 & 0xFFFF_FFFF, a2)) }
             }
             Function::SystemReset2 => Outcome::Return(INVALID_PARAMETERS),
+            Function::MemProtect => match a1 {
+                0 | 1 => Outcome::Return(u64::from(core::mem::replace(&mut self.protected, a1 == 1))),
+                _ => Outcome::Return(INVALID_PARAMETERS),
+            },
+            Function::MemProtectCheckRange => Outcome::CheckRange { base: a1, length: a2 },
             Function::Features => Outcome::Return(features(a1 as u32)),
-            Function::CpuDefaultSuspend | Function::SystemSuspend => Outcome::Return(NOT_SUPPORTED),
+            Function::Migrate
+            | Function::MigrateInfoUpCpu
+            | Function::CpuFreeze
+            | Function::NodeHwState
+            | Function::SetSuspendMode
+            | Function::StatResidency
+            | Function::StatCount => Outcome::Return(NOT_SUPPORTED),
         }
     }
 
@@ -196,7 +266,7 @@ impl<const N: usize> PowerStates<N> {
         let Some(target) = self.by_affinity(affinity) else {
             return Outcome::Return(INVALID_PARAMETERS);
         };
-        if entry & 3 != 0 || entry >> ipa_bits.min(63) != 0 {
+        if !is_address(entry, ipa_bits) {
             return Outcome::Return(INVALID_ADDRESS);
         }
         let Some(state) = self.states.get_mut(usize::from(target.0)) else {
@@ -213,23 +283,78 @@ impl<const N: usize> PowerStates<N> {
         }
     }
 
-    fn affinity_info(&self, affinity: u64, level: u64) -> u64 {
-        if level != 0 {
+    /// The state of all vCPUs whose affinity fields from `level` up are these: on if one is, off if all are.
+    fn affinity_info(&self, target: u64, level: u64) -> u64 {
+        if level > DEEPEST_LEVEL || target & !AFFINITY_BITS != 0 {
             return INVALID_PARAMETERS;
         }
-        match self.by_affinity(affinity).map(|v| self.get(v)) {
-            Some(Power::On) => 0,
-            Some(Power::Off) => 1,
-            Some(Power::OnPending { .. }) => 2,
-            Some(Power::Absent) | None => INVALID_PARAMETERS,
+        // Aff3 is eight bits further up than the others; no vCPU has one.
+        let mask =
+            AFFINITY_BITS & !(if level == 3 { 0xFF_FFFF } else { (1u64 << (level * 8)).wrapping_sub(1) });
+        let mut best = None;
+        for n in 0..N {
+            let Ok(id) = u16::try_from(n).map(VcpuId) else { break };
+            if (u64::from(affinity(id)) ^ target) & mask != 0 {
+                continue;
+            }
+            let state = match self.get(id) {
+                Power::Absent => continue,
+                Power::On => 0,
+                Power::OnPending { .. } => 2,
+                Power::Off => 1,
+            };
+            // On wins, then on its way, then off.
+            best = match best {
+                Some(0) => best,
+                Some(2) if state == 1 => best,
+                _ => Some(state),
+            };
         }
+        best.unwrap_or(INVALID_PARAMETERS)
+    }
+
+    fn others_are_off(&self, vcpu: VcpuId) -> bool {
+        let others = self.states.iter().enumerate().filter(|(n, _)| *n != usize::from(vcpu.0));
+        others.map(|(_, state)| state).all(|state| matches!(state, Power::Off | Power::Absent))
     }
 }
 
+/// An instruction's address that a guest can have.
+const fn is_address(entry: u64, ipa_bits: u8) -> bool {
+    let bits = if ipa_bits > 63 { 63 } else { ipa_bits };
+    entry & 3 == 0 && entry >> bits == 0
+}
+
+/// Platform-coordinated: asking for a deeper level than the peers allow is not wrong, and comes to less.
+fn cpu_suspend(power_state: u32, entry: u64, context: u64, ipa_bits: u8) -> Outcome {
+    if power_state & !POWER_STATE_BITS != 0 {
+        return Outcome::Return(INVALID_PARAMETERS);
+    }
+    if power_state & POWER_STATE_DOWN == 0 {
+        return Outcome::Standby;
+    }
+    power_down(entry, context, true, ipa_bits)
+}
+
+fn power_down(entry: u64, context: u64, may_return: bool, ipa_bits: u8) -> Outcome {
+    match is_address(entry, ipa_bits) {
+        true => Outcome::PowerDown { entry, context, may_return },
+        false => Outcome::Return(INVALID_ADDRESS),
+    }
+}
+
+/// PSCI_FEATURES. Flags of CPU_SUSPEND: original format of `power_state`, no OS-initiated mode.
 fn features(fid: u32) -> u64 {
     match Function::from_fid(fid) {
-        Some(Function::CpuDefaultSuspend | Function::SystemSuspend) => NOT_SUPPORTED,
-        // CPU_SUSPEND: original StateID format, no OS-initiated mode.
+        Some(
+            Function::Migrate
+            | Function::MigrateInfoUpCpu
+            | Function::CpuFreeze
+            | Function::NodeHwState
+            | Function::SetSuspendMode
+            | Function::StatResidency
+            | Function::StatCount,
+        ) => NOT_SUPPORTED,
         Some(_) => 0,
         None if fid == super::smccc::VERSION => 0,
         None => NOT_SUPPORTED,
@@ -237,72 +362,4 @@ fn features(fid: u32) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ON: u64 = 0xC400_0003;
-
-    fn two() -> PowerStates<8> {
-        let mut p = PowerStates::default();
-        p.add(VcpuId(0));
-        p.add(VcpuId(1));
-        p
-    }
-
-    #[test]
-    fn a_secondary_goes_through_its_life() {
-        let mut p = two();
-        assert_eq!(p.take_start(VcpuId(1)), None);
-        assert_eq!(p.call(VcpuId(0), ON, [1, 0x8000_0000, 7], 40), Outcome::Started(VcpuId(1)));
-        assert_eq!(p.call(VcpuId(0), ON, [1, 0x8000_0000, 8], 40), Outcome::Return(ON_PENDING));
-        assert_eq!(p.call(VcpuId(0), 0xC400_0004, [1, 0, 0], 40), Outcome::Return(2));
-        assert_eq!(p.take_start(VcpuId(1)), Some((0x8000_0000, 7)));
-        assert_eq!(p.take_start(VcpuId(1)), None);
-        assert_eq!(p.call(VcpuId(0), ON, [1, 0x8000_0000, 8], 40), Outcome::Return(ALREADY_ON));
-        assert_eq!(p.call(VcpuId(1), 0x8400_0002, [0; 3], 40), Outcome::Off);
-        assert_eq!(p.call(VcpuId(0), 0xC400_0004, [1, 0, 0], 40), Outcome::Return(1));
-        assert_eq!(p.call(VcpuId(0), ON, [1, 0x9000_0000, 9], 40), Outcome::Started(VcpuId(1)));
-    }
-
-    #[test]
-    fn bad_targets_and_addresses_are_refused() {
-        let mut p = two();
-        for mpidr in [2u64, 0x100, 0x1_0001, 1 << 32 | 1, u64::MAX, 0x8000_0001] {
-            let out = p.call(VcpuId(0), ON, [mpidr, 0x8000_0000, 0], 40);
-            assert_eq!(out, Outcome::Return(INVALID_PARAMETERS), "{mpidr:#x}");
-        }
-        for entry in [1u64, 2, 1 << 40, u64::MAX] {
-            let out = p.call(VcpuId(0), ON, [1, entry, 0], 40);
-            assert_eq!(out, Outcome::Return(INVALID_ADDRESS), "{entry:#x}");
-        }
-        assert_eq!(p.call(VcpuId(0), ON, [0, 0, 0], 40), Outcome::Return(ALREADY_ON));
-    }
-
-    #[test]
-    fn affinities_past_the_sixteenth() {
-        let mut p = PowerStates::<64>::default();
-        [0, 15, 16, 63].into_iter().for_each(|n| p.add(VcpuId(n)));
-        assert_eq!(p.call(VcpuId(0), ON, [0x100, 0, 0], 40), Outcome::Started(VcpuId(16)));
-        assert_eq!(p.call(VcpuId(0), ON, [0x30F, 0, 0], 40), Outcome::Started(VcpuId(63)));
-        for wrong in [16u64, 0x10F, 0x400, 0x1_0000, 1 << 32] {
-            assert_eq!(p.call(VcpuId(0), ON, [wrong, 0, 0], 40), Outcome::Return(INVALID_PARAMETERS));
-        }
-    }
-
-    #[test]
-    fn narrow_calls_ignore_upper_halves() {
-        let mut p = two();
-        let out = p.call(VcpuId(0), 0x8400_0003, [0xF_0000_0001, 0xF_8000_0000, 0xF_0000_0007], 40);
-        assert_eq!(out, Outcome::Started(VcpuId(1)));
-        assert_eq!(p.take_start(VcpuId(1)), Some((0x8000_0000, 7)));
-    }
-
-    #[test]
-    fn every_id_has_an_answer() {
-        for n in 0..=0xFFFFu64 {
-            for base in [0x8400_0000u64, 0xC400_0000] {
-                let _ = two().call(VcpuId(1), base | n, [u64::MAX; 3], 40);
-            }
-        }
-    }
-}
+mod tests;

@@ -27,18 +27,23 @@ pub const ARCH_WORKAROUND_3: u32 = 0x8000_3FFF;
 /// What EL2 does with a guest's call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
-    /// x0..x3, at once.
-    Values([u64; 4]),
+    /// x0; x1..x3 stay as they are (SMCCC 1.1).
+    One(u64),
+    /// x0..x3.
+    Four([u64; 4]),
     /// A PSCI call: see [`psci`](super::psci).
     Psci,
+    /// What firmware does for this CPU: [`arch_feature`] and [`workaround`] know, with its ID register.
+    Arch {
+        /// The call.
+        fid: u32,
+        /// x1.
+        arg: u32,
+    },
     /// Wall clock: the driver answers.
     Ptp,
     /// The guest gives the page at this IPA back.
     Relinquish(u64),
-}
-
-const fn one(x0: u64) -> Answer {
-    Answer::Values([x0, 0, 0, 0])
 }
 
 /// Whether `fid` is PSCI's (owner 4, functions 0..=0x1F).
@@ -46,29 +51,54 @@ pub const fn is_psci(fid: u32) -> bool {
     matches!(fid & !0x4000_0000, 0x8400_0000..=0x8400_001F)
 }
 
-/// Decides on the call with x0 = `fid` (low 32 bits count) and x1 = `arg`.
+/// Decides on the call with x0 = `fid` (low 32 bits count) and x1 = `arg`, of which a 32-bit call has
+/// the low half. Default deny; yielding calls (bit 31 clear) and reserved owners are among the denied.
 pub fn decide(fid: u64, arg: u64) -> Answer {
     let fid = strip_sve_hint(fid as u32);
+    let narrow = arg as u32;
     match fid {
         _ if is_psci(fid) => Answer::Psci,
-        VERSION => one(0x0001_0002),
-        ARCH_FEATURES => one(arch_feature(arg as u32)),
-        guest::VENDOR_HYP_UID => Answer::Values(guest::KVM_UID.map(u64::from)),
-        // Bit n: function n. The features call itself, the wall clock, relinquish.
-        guest::VENDOR_HYP_FEATURES => one(1 << 9 | 0b11),
+        VERSION => Answer::One(0x0001_0002),
+        ARCH_FEATURES | ARCH_WORKAROUND_1 | ARCH_WORKAROUND_3 => Answer::Arch { fid, arg: narrow },
+        guest::VENDOR_HYP_UID => Answer::Four(guest::KVM_UID.map(u64::from)),
+        // Bit n: function n. The features call itself, the wall clock, relinquish. Sharing and MMIO guard
+        // (2 to 8) are not there, as in KVM for a VM that is not protected.
+        guest::VENDOR_HYP_FEATURES => Answer::One(1 << 9 | 0b11),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
-        guest::PTP if arg <= 1 => Answer::Ptp,
-        guest::PTP => one(NOT_SUPPORTED),
-        _ => one(NOT_SUPPORTED),
+        guest::PTP if narrow <= 1 => Answer::Ptp,
+        _ => Answer::One(NOT_SUPPORTED),
     }
 }
 
-/// SMCCC_ARCH_FEATURES: 0 = implemented. The workaround calls are not offered: EL2 does not mitigate
-/// branch predictor training by guests yet (docs/threat-model.md).
-fn arch_feature(fid: u32) -> u64 {
+/// ID_AA64PFR0_EL1.CSV2: 1, branch prediction is not trained across contexts; 3, nor by branch history.
+const CSV2_SHIFT: u32 = 56;
+
+/// SMCCC_ARCH_FEATURES of `fid`, on a CPU with this ID_AA64PFR0_EL1: 0 = implemented, 1 = implemented,
+/// and not needed on this CPU.
+///
+/// The workaround calls go along with what the ID registers say: a CPU that needs none (CSV2) says so,
+/// any other is offered none, since EL2 does not mitigate branch predictor training by guests
+/// (docs/threat-model.md). ARCH_WORKAROUND_2 is PSTATE.SSBS's where the CPU has it, and nobody's else.
+/// There is no SoC to name (ARCH_SOC_ID), and no stolen time.
+pub fn arch_feature(fid: u32, pfr0: u64) -> u64 {
     match fid {
         VERSION | ARCH_FEATURES => 0,
+        ARCH_WORKAROUND_1 | ARCH_WORKAROUND_3 if not_needed(fid, pfr0) => 1,
         _ => NOT_SUPPORTED,
+    }
+}
+
+/// One of the workaround calls: nothing to do where it is not needed, not there elsewhere.
+pub fn workaround(fid: u32, pfr0: u64) -> u64 {
+    if not_needed(fid, pfr0) { 0 } else { NOT_SUPPORTED }
+}
+
+fn not_needed(fid: u32, pfr0: u64) -> bool {
+    let csv2 = pfr0 >> CSV2_SHIFT & 0xF;
+    match fid {
+        ARCH_WORKAROUND_1 => csv2 >= 1,
+        ARCH_WORKAROUND_3 => csv2 >= 3,
+        _ => false,
     }
 }
 
@@ -78,14 +108,71 @@ mod tests {
 
     #[test]
     fn unknown_calls_are_not_supported() {
-        for fid in [0u64, 0x8400_0050, 0xC600_0003, 0xFB00_1000, u64::MAX, 0xC400_00FF] {
-            assert_eq!(decide(fid, 0), one(NOT_SUPPORTED), "{fid:#x}");
+        let unknown = [
+            0u64,
+            0xFB00_1000,
+            u64::MAX,
+            0xC400_00FF,
+            // SOC_ID, ARCH_WORKAROUND_2, PV_TIME, SDEI, FF-A.
+            0x8000_0002,
+            0x8000_7FFF,
+            0xC500_0020,
+            0xC400_0020,
+            0x8400_0060,
+        ];
+        for fid in unknown {
+            assert_eq!(decide(fid, 0), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }
 
     #[test]
-    fn the_upper_half_of_x0_is_ignored() {
-        assert_eq!(decide(0xDEAD_0000_8000_0000, 0), one(0x10002));
+    fn protected_vms_services_are_neither_answered_nor_promised() {
+        let Answer::One(features) = decide(guest::VENDOR_HYP_FEATURES.into(), 0) else { panic!("features") };
+        for n in 2..=8u32 {
+            assert_eq!(features >> n & 1, 0, "bit {n}");
+            for base in [0x8600_0000u32, 0xC600_0000] {
+                assert_eq!(decide((base | n).into(), 0), Answer::One(NOT_SUPPORTED), "{base:#x} + {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn yielding_calls_and_reserved_bits_are_not_supported() {
+        for owner in 0..64u64 {
+            for n in [0u64, 1, 0x50, 0xFF01] {
+                for yielding in [owner << 24 | n, 1 << 30 | owner << 24 | n] {
+                    assert_eq!(decide(yielding, 0), Answer::One(NOT_SUPPORTED), "{yielding:#x}");
+                }
+            }
+        }
+        for bit in 17..24 {
+            assert_eq!(decide(0x8000_0000 | 1 << bit, 0), Answer::One(NOT_SUPPORTED), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn upper_halves_are_ignored() {
+        assert_eq!(decide(0xDEAD_0000_8000_0000, 0), Answer::One(0x10002));
+        assert_eq!(decide(guest::PTP.into(), 0xDEAD_0000_0000_0001), Answer::Ptp);
+        assert_eq!(decide(guest::PTP.into(), 2), Answer::One(NOT_SUPPORTED));
+        let dirty = decide(ARCH_FEATURES.into(), 0xDEAD_0000_0000_0000 | u64::from(VERSION));
+        assert_eq!(dirty, Answer::Arch { fid: ARCH_FEATURES, arg: VERSION });
+    }
+
+    #[test]
+    fn workarounds_go_with_the_id_register() {
+        let fields = |csv2: u64| csv2 << 56;
+        for (csv2, first, third) in [(0, -1, -1), (1, 1, -1), (2, 1, -1), (3, 1, 1)] {
+            for (fid, there) in [(ARCH_WORKAROUND_1, first), (ARCH_WORKAROUND_3, third)] {
+                let feature = arch_feature(fid, fields(csv2)) as i64;
+                assert_eq!(feature, there, "{fid:#x} with CSV2 = {csv2}");
+                let call = workaround(fid, fields(csv2)) as i64;
+                assert_eq!(call >= 0, feature >= 0, "the call, {fid:#x} with CSV2 = {csv2}");
+            }
+        }
+        for fid in [ARCH_SOC_ID, ARCH_WORKAROUND_2, 0xC500_0020] {
+            assert_eq!(arch_feature(fid, u64::MAX) as i64, -1, "{fid:#x}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use gzvm_guest_kit::{cases, check, check_eq, exception, fail, machine, println, 
 use crate::util::{Below, below, known_of_kvm, vendor_uid};
 
 pub const CASES: &[Case] = cases!["firmware":
-    smccc_version, arch_features, unknown_functions_are_not_supported, unknown_functions_keep_registers,
+    smccc_version, arch_features, workarounds_match_the_id_register, unknown_functions_are_not_supported, unknown_functions_keep_registers,
     smc_is_answered_or_undefined, host_functions_are_not_supported, hvc_with_a_number, vendor_uid_is_known,
     vendor_features_match_calls,
 ];
@@ -39,6 +39,23 @@ fn arch_features() -> Outcome {
     // SMC32: the upper half of x1 is not there.
     let dirty = 0xDEAD_BEEF_0000_0000 | u64::from(VERSION);
     check_eq!(call(ARCH_FEATURES.into(), &[dirty])[0] as i32, 0, "of SMCCC_VERSION with upper bits");
+    Ok(())
+}
+
+/// ARCH_WORKAROUND_1 is for CPUs without CSV2; where it is said to be there, it can be called.
+fn workarounds_match_the_id_register() -> Outcome {
+    if below() != Below::Gzvm {
+        skip!("our own policy");
+    }
+    let csv2 = gzvm_guest_kit::read_sysreg!("id_aa64pfr0_el1") >> 56 & 0xF;
+    for (function, there) in [(0x8000_8000u64, csv2 >= 1), (0x8000_7FFF, false)] {
+        let feature = call(ARCH_FEATURES.into(), &[function])[0] as i32;
+        check_eq!(feature, if there { 1 } else { -1 }, "feature {function:#x} with CSV2 = {csv2}");
+        let answer = call(function, &[])[0] as i32;
+        check_eq!(answer >= 0, there, "answer of {function:#x}");
+    }
+    check_eq!(call(ARCH_FEATURES.into(), &[0xC500_0020])[0] as i32, -1, "stolen time");
+    check_eq!(call(ARCH_FEATURES.into(), &[0x8000_0002])[0] as i32, -1, "SoC ID");
     Ok(())
 }
 

@@ -30,9 +30,13 @@ mod memory;
 #[cfg(target_os = "none")]
 mod power;
 #[cfg(target_os = "none")]
+mod ptimer;
+#[cfg(target_os = "none")]
 mod registers;
 #[cfg(target_os = "none")]
 mod sgi;
+#[cfg(target_os = "none")]
+mod suspend;
 #[cfg(target_os = "none")]
 mod sysregs;
 #[cfg(target_os = "none")]
@@ -58,9 +62,11 @@ fn guest() {
         sysregs::CASES,
         firmware::CASES,
         power::CASES,
+        suspend::CASES,
         devices::CASES,
         decoded::CASES,
         time::CASES,
+        ptimer::CASES,
         sgi::CASES,
         interrupts::CASES,
         gic_registers::CASES,

@@ -15,6 +15,7 @@ use crate::util::{Below, below, join_second, start_second};
 pub const CASES: &[Case] = cases!["psci":
     version_and_features, cpu_on_of_itself, cpu_on_of_a_running_cpu, cpu_on_of_nobody,
     cpu_on_ignores_upper_halves, affinity_info, state_of_a_new_cpu, off_and_on_again, race_for_a_cpu,
+    features_match_calls, affinity_levels, migration_is_nobodys, memory_protection,
     suspend_with_a_pending_wake_up, suspend_until_the_timer, sgi_to_a_cpu_that_is_off,
 ];
 
@@ -91,6 +92,77 @@ fn affinity_info() -> Outcome {
     if below() != Below::Nothing {
         let level = psci::call(function::AFFINITY_INFO, &[arch::mpidr(), 4]);
         check_eq!(level, error::INVALID_PARAMETERS, "of level 4");
+    }
+    Ok(())
+}
+
+/// PSCI_FEATURES says what a call with wrong arguments shows.
+fn features_match_calls() -> Outcome {
+    if below() == Below::Nothing {
+        skip!("QEMU's own PSCI answers MIGRATE's features as 0");
+    }
+    // MIGRATE, MIGRATE_INFO_UP_CPU, CPU_FREEZE, NODE_HW_STATE, SET_SUSPEND_MODE, STAT_RESIDENCY, STAT_COUNT,
+    // and numbers that have no function.
+    for n in [5u64, 7, 0xB, 0xD, 0xF, 0x10, 0x11, 0x1A, 0x1F] {
+        for function in [0x8400_0000 | n, 0xC400_0000 | n] {
+            let features = psci::call(function::FEATURES, &[function]);
+            let answer = psci::call(function, &[0x7F, 9, 0]);
+            check_eq!(features < 0, answer == error::NOT_SUPPORTED, "{function:#x}: {features}, {answer}");
+        }
+    }
+    // No SMC64 form of these.
+    for n in [0u64, 2, 6, 8, 9, 0xA] {
+        let features = psci::call(function::FEATURES, &[0xC400_0000 | n]);
+        check!(features < 0 || below() != Below::Gzvm, "FEATURES of SMC64 {n:#x}: {features}");
+    }
+    Ok(())
+}
+
+fn affinity_levels() -> Outcome {
+    if below() == Below::Nothing {
+        skip!("QEMU's own PSCI has level 0 only");
+    }
+    let me = arch::mpidr();
+    for level in 0..4 {
+        let below_level = (1u64 << (8 * level)) - 1;
+        check_eq!(psci::call(function::AFFINITY_INFO, &[me | below_level, level]), 0, "level {level}");
+    }
+    let answer = psci::call(function::AFFINITY_INFO, &[0xFF_0000, 2]);
+    check_eq!(answer, error::INVALID_PARAMETERS, "level 2 of nobody");
+    Ok(())
+}
+
+fn migration_is_nobodys() -> Outcome {
+    if below() == Below::Nothing {
+        skip!("QEMU's own PSCI answers otherwise");
+    }
+    for function in [0x8400_0005u64, 0xC400_0005, 0x8400_0007, 0xC400_0007] {
+        check_eq!(psci::call(function, &[arch::mpidr()]), error::NOT_SUPPORTED, "{function:#x}");
+    }
+    Ok(())
+}
+
+/// MEM_PROTECT tells what it was; the range check knows what is memory.
+fn memory_protection() -> Outcome {
+    const MEM_PROTECT: u64 = 0x8400_0013;
+    const CHECK_RANGE: u64 = 0xC400_0014;
+    if psci::call(function::FEATURES, &[MEM_PROTECT]) < 0 {
+        check!(below() != Below::Gzvm, "no MEM_PROTECT");
+        skip!("no MEM_PROTECT");
+    }
+    check_eq!(psci::call(MEM_PROTECT, &[1]), 0, "MEM_PROTECT on, first");
+    check_eq!(psci::call(MEM_PROTECT, &[1]), 1, "MEM_PROTECT on, again");
+    check_eq!(psci::call(MEM_PROTECT, &[0]), 1, "MEM_PROTECT off");
+    check_eq!(psci::call(MEM_PROTECT, &[0]), 0, "MEM_PROTECT off, again");
+    check_eq!(psci::call(MEM_PROTECT, &[2]), error::INVALID_PARAMETERS, "MEM_PROTECT 2");
+    for memory in &machine::get().memory {
+        let (start, size) = (memory.start, memory.size);
+        for (base, length) in [(start, size), (start, 1), (start + size - 1, 1), (start + 5, size - 5)] {
+            check_eq!(psci::call(CHECK_RANGE, &[base, length]), 0, "{base:#x} + {length:#x}");
+        }
+        for (base, length) in [(start, 0), (start, u64::MAX), (start + size - 1, 1 << 40), (0x0900_0000, 1)] {
+            check_eq!(psci::call(CHECK_RANGE, &[base, length]), error::DENIED, "{base:#x} + {length:#x}");
+        }
     }
     Ok(())
 }

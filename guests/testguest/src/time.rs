@@ -4,13 +4,13 @@
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use gzvm_guest_kit::case::{Case, Outcome};
-use gzvm_guest_kit::{arch, cases, check, check_eq, gic, machine, read_sysreg, skip, timer, write_sysreg};
+use gzvm_guest_kit::{arch, cases, check, check_eq, gic, machine, skip, timer, write_sysreg};
 
 use crate::util::everywhere;
 
 pub const CASES: &[Case] = cases!["timer":
     interrupt_by_cval, interrupt_by_tval, deadline_in_the_past, masked_timer_is_silent,
-    timer_is_level_sensitive, pending_state_follows_the_line, physical_timer_or_undefined,
+    timer_is_level_sensitive, pending_state_follows_the_line,
     wfi_wakes_with_masked_interrupts, silent_guest_always_wakes, silent_on_all_cpus, moved_deadline,
 ];
 
@@ -131,24 +131,6 @@ fn pending_state_follows_the_line() -> Outcome {
     check!(timer::wait_ms(1000, pending), "not pending with the timer expired");
     timer::disarm();
     check!(timer::wait_ms(1000, || !pending()), "still pending with the timer off again");
-    Ok(())
-}
-
-/// CNTP may be emulated or trap; it must not end the guest, and its counter runs.
-fn physical_timer_or_undefined() -> Outcome {
-    let counter = gzvm_guest_kit::exception::expect(|| {
-        let first = read_sysreg!("cntpct_el0");
-        timer::wait_ms(1, || false);
-        read_sysreg!("cntpct_el0") > first
-    });
-    check!(counter != Ok(false), "CNTPCT_EL0 stands still");
-    // Whatever it does, nothing outside the guest may follow from it.
-    let _ = gzvm_guest_kit::exception::expect(|| {
-        write_sysreg!("cntp_cval_el0", read_sysreg!("cntpct_el0") + 1000);
-        write_sysreg!("cntp_ctl_el0", 1);
-        timer::wait_ms(2, || false);
-        write_sysreg!("cntp_ctl_el0", 0);
-    });
     Ok(())
 }
 

@@ -16,8 +16,8 @@ use crate::vm::Vm;
 
 pub const CASES: &[Case] = cases!["guest":
     tour_of_exits, page_report_is_not_trusted, memory_is_the_hosts_pages, registers_of_the_host_survive,
-    unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, own_timer_preempts_the_guest, who_probes_sleeps_shortly,
-    busy_vcpu_of_the_public_driver_rests,
+    unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, suspend_and_spi, own_timer_preempts_the_guest,
+    who_probes_sleeps_shortly, busy_vcpu_of_the_public_driver_rests,
     second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus, host_fp_survives,
     two_vms_interleaved, vcpu_wanders_between_cpus, relinquished_page_comes_back_fresh, time_call_and_reset,
     blocks_from_the_mailbox, another_cpu_loses_a_relinquished_page,
@@ -295,6 +295,27 @@ fn busy_vcpu_of_the_public_driver_rests() -> Outcome {
     let (public, ours) = (rests(Function::Probe)?, rests(Function::ExtInfo)?);
     check!(public >= 2 && ours == 0, "{public} rests of the public driver, {ours} of ours");
     vm.faults = 0;
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// SYSTEM_SUSPEND shows the host IDLE and nothing else; an SPI that the host raises wakes the guest.
+fn suspend_and_spi() -> Outcome {
+    let mut vm = Vm::new(programs::suspends(), 1)?;
+    let tuple = vm.tuple(0);
+    let injected = AtomicBool::new(false);
+    let (reason, idles) = sleep_through(&mut vm, |idles| {
+        if idles == 5 {
+            injected.store(call(Function::IrqLine, &[tuple, SPI, 1]).ok(), SeqCst);
+        }
+    })?;
+    check_eq!((idles, injected.load(SeqCst)), (5, true), "idle exits, and IRQ_LINE at the last");
+    let mmio = Mmio::read(&vm.report(0));
+    let told = (reason, mmio.phys_addr - DEVICE, u64::from_le_bytes(mmio.data));
+    check_eq!(told, (exit::MMIO, 0x10, 0x77), "context (exit, offset, value)");
+    store(&mut vm, 0x18, 32 + SPI, "INTID")?;
+    power_off(&mut vm)?;
     vm.destroy()?;
     pages::reset();
     Ok(())

@@ -38,6 +38,8 @@ programs! {
     sleeps = (prog_sleeps, prog_sleeps_end);
     /// Sleeps until SPI 5, tells the INTID, turns off.
     waits_for_spi = (prog_spi, prog_spi_end);
+    /// Suspends the system with its CPU interface off until SPI 5, tells the context and the INTID, turns off.
+    suspends = (prog_suspend, prog_suspend_end);
     /// Turns vCPU 1 on at `counts`-like code (the second half), waits for it, turns off.
     starts_second = (prog_smp, prog_smp_end);
     /// Reads the first word of each of 512 pages from RAM on, tells the sum, turns off.
@@ -71,6 +73,7 @@ global_asm!(
     .global prog_counts, prog_counts_end
     .global prog_sleeps, prog_sleeps_end
     .global prog_spi, prog_spi_end
+    .global prog_suspend, prog_suspend_end
     .global prog_smp, prog_smp_end
     .global prog_reads, prog_reads_end
     .global prog_loads, prog_loads_end
@@ -237,6 +240,40 @@ prog_spi:
     msr     S3_0_C12_C12_1, x4      // EOIR1
     prog_off
 prog_spi_end:
+
+    .balign 16
+prog_suspend:
+    prog_gic 0x3FFD0000
+    mov     w11, #(1 << 5)
+    str     w11, [x10, #0x104]      // ISENABLER1: SPI 5 = INTID 37
+    msr     S3_0_C12_C12_7, xzr     // IGRPEN1 off, and asleep to its redistributor, as Linux leaves it
+    sub     x12, x12, #0x10000
+    mov     w11, #2
+    str     w11, [x12, #0x14]       // WAKER
+    movz    w0, #0x000E             // SYSTEM_SUSPEND
+    movk    w0, #0xC400, lsl #16
+    adr     x1, 2f
+    mov     x2, #0x77
+    hvc     #0
+    mov     x1, #0x90000
+    str     x0, [x1, #0x20]         // it came back
+    prog_off
+2:  mov     x20, x0
+    mov     x11, #1
+    msr     S3_0_C12_C12_5, x11     // SRE
+    isb
+    mov     x11, #0xFF
+    msr     S3_0_C4_C6_0, x11       // PMR
+    mov     x11, #1
+    msr     S3_0_C12_C12_7, x11     // IGRPEN1
+    isb
+    mrs     x4, S3_0_C12_C12_0      // IAR1
+    mov     x1, #0x90000
+    str     x20, [x1, #0x10]
+    str     x4, [x1, #0x18]
+    msr     S3_0_C12_C12_1, x4      // EOIR1
+    prog_off
+prog_suspend_end:
 
     .balign 16
 prog_smp:

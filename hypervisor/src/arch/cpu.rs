@@ -312,7 +312,8 @@ impl CpuState {
         guest.el1.restore(&f);
         write!("vmpidr_el2", guest.vmpidr);
         write!("vpidr_el2", guest.vpidr);
-        write!("cnthctl_el2", CNTHCTL_EL1PCTEN);
+        // Physical counter and timer trap.
+        write!("cnthctl_el2", 0);
         write!("mdcr_el2", self.mdcr_guest);
         write!("cptr_el2", self.cptr_guest | CPTR_TFP);
         if f.hcx {

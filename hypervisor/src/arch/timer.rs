@@ -2,6 +2,8 @@
 //! Generic timer. The host uses the EL1 virtual timer; while a guest has it, the host's deadline
 //! lives in the EL2 physical timer, whose interrupt brings the CPU back to the host.
 
+use gzvm_core::platform::timer::earlier;
+
 use super::sysreg::{read, write};
 
 /// CNTx_CTL.ENABLE.
@@ -66,6 +68,18 @@ pub fn arm_host_deadline(host: &VirtualTimer) {
     } else {
         write!("cnthp_ctl_el2", 0);
     }
+}
+
+/// Arms the EL2 timer for the earlier of the host's deadline and a guest's (physical count).
+pub fn arm_deadlines(host: &VirtualTimer, guest: Option<u64>) {
+    match earlier(host.armed().then_some(host.cval), guest) {
+        Some(deadline) => {
+            write!("cnthp_cval_el2", deadline);
+            write!("cnthp_ctl_el2", CTL_ENABLE);
+        }
+        None => write!("cnthp_ctl_el2", 0),
+    }
+    super::barrier::isb();
 }
 
 /// Stops the EL2 timer.

@@ -4,17 +4,14 @@
 use core::sync::atomic::Ordering;
 
 use gzvm_abi::counter::Counter;
-use gzvm_abi::guest;
 use gzvm_abi::run as abi;
-use gzvm_core::addr::{Ipa, PAGE_SIZE, VcpuId};
+use gzvm_core::addr::{Ipa, VcpuId};
 use gzvm_core::memory::stage2::Walk;
-use gzvm_core::platform::psci::Outcome;
-use gzvm_core::platform::smccc::{self, Answer};
+use gzvm_core::platform::smccc;
 use gzvm_core::vcpu::decode::emulate::Fault;
 use gzvm_core::vcpu::mmio::{PendingLoad, truncate};
 use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
 use gzvm_core::vgic::{Kicks, REDIST_SIZE};
-use gzvm_core::vm::lifecycle::Cause as EndCause;
 
 use super::run::{Exit, Next, Running};
 use super::vm::Pending;
@@ -95,81 +92,6 @@ impl Running<'_> {
         let fp = &self.vcpu.fp;
         PerCpu::this().with(|s| s.guest_uses_fp(fp));
         Next::Resume
-    }
-
-    /// HVC #0: SMCCC. The return address is behind the instruction already.
-    fn call(&mut self) -> Next {
-        let [x0, x1, x2, x3, ..] = self.vcpu.regs.x;
-        match smccc::decide(x0, x1) {
-            Answer::Values(values) => {
-                // SMCCC 1.2: one result leaves x1..x3 alone; the UID is the only call with four.
-                if x0 as u32 == guest::VENDOR_HYP_UID {
-                    self.vcpu.regs.x[..4].copy_from_slice(&values);
-                } else {
-                    self.vcpu.regs.x[0] = values[0];
-                }
-                Next::Resume
-            }
-            Answer::Ptp => {
-                self.vcpu.pending = Some(Pending::Ptp);
-                Next::Exit(Exit::Hypercall([u64::from(guest::PTP), x1, 0, 0, 0, 0, 0, 0]))
-            }
-            Answer::Relinquish(ipa) => self.relinquish(ipa),
-            Answer::Psci => self.psci(x0, [x1, x2, x3]),
-        }
-    }
-
-    /// The guest gives a page back; the driver then unpins it.
-    fn relinquish(&mut self, ipa: u64) -> Next {
-        let aligned = Ipa(ipa).is_aligned(PAGE_SIZE);
-        if !aligned || !self.vm.memory.lock().unmap_page(Ipa(ipa)) {
-            self.vcpu.regs.x[0] = smccc::INVALID_PARAMETER;
-            return Next::Resume;
-        }
-        self.vcpu.regs.x[0] = 0;
-        Next::Exit(Exit::Hypercall([u64::from(guest::MEM_RELINQUISH), ipa, 0, 0, 0, 0, 0, 0]))
-    }
-
-    fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {
-        let bits = super::vm::IPA_BITS;
-        let id = self.vcpu.id;
-        let outcome = self.vm.power.lock().call(id, fid, args, bits);
-        match outcome {
-            Outcome::Return(value) => {
-                self.vcpu.regs.x[0] = value;
-                Next::Resume
-            }
-            Outcome::Started(target) => {
-                self.vcpu.regs.x[0] = 0;
-                // It parks in the driver: RUN found it off.
-                let parked = self.vm.idle.get(usize::from(target.0));
-                if parked.is_some_and(|p| p.load(Ordering::SeqCst)) {
-                    Next::Exit(Exit::Ipi(Kicks::of(target).0))
-                } else {
-                    Next::Resume
-                }
-            }
-            Outcome::Suspend => {
-                self.vcpu.regs.x[0] = 0;
-                self.wait_for_interrupt()
-            }
-            Outcome::Off => {
-                let kicks = self.vgic().set_power(id, false);
-                self.vcpu.wake_others |= self.vm.kick(kicks);
-                // The next RUN finds it off, and parks it.
-                Next::Exit(Exit::Idle(0))
-            }
-            Outcome::SystemOff => self.end(EndCause::PowerOff),
-            Outcome::SystemReset { reset2 } => {
-                self.end(EndCause::Reset { data: reset2.map_or([0; 2], |(kind, cookie)| [kind, cookie]) })
-            }
-        }
-    }
-
-    /// The VM ends. The caller is told once its peers are out too.
-    fn end(&self, cause: EndCause) -> Next {
-        self.vm.end(cause);
-        Next::Exit(Exit::Again)
     }
 
     /// A stage-2 abort.

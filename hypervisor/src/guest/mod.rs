@@ -9,11 +9,14 @@
 //! of its own; they nest in the order vCPU, memory, ownership, power, vGIC; the lifecycle's is a leaf. A vCPU's lock is held
 //! while it runs and only ever tried, so a second RUN of the same vCPU is refused, not queued.
 
+mod calls;
 mod emulate;
 mod exits;
 pub mod life;
 pub mod one_reg;
 pub mod registry;
 pub mod run;
+mod sleep;
 mod sysreg;
+mod timer;
 pub mod vm;

@@ -21,6 +21,7 @@ use gzvm_core::vm::lifecycle::Gate;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::emulate;
+use super::sleep;
 use super::vm::{Pending, Vcpu, Vgic, Vm};
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
@@ -243,6 +244,11 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         let kicks = vm.vgic.lock().set_power(vcpu.id, true);
         vcpu.wake_others |= vm.kick(kicks);
     }
+    if vcpu.resume.is_some()
+        && let Some(exit) = sleep::resume(vm, vcpu)
+    {
+        return exit;
+    }
     let this = PerCpu::this();
     let Some(gic) = this.with(|s| s.gic) else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };
     count(Counter::GuestEntry);
@@ -276,7 +282,14 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     let mut running =
         Running { vm, vcpu, gic, loaded: false, written: false, timer_active: false, serror: false };
     // From here on a kick reaches us; what was decided before is looked at now.
-    let outcome = if vm.life.gate() == Gate::Open { running.run_until_exit() } else { Exit::Again };
+    let outcome = if vm.life.gate() == Gate::Open {
+        if running.vcpu.ptimer.timer.enabled() {
+            running.set_alarm();
+        }
+        running.run_until_exit()
+    } else {
+        Exit::Again
+    };
 
     vm.out_of_the_guest(id);
     if this.guest_state.swap(kick::HOST, Ordering::SeqCst) == kick::KICKED {
@@ -382,6 +395,9 @@ impl Running<'_> {
 
     /// Puts the vCPU's interrupts into the list registers.
     fn load(&mut self) {
+        if self.vcpu.ptimer.in_use() {
+            self.vcpu.wake_others |= self.vm.drive_ptimer(self.vcpu);
+        }
         let level = self.timer_asserted();
         let mut vgic = self.vm.vgic.lock();
         self.vcpu.fetch_resampled(&mut vgic);
@@ -409,7 +425,7 @@ impl Running<'_> {
     }
 
     /// Takes them out again: the vGIC knows all there is to know about this vCPU.
-    fn unload(&mut self) {
+    pub fn unload(&mut self) {
         if self.loaded {
             self.gic.read_lrs(&mut self.vcpu.gic);
             let kicks = {
@@ -462,6 +478,9 @@ impl Running<'_> {
             count(Counter::GuestMaintenance);
             self.unload();
             Next::Resume
+        } else if pending == self.gic.deadline && self.ptimer_fired() {
+            count(Counter::GuestTimer);
+            Next::Resume
         } else if pending == gic::NONE {
             // Withdrawn meanwhile, or in a group that is not ours: the host finds out.
             self.unload();
@@ -470,33 +489,5 @@ impl Running<'_> {
             count(Counter::GuestIrq);
             Next::Exit(Exit::Irq)
         }
-    }
-
-    /// WFI, or a PSCI suspend: goes on if there is something to do, else tells the driver until when
-    /// there is not.
-    pub fn wait_for_interrupt(&mut self) -> Next {
-        let vmcr = {
-            self.unload();
-            self.vcpu.gic.vmcr
-        };
-        let id = self.vcpu.id;
-        let ctl = sysreg::read!("cntv_ctl_el0");
-        let armed = ctl & 3 == 1;
-        let now = timer::now().wrapping_sub(self.vm.cntvoff());
-        let deadline = sysreg::read!("cntv_cval_el0");
-        if armed && deadline <= now {
-            return Next::Resume;
-        }
-        let delay = if armed { deadline.saturating_sub(now).min(longest_idle()) } else { longest_idle() };
-        let idle = &self.vm.idle[usize::from(id.0)];
-        {
-            // Under the lock: whoever makes something pending later sees that this vCPU sleeps.
-            let vgic = self.vm.vgic.lock();
-            if vgic.has_deliverable(id, vmcr) {
-                return Next::Resume;
-            }
-            idle.store(true, Ordering::SeqCst);
-        }
-        Next::Exit(Exit::Idle(delay))
     }
 }

@@ -24,7 +24,7 @@ impl Running<'_> {
                     }
                     self.skip();
                 }
-                None => self.inject_undefined(),
+                None => return self.timer_register(access),
             }
             return Next::Resume;
         }
@@ -34,10 +34,7 @@ impl Running<'_> {
                 self.skip();
                 next
             }
-            None => {
-                self.inject_undefined();
-                Next::Resume
-            }
+            None => self.timer_register(access),
         }
     }
 

@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 
 use super::life::Life;
 use super::registry;
+use super::timer::PhysicalTimer;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
@@ -464,6 +465,8 @@ pub struct Vcpu {
     pub el1: El1Regs,
     /// Virtual timer while it does not run.
     pub timer: VirtualTimer,
+    /// Physical timer.
+    pub ptimer: PhysicalTimer,
     /// FP registers while they are not in a CPU.
     pub fp: FpRegs,
     /// Virtual CPU interface.
@@ -472,6 +475,8 @@ pub struct Vcpu {
     pub shared: SharedPages,
     /// What the last exit waits for.
     pub pending: Option<Pending>,
+    /// In a PSCI power-down state: where it starts when that is over, and with what in x0.
+    pub resume: Option<(u64, u64)>,
     /// vCPUs that sleep and have to be woken (bit n: vCPU n), of whom the driver has not been told yet.
     pub wake_others: u64,
     /// When its thread last did anything but come straight back, in ticks; kept under the public driver alone.
@@ -491,10 +496,12 @@ impl Vcpu {
             regs: GuestRegs::default(),
             el1: El1Regs::default(),
             timer: VirtualTimer::default(),
+            ptimer: PhysicalTimer::default(),
             fp: FpRegs::default(),
             gic: CpuInterface::default(),
             shared,
             pending: None,
+            resume: None,
             wake_others: 0,
             rested: 0,
             resampled: ArrayVec::new(),
@@ -513,11 +520,21 @@ impl Vcpu {
         self.regs.x[0] = context;
         self.el1 = El1Regs { sctlr: SCTLR_EL1_RESET, ..El1Regs::default() };
         self.timer = VirtualTimer::default();
+        self.ptimer.reset();
         self.fp = FpRegs::default();
         self.gic = CpuInterface { vmcr: gic::VMCR_RESET, ..CpuInterface::default() };
         self.pending = None;
+        self.resume = None;
         self.os_lock = false;
         self.mdscr = 0;
+    }
+
+    /// Reset state, but for the timers, which count on in a power-down state.
+    pub fn wake(&mut self, entry: u64, context: u64) {
+        let (timer, ptimer) = (self.timer, self.ptimer);
+        self.reset(entry, context);
+        self.timer = VirtualTimer { kctl: 0, ..timer };
+        self.ptimer = ptimer;
     }
 
     /// MPIDR_EL1 as the guest reads it.

@@ -53,7 +53,6 @@ pub fn call(frame: &mut HostFrame, function: Function) {
         Function::SystemSuspend => {
             frame.x[0] = suspend(|entry, context| [SYSTEM_SUSPEND, entry, context, 0], a1, a2);
         }
-        Function::CpuDefaultSuspend => frame.x[0] = psci::NOT_SUPPORTED,
         Function::SystemOff => {
             log::info!("host: system off");
             super::forward(frame);
@@ -64,13 +63,31 @@ pub fn call(frame: &mut HostFrame, function: Function) {
         }
         Function::Version | Function::AffinityInfo | Function::MigrateInfoType => super::forward(frame),
         Function::Features => match Function::from_fid(frame.x[1] as u32) {
-            Some(Function::CpuDefaultSuspend) => frame.x[0] = psci::NOT_SUPPORTED,
-            None if frame.x[1] as u32 != gzvm_core::platform::smccc::VERSION => {
-                frame.x[0] = psci::NOT_SUPPORTED;
-            }
-            _ => super::forward(frame),
+            Some(function) if relayed(function) => super::forward(frame),
+            None if frame.x[1] as u32 == gzvm_core::platform::smccc::VERSION => super::forward(frame),
+            _ => frame.x[0] = psci::NOT_SUPPORTED,
         },
+        _ => frame.x[0] = psci::NOT_SUPPORTED,
     }
+}
+
+/// What [`call`] has an answer to. The rest takes an entry point that we don't follow, or does nothing
+/// that a host needs.
+const fn relayed(function: Function) -> bool {
+    matches!(
+        function,
+        Function::CpuOn
+            | Function::CpuOff
+            | Function::CpuSuspend
+            | Function::SystemSuspend
+            | Function::SystemOff
+            | Function::SystemReset
+            | Function::SystemReset2
+            | Function::Version
+            | Function::AffinityInfo
+            | Function::MigrateInfoType
+            | Function::Features
+    )
 }
 
 fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {

@@ -28,6 +28,30 @@ fn pages(gpa: u64, n: u64) -> IpaRange {
 }
 
 #[test]
+fn ranges_of_memory() {
+    let mut s = Slots::new(BITS);
+    for (id, gpa, pages) in [(4, 0x8000_0000, 16), (1, 0x8001_0000, 1), (0, 0x8001_2000, 1)] {
+        s.set_region(&header(id, gpa, pages)).unwrap();
+    }
+    for (base, length) in [(0x8000_0000, 1), (0x8000_0000, 0x1_1000), (0x8000_FFFF, 2), (0x8001_2FFF, 1)] {
+        assert!(s.hold(Ipa(base), length), "{base:#x} + {length:#x}");
+    }
+    for (base, length) in [
+        (0x8000_0000, 0),
+        (0x7FFF_FFFF, 1),
+        (0x7FFF_FFFF, 2),
+        (0x8000_0000, 0x1_1001),
+        (0x8001_1000, 1),
+        (0x8001_2FFF, 2),
+        (0x8001_2FFF, u64::MAX),
+        (u64::MAX, 1),
+    ] {
+        assert!(!s.hold(Ipa(base), length), "{base:#x} + {length:#x}");
+    }
+    assert!(!Slots::new(BITS).hold(Ipa(0), 1));
+}
+
+#[test]
 fn register_then_populate() {
     let mut s = Slots::new(BITS);
     s.announce(Ipa(0x8000_0000), 0x10_0000, 1).unwrap();

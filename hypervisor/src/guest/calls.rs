@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A guest's calls by HVC #0: SMCCC, PSCI, the vendor hypervisor services. What is answered is
+//! decided in `gzvm_core::platform`; here it is done.
+
+use core::sync::atomic::Ordering;
+
+use gzvm_abi::guest;
+use gzvm_core::addr::{Ipa, PAGE_SIZE};
+use gzvm_core::platform::psci::{self, Outcome};
+use gzvm_core::platform::smccc::{self, Answer};
+use gzvm_core::vgic::Kicks;
+use gzvm_core::vm::lifecycle::Cause;
+
+use super::run::{Exit, Next, Running};
+use super::vm::{IPA_BITS, Pending};
+use crate::arch::cpu;
+
+impl Running<'_> {
+    /// HVC #0. The return address is behind the instruction already.
+    pub fn call(&mut self) -> Next {
+        let [x0, x1, x2, x3, ..] = self.vcpu.regs.x;
+        match smccc::decide(x0, x1) {
+            Answer::One(value) => self.vcpu.regs.x[0] = value,
+            Answer::Four(values) => self.vcpu.regs.x[..4].copy_from_slice(&values),
+            Answer::Psci => return self.psci(x0, [x1, x2, x3]),
+            Answer::Arch { fid, arg } => {
+                let pfr0 = cpu::id_register(4, 0);
+                self.vcpu.regs.x[0] = match fid {
+                    smccc::ARCH_FEATURES => smccc::arch_feature(arg, pfr0),
+                    _ => smccc::workaround(fid, pfr0),
+                };
+            }
+            Answer::Ptp => {
+                self.vcpu.pending = Some(Pending::Ptp);
+                let counter = x1 & 0xFFFF_FFFF;
+                return Next::Exit(Exit::Hypercall([u64::from(guest::PTP), counter, 0, 0, 0, 0, 0, 0]));
+            }
+            Answer::Relinquish(ipa) => return self.relinquish(ipa),
+        }
+        Next::Resume
+    }
+
+    /// The guest gives a page back; the driver then unpins it.
+    fn relinquish(&mut self, ipa: u64) -> Next {
+        let aligned = Ipa(ipa).is_aligned(PAGE_SIZE);
+        if !aligned || !self.vm.memory.lock().unmap_page(Ipa(ipa)) {
+            self.vcpu.regs.x[0] = smccc::INVALID_PARAMETER;
+            return Next::Resume;
+        }
+        self.vcpu.regs.x[0] = 0;
+        Next::Exit(Exit::Hypercall([u64::from(guest::MEM_RELINQUISH), ipa, 0, 0, 0, 0, 0, 0]))
+    }
+
+    fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {
+        let id = self.vcpu.id;
+        let outcome = self.vm.power.lock().call(id, fid, args, IPA_BITS);
+        match outcome {
+            Outcome::Return(value) => {
+                self.vcpu.regs.x[0] = value;
+                Next::Resume
+            }
+            Outcome::Started(target) => {
+                self.vcpu.regs.x[0] = psci::SUCCESS;
+                // It parks in the driver: RUN found it off.
+                let parked = self.vm.idle.get(usize::from(target.0));
+                if parked.is_some_and(|p| p.load(Ordering::SeqCst)) {
+                    Next::Exit(Exit::Ipi(Kicks::of(target).0))
+                } else {
+                    Next::Resume
+                }
+            }
+            Outcome::Standby => {
+                self.vcpu.regs.x[0] = psci::SUCCESS;
+                self.wait_for_interrupt()
+            }
+            Outcome::PowerDown { entry, context, may_return } => self.power_down(entry, context, may_return),
+            Outcome::CheckRange { base, length } => {
+                let all_memory = self.vm.memory.lock().slots.hold(Ipa(base), length);
+                self.vcpu.regs.x[0] = if all_memory { psci::SUCCESS } else { psci::DENIED };
+                Next::Resume
+            }
+            Outcome::Off => {
+                let kicks = self.vgic().set_power(id, false);
+                self.vcpu.wake_others |= self.vm.kick(kicks);
+                // The next RUN finds it off, and parks it.
+                Next::Exit(Exit::Idle(0))
+            }
+            Outcome::SystemOff => self.end(Cause::PowerOff),
+            Outcome::SystemReset { reset2 } => {
+                self.end(Cause::Reset { data: reset2.map_or([0; 2], |(kind, cookie)| [kind, cookie]) })
+            }
+        }
+    }
+
+    /// The VM ends. The caller is told once its peers are out too.
+    fn end(&self, cause: Cause) -> Next {
+        self.vm.end(cause);
+        Next::Exit(Exit::Again)
+    }
+}
