@@ -323,6 +323,10 @@ impl CpuState {
         if f.mpam {
             write!("s3_4_c10_c5_0", MPAM2_GUEST);
         }
+        if f.ras {
+            // VDISR_EL2 is what a guest has as DISR_EL1 (HCR_EL2.AMO), and can write: not to be the next one's.
+            write!("s3_4_c12_c1_1", 0);
+        }
         write!("s3_4_c12_c9_5", ICC_SRE_GUEST);
         write!("hcr_el2", HCR_GUEST.bits());
         write!("vbar_el2", &raw const guest_vectors as u64);

@@ -38,6 +38,8 @@ pub struct Features {
     pub trbe: bool,
     /// FEAT_TRF.
     pub trf: bool,
+    /// FEAT_RAS.
+    pub ras: bool,
 }
 
 const fn field(register: u64, shift: u32) -> u64 {
@@ -81,6 +83,7 @@ impl Features {
             spe: field(dfr0, 32) != 0,
             trbe: field(dfr0, 44) != 0,
             trf: field(dfr0, 40) != 0,
+            ras: field(pfr0, 28) != 0,
         }
     }
 }
