@@ -289,8 +289,13 @@ impl<const N: usize> PowerStates<N> {
             return INVALID_PARAMETERS;
         }
         // Aff3 is eight bits further up than the others; no vCPU has one.
-        let mask =
-            AFFINITY_BITS & !(if level == 3 { 0xFF_FFFF } else { (1u64 << (level * 8)).wrapping_sub(1) });
+        let below = match level {
+            0 => 0,
+            1 => 0xFF,
+            2 => 0xFFFF,
+            _ => 0xFF_FFFF,
+        };
+        let mask = AFFINITY_BITS & !below;
         let mut best = None;
         for n in 0..N {
             let Ok(id) = u16::try_from(n).map(VcpuId) else { break };

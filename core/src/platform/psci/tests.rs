@@ -167,8 +167,7 @@ fn reset2_has_one_architectural_type() {
 fn every_state_and_function() {
     let states = [Power::Absent, Power::Off, Power::OnPending { entry: ENTRY, context: 3 }, Power::On];
     for (second, third) in states.iter().flat_map(|s| states.iter().map(move |t| (*s, *t))) {
-        let mut start = PowerStates::<3>::default();
-        start.states = [Power::On, second, third];
+        let start = PowerStates::<3> { states: [Power::On, second, third], ..Default::default() };
         for fid in (0..0x20u64).flat_map(|n| [0x8400_0000 | n, 0xC400_0000 | n]) {
             let mut p = start.clone();
             let args = match fid & 0xFF {
