@@ -31,8 +31,8 @@ fn both_families() -> Outcome {
             check_eq!(made[0], 0, "CREATE_VM by {base:#x}");
             check_eq!(Conduit::Hvc.call(base + 14, &[made[1]])[0], 0, "INFORM_EXIT by {base:#x}");
             // No batch before generation F; -33 means: call again.
-            let destroyed = (0..64).map(|_| Conduit::Hvc.call(base + 1, &[made[1], 0])[0] as u32 as i32);
-            let last = destroyed.skip_while(|x0| *x0 == -33).next();
+            let mut destroyed = (0..64).map(|_| Conduit::Hvc.call(base + 1, &[made[1], 0])[0] as u32 as i32);
+            let last = destroyed.find(|x0| *x0 != -33);
             check_eq!(last, Some(0), "DESTROY_VM by {base:#x}");
         }
         Ok(())

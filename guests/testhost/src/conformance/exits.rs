@@ -156,10 +156,10 @@ fn hypercall_ptp() -> Outcome {
             check_eq!((word(&vm, 8), word(&vm, 16)), (0x8600_0001, counter), "args[0], args[1]");
             zero_from(&vm, 24, "PTP")?;
             for n in 0..8 {
-                pages::write(vm.shared[0] + 8 + 8 * n, (counter + 1) << 60 | 0x100 + n);
+                pages::write(vm.shared[0] + 8 + 8 * n, (counter + 1) << 60 | (0x100 + n));
             }
             for (n, offset) in [0x10, 0x18, 0x20, 0x28].into_iter().enumerate() {
-                store(&mut vm, offset, (counter + 1) << 60 | 0x100 + n as u64, "x0 to x3 of PTP")?;
+                store(&mut vm, offset, (counter + 1) << 60 | (0x100 + n as u64), "x0 to x3 of PTP")?;
             }
         }
         store(&mut vm, 0x30, u64::MAX, "PTP of counter 2")?;

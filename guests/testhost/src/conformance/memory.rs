@@ -177,7 +177,9 @@ fn set_memregion_refuses_bad_buffers() -> Outcome {
         let buffer = pages::take(2, 4096);
         let set = || vm.call(Function::SetMemregion, &[8192, buffer]);
         let run = (memory.page(0), 1);
-        let bad: [(&str, u64, u64, &[(u64, u32)]); 9] = [
+        // What is wrong, pages in all, address, runs.
+        type Bad<'a> = (&'a str, u64, u64, &'a [(u64, u32)]);
+        let bad: [Bad<'_>; 9] = [
             ("more pages than runs have", 2, RAM, &[run]),
             ("fewer pages than runs have", 1, RAM, &[run, (memory.page(1), 1)]),
             ("no run", 1, RAM, &[]),
