@@ -68,6 +68,16 @@ pub fn guest(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
+/// As [`guest`], for any kernel: without modules of the stock one, so without disks.
+///
+/// # Errors
+/// If set-up has not run.
+pub fn plain_guest(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
+    let mut archive = base(layout, "guest", GUEST_SESSION, "")?;
+    add(&mut archive, extras);
+    Ok(archive.finish())
+}
+
 /// The host VM's root file system: with the driver, the VMM and the guest's parts as far as they are built.
 ///
 /// # Errors

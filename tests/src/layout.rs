@@ -60,6 +60,12 @@ impl Layout {
         self.cache.join("host/Image")
     }
 
+    /// What set-up fetched for tests to run as guests: kernels (`NAME.Image`), firmware, programs.
+    #[must_use]
+    pub fn guests_folder(&self) -> PathBuf {
+        self.cache.join("guests")
+    }
+
     /// The kernel's release string (`uname -r`).
     ///
     /// # Errors

@@ -27,8 +27,13 @@ Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, GICv3 at 0x3fff0000, 
 0x2000000, RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
 run). The guest finds all of them in its device tree.
 
+With --firmware, as QEMU's virt has them: firmware at 0, its variables at 0x4000000, GICv3 at 0x8000000, PL011 at 0x9000000, PL031 at 0x9010000, virtio-mmio from
+0xa000000, RAM from 0x40000000 with the device tree at its start; no test device.
+
 Examples:
   gz run --kernel Image --initrd initrd.cpio --disk root.img --cpus 2 --mem 1G
+  gz run --firmware u-boot.bin --disk root.img
+  gz run --firmware QEMU_EFI.fd --variables vars.fd --disk root.img
   gz run --hypervisor kvm --kernel Image --disk root.img,ro --cmdline 'console=ttyS0 root=/dev/vda'";
 
 /// The GenieZone virtual machine monitor.
@@ -52,8 +57,18 @@ pub enum Command {
 #[command(after_help = EXIT_CODES)]
 pub struct RunOptions {
     /// Guest kernel: an uncompressed arm64 Image
-    #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "firmware")]
+    pub kernel: Option<PathBuf>,
+
+    /// Firmware instead of a kernel, for QEMU's `virt` machine: U-Boot, EDK2. The guest gets a machine
+    /// with that address map
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline"])]
+    pub firmware: Option<PathBuf>,
+
+    /// Where the firmware's variables are kept, as CFI flash; made if it is not there. EDK2 needs it.
+    /// Without it, the flash is memory that is forgotten
+    #[arg(long, value_name = "FILE", requires = "firmware", conflicts_with = "kernel")]
+    pub variables: Option<PathBuf>,
 
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
@@ -213,6 +228,10 @@ mod tests {
                 "{wrong:?}"
             );
         }
+        assert_eq!(parse(&["--kernel", "k", "--firmware", "f"]), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parse(&["--firmware", "f", "--cmdline", "x"]), Err(ErrorKind::ArgumentConflict));
+        assert!(parse(&["--firmware", "f", "--disk", "d", "--variables", "v"]).is_ok());
+        assert!(parse(&["--kernel", "k", "--variables", "v"]).is_err());
         assert_eq!(parse(&["--kernel", "k", "--hypervisor", "xen"]), Err(ErrorKind::InvalidValue));
     }
 

@@ -15,7 +15,7 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::devices::serial::Uart;
+use crate::devices::serial::Terminal;
 use crate::exit::EndReason;
 
 const ESCAPE: u8 = 1;
@@ -62,16 +62,16 @@ impl Escape {
 ///
 /// # Errors
 /// No thread left.
-pub fn start(uart: Arc<Uart>, end: Sender<EndReason>) -> io::Result<()> {
+pub fn start(uart: Arc<dyn Terminal>, end: Sender<EndReason>) -> io::Result<()> {
     thread::Builder::new().name("gz-console".into()).spawn(move || {
-        if let Err(error) = pump(&uart, &end) {
+        if let Err(error) = pump(uart.as_ref(), &end) {
             tracing::warn!("standard input: {error}; the guest's console gets no more");
         }
     })?;
     Ok(())
 }
 
-fn pump(uart: &Uart, end: &Sender<EndReason>) -> io::Result<()> {
+fn pump(uart: &dyn Terminal, end: &Sender<EndReason>) -> io::Result<()> {
     let stdin = io::stdin();
     let mut escape = Escape::default();
     let (mut input, mut output) = ([0; 256], Vec::new());
@@ -100,7 +100,7 @@ fn pump(uart: &Uart, end: &Sender<EndReason>) -> io::Result<()> {
 }
 
 /// Queues all of `output`, waiting for the guest to read.
-fn send(uart: &Uart, output: &mut Vec<u8>) -> io::Result<()> {
+fn send(uart: &dyn Terminal, output: &mut Vec<u8>) -> io::Result<()> {
     loop {
         output.drain(..uart.receive(output));
         if output.is_empty() {

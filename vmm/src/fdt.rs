@@ -3,11 +3,15 @@
 
 use vm_fdt::{Error, FdtWriter};
 
-use crate::layout::{self, DeviceRange};
+use crate::layout::{self, DeviceRange, Map, SerialKind, virt};
 
 /// What varies from guest to guest.
 #[derive(Clone, Debug)]
 pub struct Config<'a> {
+    /// Which machine.
+    pub map: &'a Map,
+    /// The firmware's variables are in CFI flash.
+    pub flash: bool,
     /// vCPUs.
     pub vcpus: u8,
     /// Bytes of RAM.
@@ -29,7 +33,6 @@ const PHANDLE_CLOCK: u32 = 2;
 const GIC_SPI: u32 = 0;
 const GIC_PPI: u32 = 1;
 const EDGE_RISING: u32 = 1;
-const LEVEL_HIGH: u32 = 4;
 const LEVEL_LOW: u32 = 8;
 
 /// Writes the tree.
@@ -45,16 +48,22 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
     chosen(&mut fdt, config)?;
-    memory(&mut fdt, config.ram_size)?;
+    memory(&mut fdt, config.map, config.ram_size)?;
     cpus(&mut fdt, config.vcpus)?;
-    gic(&mut fdt, config.vcpus)?;
+    gic(&mut fdt, config.map, config.vcpus)?;
     timer(&mut fdt)?;
     psci(&mut fdt)?;
-    serial(&mut fdt)?;
-    rtc(&mut fdt)?;
-    test_device(&mut fdt)?;
+    clock(&mut fdt)?;
+    serial(&mut fdt, config.map)?;
+    rtc(&mut fdt, config.map)?;
+    if config.flash {
+        flash(&mut fdt)?;
+    }
+    if !config.map.has_flash() {
+        test_device(&mut fdt)?;
+    }
     for index in 0..config.virtio_devices {
-        virtio(&mut fdt, index)?;
+        virtio(&mut fdt, config.map, index)?;
     }
     fdt.end_node(root)?;
     fdt.finish()
@@ -67,7 +76,7 @@ fn reg(fdt: &mut FdtWriter, device: DeviceRange) -> Result<(), Error> {
 fn chosen(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
     let node = fdt.begin_node("chosen")?;
     fdt.property_string("bootargs", config.cmdline)?;
-    fdt.property_string("stdout-path", &format!("/uart@{:x}", layout::SERIAL.base))?;
+    fdt.property_string("stdout-path", &format!("/{}", serial_name(config.map)))?;
     if let Some((start, size)) = config.initrd {
         fdt.property_u64("linux,initrd-start", start)?;
         fdt.property_u64("linux,initrd-end", start.saturating_add(size))?;
@@ -78,10 +87,10 @@ fn chosen(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn memory(fdt: &mut FdtWriter, ram_size: u64) -> Result<(), Error> {
-    let node = fdt.begin_node(&format!("memory@{:x}", layout::RAM_BASE))?;
+fn memory(fdt: &mut FdtWriter, map: &Map, ram_size: u64) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("memory@{:x}", map.ram_base))?;
     fdt.property_string("device_type", "memory")?;
-    fdt.property_array_u64("reg", &[layout::RAM_BASE, ram_size])?;
+    fdt.property_array_u64("reg", &[map.ram_base, ram_size])?;
     fdt.end_node(node)
 }
 
@@ -105,8 +114,8 @@ fn cpus(fdt: &mut FdtWriter, vcpus: u8) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn gic(fdt: &mut FdtWriter, vcpus: u8) -> Result<(), Error> {
-    let (distributor, redistributors) = (layout::GIC_DISTRIBUTOR, layout::gic_redistributors(vcpus));
+fn gic(fdt: &mut FdtWriter, map: &Map, vcpus: u8) -> Result<(), Error> {
+    let (distributor, redistributors) = (map.gic_distributor, map.gic_redistributors(vcpus));
     let node = fdt.begin_node(&format!("intc@{:x}", distributor.base))?;
     fdt.property_string("compatible", "arm,gic-v3")?;
     fdt.property_null("interrupt-controller")?;
@@ -138,29 +147,60 @@ fn psci(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn serial(fdt: &mut FdtWriter) -> Result<(), Error> {
-    let node = fdt.begin_node(&format!("uart@{:x}", layout::SERIAL.base))?;
-    fdt.property_string("compatible", "ns16550a")?;
-    reg(fdt, layout::SERIAL)?;
-    fdt.property_u32("clock-frequency", layout::SERIAL_CLOCK_HZ)?;
-    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::SERIAL_SPI, EDGE_RISING])?;
-    fdt.end_node(node)
-}
-
-/// PL031, though crosvm says PL030: stock arm64 kernels have a driver for the former only.
-fn rtc(fdt: &mut FdtWriter) -> Result<(), Error> {
-    let clock = fdt.begin_node("apb-pclk")?;
+/// What drives the clocks of Arm's peripherals.
+fn clock(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
     fdt.property_u32("#clock-cells", 0)?;
     fdt.property_u32("clock-frequency", 24_000_000)?;
     fdt.property_phandle(PHANDLE_CLOCK)?;
-    fdt.end_node(clock)?;
+    fdt.end_node(node)
+}
 
-    let node = fdt.begin_node(&format!("rtc@{:x}", layout::RTC.base))?;
+/// The UART's node: firmware looks for QEMU's name.
+fn serial_name(map: &Map) -> String {
+    match map.serial_kind {
+        SerialKind::Ns16550 => format!("uart@{:x}", map.serial.base),
+        SerialKind::Pl011 => format!("pl011@{:x}", map.serial.base),
+    }
+}
+
+fn serial(fdt: &mut FdtWriter, map: &Map) -> Result<(), Error> {
+    let node = fdt.begin_node(&serial_name(map))?;
+    match map.serial_kind {
+        SerialKind::Ns16550 => {
+            fdt.property_string("compatible", "ns16550a")?;
+            fdt.property_u32("clock-frequency", layout::SERIAL_CLOCK_HZ)?;
+        }
+        SerialKind::Pl011 => {
+            let compatible = ["arm,pl011", "arm,primecell"].map(String::from);
+            fdt.property_string_list("compatible", compatible.into())?;
+            fdt.property_array_u32("clocks", &[PHANDLE_CLOCK, PHANDLE_CLOCK])?;
+            let names = ["uartclk", "apb_pclk"].map(String::from);
+            fdt.property_string_list("clock-names", names.into())?;
+        }
+    }
+    reg(fdt, map.serial)?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, map.serial_spi, EDGE_RISING])?;
+    fdt.end_node(node)
+}
+
+/// The flash for variables. That of the firmware itself is not told: nobody shall write there.
+fn flash(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("flash@{:x}", virt::VARIABLES.base))?;
+    fdt.property_string("compatible", "cfi-flash")?;
+    reg(fdt, virt::VARIABLES)?;
+    fdt.property_u32("bank-width", 4)?;
+    fdt.end_node(node)
+}
+
+/// PL031, though crosvm says PL030: stock arm64 kernels have a driver for the former only.
+fn rtc(fdt: &mut FdtWriter, map: &Map) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("rtc@{:x}", map.rtc.base))?;
     let compatible = ["arm,pl031", "arm,primecell"].map(String::from);
     fdt.property_string_list("compatible", compatible.into())?;
-    reg(fdt, layout::RTC)?;
-    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::RTC_SPI, LEVEL_HIGH])?;
+    reg(fdt, map.rtc)?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, map.rtc_spi, EDGE_RISING])?;
     fdt.property_u32("clocks", PHANDLE_CLOCK)?;
     fdt.property_string("clock-names", "apb_pclk")?;
     fdt.end_node(node)
@@ -173,12 +213,12 @@ fn test_device(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn virtio(fdt: &mut FdtWriter, index: u32) -> Result<(), Error> {
-    let device = layout::virtio(index);
+fn virtio(fdt: &mut FdtWriter, map: &Map, index: u32) -> Result<(), Error> {
+    let device = map.virtio(index);
     let node = fdt.begin_node(&format!("virtio_mmio@{:x}", device.base))?;
     fdt.property_string("compatible", "virtio,mmio")?;
     reg(fdt, device)?;
-    fdt.property_array_u32("interrupts", &[GIC_SPI, layout::virtio_spi(index), EDGE_RISING])?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, map.virtio_spi(index), EDGE_RISING])?;
     fdt.property_null("dma-coherent")?;
     fdt.end_node(node)
 }
@@ -193,6 +233,8 @@ mod tests {
         let mut seed = [0; 64];
         seed[7] = 9;
         let config = Config {
+            map: &layout::CROSVM,
+            flash: false,
             vcpus,
             ram_size: 512 << 20,
             cmdline: "console=ttyS0 panic=-1",
@@ -259,8 +301,33 @@ mod tests {
     }
 
     #[test]
+    fn firmware_finds_qemus_machine() {
+        let config = Config {
+            map: &virt::VIRT,
+            flash: true,
+            vcpus: 2,
+            ram_size: 256 << 20,
+            cmdline: "",
+            initrd: None,
+            virtio_devices: 1,
+            seed: [0; 64],
+        };
+        let blob = build(&config).unwrap();
+        assert_eq!(property(&blob, "/chosen", "stdout-path"), b"/pl011@9000000\0");
+        assert_eq!(property(&blob, "/pl011@9000000", "interrupts"), cells(&[0, 1, 1]));
+        assert_eq!(property(&blob, "/memory@40000000", "reg"), cells(&[0, 0x4000_0000, 0, 256 << 20]));
+        let regs = cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, 0x080A_0000, 0, 0x4_0000]);
+        assert_eq!(property(&blob, "/intc@8000000", "reg"), regs);
+        assert_eq!(property(&blob, "/flash@4000000", "reg"), cells(&[0, 0x0400_0000, 0, 64 << 20]));
+        assert_eq!(property(&blob, "/virtio_mmio@a000000", "interrupts"), cells(&[0, 16, 1]));
+        assert!(Fdt::new(&blob).unwrap().find_node("/test@90000").is_none());
+    }
+
+    #[test]
     fn command_line_with_nul_is_an_error() {
         let config = Config {
+            map: &layout::CROSVM,
+            flash: false,
             vcpus: 1,
             ram_size: 16 << 20,
             cmdline: "a\0b",

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 0x0000_03F8  +8                16550 UART                      SPI 0, edge
-//! 0x0000_2000  +0x1000           PL031 real-time clock           SPI 1
+//! 0x0000_2000  +0x1000           PL031 real-time clock           SPI 1, edge
 //! 0x0009_0000  +0x1000           test device (benchmarks, bare-metal tests)
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
@@ -13,6 +13,8 @@
 //!
 //! All interrupts are edge-triggered, because an irqfd only ever says "now": neither KVM without a
 //! resample fd nor gzvm lowers the line again.
+
+pub mod virt;
 
 use std::ops::Range;
 
@@ -95,6 +97,75 @@ pub const RAM_ALIGN: u64 = 2 << 20;
 pub const FDT_MAX_SIZE: u64 = 2 << 20;
 /// Alignment of the initrd.
 pub const INITRD_ALIGN: u64 = 16 << 20;
+
+/// Where everything is in one of the two machines. Devices of the same kind differ in their place only,
+/// but for the UART.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Map {
+    /// Which UART.
+    pub serial_kind: SerialKind,
+    /// UART.
+    pub serial: DeviceRange,
+    /// SPI number of the UART.
+    pub serial_spi: u32,
+    /// PL031 real-time clock.
+    pub rtc: DeviceRange,
+    /// SPI number of the clock.
+    pub rtc_spi: u32,
+    /// GICv3 distributor.
+    pub gic_distributor: DeviceRange,
+    /// Where RAM begins.
+    pub ram_base: u64,
+    virtio_base: u64,
+    virtio_spi: u32,
+}
+
+/// The two UARTs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SerialKind {
+    /// 16550, as crosvm has it.
+    Ns16550,
+    /// Arm's PL011, as QEMU's `virt` has it.
+    Pl011,
+}
+
+/// The map at the top of this file.
+pub const CROSVM: Map = Map {
+    serial_kind: SerialKind::Ns16550,
+    serial: SERIAL,
+    serial_spi: SERIAL_SPI,
+    rtc: RTC,
+    rtc_spi: RTC_SPI,
+    gic_distributor: GIC_DISTRIBUTOR,
+    ram_base: RAM_BASE,
+    virtio_base: VIRTIO_BASE,
+    virtio_spi: VIRTIO_SPI,
+};
+
+impl Map {
+    /// Registers of virtio-mmio device `index`.
+    pub const fn virtio(&self, index: u32) -> DeviceRange {
+        DeviceRange { base: self.virtio_base + index as u64 * VIRTIO_SIZE, size: VIRTIO_SIZE }
+    }
+
+    /// SPI number of virtio-mmio device `index`.
+    pub const fn virtio_spi(&self, index: u32) -> u32 {
+        self.virtio_spi + index
+    }
+
+    /// GICv3 redistributors of `vcpus` vCPUs, vCPU 0 first.
+    pub const fn gic_redistributors(&self, vcpus: u8) -> DeviceRange {
+        match self.serial_kind {
+            SerialKind::Ns16550 => gic_redistributors(vcpus),
+            SerialKind::Pl011 => virt::gic_redistributors(vcpus),
+        }
+    }
+
+    /// Whether firmware runs from flash.
+    pub const fn has_flash(&self) -> bool {
+        matches!(self.serial_kind, SerialKind::Pl011)
+    }
+}
 
 /// Address of the device tree, in the last aligned 2 MiB of `ram_size` bytes of RAM.
 pub const fn fdt_address(ram_size: u64) -> u64 {

@@ -40,6 +40,16 @@ pub enum LoadError {
         /// What is wrong, and what to do.
         problem: KernelProblem,
     },
+    /// The flash is too small.
+    #[error("--firmware {}: has {needed} bytes, and the flash {available}", .path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+    },
     /// RAM is too small.
     #[error("--{option} {}: needs {}K of RAM and there are {}K left for it; give the guest more with --mem",
         .path.display(), .needed.div_ceil(1024), .available / 1024)]
@@ -227,6 +237,23 @@ pub fn load(ram: &GuestRam, kernel: &Path, initrd: Option<&Path>) -> Result<Load
     Ok(Loaded { entry, initrd })
 }
 
+/// Puts firmware at the start of `flash`, the rest of which stays zero.
+///
+/// # Errors
+/// A file that can't be read, is empty, or does not fit.
+pub fn load_firmware(flash: &GuestRam, path: &Path) -> Result<(), LoadError> {
+    let io = |error| LoadError::Io { option: "firmware", path: path.into(), error };
+    let (file, needed) = open(path).map_err(io)?;
+    if needed == 0 {
+        return Err(io(std::io::Error::other("the file is empty")));
+    }
+    let available = flash.size();
+    if needed > available {
+        return Err(LoadError::TooLarge { path: path.into(), needed, available });
+    }
+    read_into(flash, flash.base(), file, &[], needed).map_err(io)
+}
+
 fn load_kernel(ram: &GuestRam, path: &Path) -> Result<(u64, u64), LoadError> {
     let io = |error| LoadError::Io { option: "kernel", path: path.into(), error };
     let bad = |problem| LoadError::Kernel { path: path.into(), problem };
@@ -346,7 +373,7 @@ pub(crate) mod tests {
 
     #[test]
     fn kernel_and_initrd_are_placed() {
-        let ram = GuestRam::new(64 << 20).unwrap();
+        let ram = GuestRam::new(layout::RAM_BASE, 64 << 20).unwrap();
         let kernel = TempFile::new("place-kernel", &image(0x1000, 0x9_0000, 0, &[0x5A; 8192]));
         let initrd = TempFile::new("place-initrd", b"initrd!");
         let loaded = load(&ram, &kernel.0, Some(&initrd.0)).unwrap();
@@ -360,8 +387,21 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn firmware_is_placed_in_flash() {
+        let flash = GuestRam::new(0, 64 << 20).unwrap();
+        let file = TempFile::new("firmware", b"firm");
+        load_firmware(&flash, &file.0).unwrap();
+        assert_eq!(flash.memory().read_obj::<[u8; 5]>(GuestAddress(0)).unwrap(), *b"firm\0");
+        let empty = TempFile::new("firmware-empty", b"");
+        assert!(matches!(load_firmware(&flash, &empty.0), Err(LoadError::Io { option: "firmware", .. })));
+        let small = GuestRam::new(0, 8 << 20).unwrap();
+        let large = TempFile::new("firmware-large", &vec![0; (8 << 20) + 1]);
+        assert!(matches!(load_firmware(&small, &large.0), Err(LoadError::TooLarge { .. })));
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
-        let ram = GuestRam::new(8 << 20).unwrap();
+        let ram = GuestRam::new(layout::RAM_BASE, 8 << 20).unwrap();
         let kernel = TempFile::new("fit-kernel", &image(0, 7 << 20, 0, &[]));
         assert!(matches!(load(&ram, &kernel.0, None), Err(LoadError::NoRoom { option: "kernel", .. })));
         let kernel = TempFile::new("fit-kernel2", &image(0, 1 << 20, 0, &[]));
@@ -382,7 +422,7 @@ pub(crate) mod tests {
         bytes[64 + 24 + 16..64 + 24 + 20].copy_from_slice(&0x1000_u32.to_le_bytes());
         bytes[64 + 24 + 20..64 + 24 + 24].copy_from_slice(&0x200_u32.to_le_bytes());
         assert_eq!(efi_file_size(&bytes), 0x1200);
-        let ram = GuestRam::new(16 << 20).unwrap();
+        let ram = GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap();
         let kernel = TempFile::new("truncated", &bytes);
         let error = load(&ram, &kernel.0, None).unwrap_err();
         assert!(matches!(error, LoadError::Kernel { problem: KernelProblem::Truncated(576, 0x1200), .. }));

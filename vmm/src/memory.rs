@@ -74,12 +74,13 @@ impl Drop for Mapping {
     }
 }
 
-/// The guest's RAM: one region at [`layout::RAM_BASE`].
+/// A slot of the guest's memory, filled with RAM.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     // Before `_mapping`, so that the view is dropped first.
     memory: GuestMemoryMmap,
     host_address: u64,
+    base: u64,
     size: u64,
     _mapping: Arc<Mapping>,
 }
@@ -89,12 +90,13 @@ pub struct GuestRam {
 const HUGE: usize = 2 << 20;
 
 impl GuestRam {
-    /// Reserves `size` bytes.
+    /// Reserves `size` bytes, which the guest finds at `base`.
     ///
     /// # Errors
     /// A size outside the address map, larger than the host's memory, or refused by the kernel.
-    pub fn new(size: u64) -> Result<Self, MemoryError> {
-        if !(layout::RAM_MIN..=layout::RAM_MAX).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
+    pub fn new(base: u64, size: u64) -> Result<Self, MemoryError> {
+        let most = layout::RAM_MAX.min(layout::ADDRESS_LIMIT.saturating_sub(base));
+        if !(layout::RAM_MIN..=most).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
             return Err(MemoryError::Size(size));
         }
         let (total, available) = host_memory();
@@ -115,18 +117,18 @@ impl GuestRam {
         // they stay mapped until `_mapping` is dropped, after this region.
         let region = unsafe { MmapRegion::build_raw(ram.cast(), size as usize, prot, flags) };
         let region = region.map_err(|error| MemoryError::Region(error.to_string()))?;
-        let region = GuestRegionMmap::new(region, GuestAddress(layout::RAM_BASE))
+        let region = GuestRegionMmap::new(region, GuestAddress(base))
             .ok_or_else(|| MemoryError::Region("RAM wraps around the address space".into()))?;
         let memory = GuestMemoryMmap::from_regions(vec![region])
             .map_err(|error| MemoryError::Region(error.to_string()))?;
         let host_address = ram.expose_provenance() as u64;
-        Ok(Self { memory, host_address, size, _mapping: Arc::new(mapping) })
+        Ok(Self { memory, host_address, base, size, _mapping: Arc::new(mapping) })
     }
 
     /// Drops the content of guest pages from our memory, which the host can use then; they read as zero from here on.
     /// False where they are no whole pages of RAM.
     pub fn drop_pages(&self, address: u64, size: u64) -> bool {
-        let inside = address.checked_sub(layout::RAM_BASE).filter(|offset| {
+        let inside = address.checked_sub(self.base).filter(|offset| {
             (offset | size).is_multiple_of(4096)
                 && offset.checked_add(size).is_some_and(|end| end <= self.size)
         });
@@ -150,12 +152,17 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Guest physical address of the first byte.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     /// Bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Where [`layout::RAM_BASE`] is in our address space.
+    /// Where [`base`](Self::base) is in our address space.
     pub fn host_address(&self) -> u64 {
         self.host_address
     }
@@ -233,7 +240,10 @@ mod tests {
     #[test]
     fn ram_is_one_whole_vma_between_guards() {
         // Two of the same kind, so that a missing guard would let them merge.
-        let rams = [GuestRam::new(16 << 20).unwrap(), GuestRam::new(16 << 20).unwrap()];
+        let rams = [
+            GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap(),
+            GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap(),
+        ];
         for ram in &rams {
             let (start, end, permissions) = vma_of(ram.host_address());
             assert_eq!((start, end - start), (ram.host_address(), ram.size()));
@@ -246,7 +256,7 @@ mod tests {
 
     #[test]
     fn ram_is_readable_and_writable_and_freed() {
-        let ram = GuestRam::new(16 << 20).unwrap();
+        let ram = GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap();
         let last = GuestAddress(layout::RAM_BASE + ram.size() - 8);
         ram.memory().write_obj(0x1122_3344_5566_7788_u64, last).unwrap();
         assert_eq!(ram.memory().read_obj::<u64>(last).unwrap(), 0x1122_3344_5566_7788);
@@ -259,7 +269,7 @@ mod tests {
 
     #[test]
     fn dropped_pages_read_as_zero() {
-        let ram = GuestRam::new(16 << 20).unwrap();
+        let ram = GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap();
         let at = |page: u64| GuestAddress(layout::RAM_BASE + page * 4096);
         for page in 0..4 {
             ram.memory().write_obj(page + 1, at(page)).unwrap();
@@ -285,10 +295,13 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         for size in [0, 4 << 20, (16 << 20) + 4096, layout::RAM_MAX + layout::RAM_ALIGN] {
-            assert!(matches!(GuestRam::new(size), Err(MemoryError::Size(s)) if s == size), "{size:#x}");
+            assert!(
+                matches!(GuestRam::new(layout::RAM_BASE, size), Err(MemoryError::Size(s)) if s == size),
+                "{size:#x}"
+            );
         }
         let (total, _) = host_memory();
         let too_large = (total + layout::RAM_ALIGN) / layout::RAM_ALIGN * layout::RAM_ALIGN;
-        assert!(matches!(GuestRam::new(too_large), Err(MemoryError::TooLarge { .. })));
+        assert!(matches!(GuestRam::new(layout::RAM_BASE, too_large), Err(MemoryError::TooLarge { .. })));
     }
 }

@@ -18,15 +18,19 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::cli::RunOptions;
+use crate::devices::flash::Flash;
+use crate::devices::pl011::Pl011;
 use crate::devices::rtc::Pl031;
-use crate::devices::serial::Uart;
+use crate::devices::serial::{Terminal, Uart};
 use crate::devices::testdev::TestDevice;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::exit::EndReason;
-use crate::hypervisor::{self, BootState, Machine, Vm};
+use crate::hypervisor::{self, BootState, Machine, Parts, Vm};
+use crate::layout::{Map, SerialKind, virt};
+use crate::loader::Loaded;
 use crate::memory::GuestRam;
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
@@ -42,16 +46,17 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     signals::install(end.clone()).context("can't set up signals")?;
 
     let disks = open_disks(options)?;
-    let ram = GuestRam::new(options.mem.0)?;
-    let loaded = loader::load(&ram, &options.kernel, options.initrd.as_deref())?;
-
-    let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, &ram, options.cpus)?;
+    let mut guest = Guest::load(options)?;
+    let variables = guest.variables.take();
+    let parts = Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus };
+    let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
     let vm: Arc<dyn Vm> = vm.into();
-    let balloon = options.balloon.map(|size| balloon(&vm, &ram, size.0)).transpose()?;
-    let mut devices = Devices::new(vm.as_ref(), &ram, disks, balloon, options.strict_mmio)?;
-    let fdt = place_fdt(options, &ram, loaded.initrd, &devices)?;
+    let balloon = options.balloon.map(|size| balloon(&vm, guest.ram()?, size.0)).transpose()?;
+    let extras = Extras { variables, disks, balloon };
+    let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.strict_mmio)?;
+    let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
-    let boot = BootState { entry: loaded.entry, fdt };
+    let boot = BootState { entry: guest.loaded.entry, fdt };
     for (id, vcpu) in vcpus.iter_mut().enumerate() {
         vcpu.set_boot_state((id == 0).then_some(boot))?;
     }
@@ -108,30 +113,69 @@ fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloo
     Ok(Balloon::new(Size::new(u32::try_from(size / PAGE).unwrap_or(u32::MAX)), give))
 }
 
-/// Writes the device tree into RAM; returns where it is.
-fn place_fdt(
-    options: &RunOptions,
-    ram: &GuestRam,
-    initrd: Option<(u64, u64)>,
-    devices: &Devices,
-) -> anyhow::Result<u64> {
-    let blob = fdt::build(&fdt::Config {
-        vcpus: options.cpus,
-        ram_size: ram.size(),
-        cmdline: &options.cmdline,
-        initrd,
-        virtio_devices: u32::try_from(devices.virtio.len()).unwrap_or(0),
-        seed: seed(options.seed)?,
-    })
-    .context("--cmdline: can't be put into a device tree")?;
-    if blob.len() as u64 > layout::FDT_MAX_SIZE {
-        anyhow::bail!("--cmdline: too long for a device tree");
+/// What is in the guest's memory before it runs.
+struct Guest {
+    map: &'static Map,
+    /// RAM first.
+    memory: Vec<GuestRam>,
+    loaded: Loaded,
+    /// The firmware's variables, until the bus has them.
+    variables: Option<Flash>,
+}
+
+impl Guest {
+    /// Makes the memory, and loads kernel or firmware.
+    fn load(options: &RunOptions) -> anyhow::Result<Self> {
+        if let Some(firmware) = &options.firmware {
+            let map = &virt::VIRT;
+            let flash = GuestRam::new(virt::FIRMWARE.base, virt::FIRMWARE.size)?;
+            loader::load_firmware(&flash, firmware)?;
+            let mut memory = vec![GuestRam::new(map.ram_base, options.mem.0)?, flash];
+            let mut variables = None;
+            if let Some(path) = &options.variables {
+                let flash = Flash::open(path, virt::VARIABLES.size)
+                    .with_context(|| format!("--variables {}", path.display()))?;
+                variables = Some(flash);
+            } else {
+                memory.push(GuestRam::new(virt::VARIABLES.base, virt::VARIABLES.size)?);
+            }
+            let loaded = Loaded { entry: virt::FIRMWARE.base, initrd: None };
+            return Ok(Self { map, memory, loaded, variables });
+        }
+        let kernel = options.kernel.as_deref().context("--kernel or --firmware must be given")?;
+        let ram = GuestRam::new(layout::CROSVM.ram_base, options.mem.0)?;
+        let loaded = loader::load(&ram, kernel, options.initrd.as_deref())?;
+        Ok(Self { map: &layout::CROSVM, memory: vec![ram], loaded, variables: None })
     }
-    let address = layout::fdt_address(ram.size());
-    ram.memory()
-        .write_slice(&blob, GuestAddress(address))
-        .context("the device tree does not fit into RAM")?;
-    Ok(address)
+
+    fn ram(&self) -> anyhow::Result<&GuestRam> {
+        self.memory.first().context("a guest without RAM")
+    }
+
+    /// Writes the device tree into RAM; returns where it is: at the end for a kernel, at the start
+    /// for firmware, which looks there.
+    fn place_fdt(&self, options: &RunOptions, devices: &Devices) -> anyhow::Result<u64> {
+        let ram = self.ram()?;
+        let blob = fdt::build(&fdt::Config {
+            map: self.map,
+            flash: options.variables.is_some(),
+            vcpus: options.cpus,
+            ram_size: ram.size(),
+            cmdline: if self.map.has_flash() { "" } else { &options.cmdline },
+            initrd: self.loaded.initrd,
+            virtio_devices: u32::try_from(devices.virtio.len()).unwrap_or(0),
+            seed: seed(options.seed)?,
+        })
+        .context("--cmdline: can't be put into a device tree")?;
+        if blob.len() as u64 > layout::FDT_MAX_SIZE {
+            anyhow::bail!("--cmdline: too long for a device tree");
+        }
+        let address = if self.map.has_flash() { self.map.ram_base } else { layout::fdt_address(ram.size()) };
+        ram.memory()
+            .write_slice(&blob, GuestAddress(address))
+            .context("the device tree does not fit into RAM")?;
+        Ok(address)
+    }
 }
 
 /// From the host's entropy, or repeatable.
@@ -157,36 +201,54 @@ fn seed(number: Option<u64>) -> anyhow::Result<[u8; 64]> {
     Ok(seed)
 }
 
+/// What a guest gets only if it is asked for.
+struct Extras {
+    variables: Option<Flash>,
+    disks: Vec<Disk>,
+    balloon: Option<Balloon>,
+}
+
 /// The devices, wired to the bus and the virtual GIC.
 struct Devices {
     bus: Arc<Bus>,
-    uart: Arc<Uart>,
+    uart: Arc<dyn Terminal>,
     output: ConsoleOutput,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
 impl Devices {
-    fn new(
-        vm: &dyn Vm,
-        ram: &GuestRam,
-        disks: Vec<Disk>,
-        balloon: Option<Balloon>,
-        strict_mmio: bool,
-    ) -> anyhow::Result<Self> {
+    fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
+        let map = guest.map;
+        let Extras { variables, disks, balloon } = extras;
         let mut bus = Bus::new(strict_mmio);
-        let line = interrupt(vm, layout::SERIAL_SPI)?;
+        let line = interrupt(vm, map.serial_spi)?;
         let output = ConsoleOutput::stdout().context("standard output")?;
-        let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
-        bus.insert(layout::SERIAL, uart.clone())?;
-        bus.insert(layout::RTC, Arc::new(Pl031::new()))?;
-        bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
+        let uart: Arc<dyn Terminal> = match map.serial_kind {
+            SerialKind::Ns16550 => {
+                let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
+                bus.insert(map.serial, uart.clone())?;
+                uart
+            }
+            SerialKind::Pl011 => {
+                let uart = Arc::new(Pl011::new(line, Box::new(output.clone()))?);
+                bus.insert(map.serial, uart.clone())?;
+                uart
+            }
+        };
+        bus.insert(map.rtc, Arc::new(Pl031::new(interrupt(vm, map.rtc_spi)?)?))?;
+        if let Some(flash) = variables {
+            bus.insert(virt::VARIABLES, Arc::new(flash))?;
+        }
+        if !map.has_flash() {
+            bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
+        }
         let mut virtio = Vec::with_capacity(disks.len());
         let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
         // Behind the disks, so that they keep their places.
         let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
         for (index, device) in (0..).zip(disks.chain(balloon)) {
-            let device = attach_virtio(vm, ram, index, device)?;
-            bus.insert(layout::virtio(index), device.clone())?;
+            let device = attach_virtio(vm, guest, index, device)?;
+            bus.insert(map.virtio(index), device.clone())?;
             virtio.push(device);
         }
         Ok(Self { bus: Arc::new(bus), uart, output, virtio })
@@ -202,13 +264,13 @@ impl Devices {
 /// notification of a single queue.
 fn attach_virtio(
     vm: &dyn Vm,
-    ram: &GuestRam,
+    guest: &Guest,
     index: u32,
     device: Box<dyn VirtioDevice>,
 ) -> anyhow::Result<Arc<MmioTransport>> {
-    let line = interrupt(vm, layout::virtio_spi(index))?;
-    let transport = Arc::new(MmioTransport::new(device, ram.memory().clone(), line)?);
-    let address = layout::virtio(index).base + QUEUE_NOTIFY;
+    let line = interrupt(vm, guest.map.virtio_spi(index))?;
+    let transport = Arc::new(MmioTransport::new(device, guest.ram()?.memory().clone(), line)?);
+    let address = guest.map.virtio(index).base + QUEUE_NOTIFY;
     // gzvm knows one eventfd an address, whatever the value. The queues of a device that has several are told
     // by the transport, after an exit: only devices off the hot path have.
     if let [notify] = transport.notifications() {

@@ -74,7 +74,8 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
     for tier in tiers {
         let begin = Instant::now();
         if !prepared {
-            setup::ensure(layout, &setup::Options::default())?;
+            let tests = tier == Tier::Soak;
+            setup::ensure(layout, &setup::Options { tests, ..setup::Options::default() })?;
             build::build(layout, &build::ALL)?;
             prepared = true;
         }

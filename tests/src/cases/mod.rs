@@ -9,7 +9,9 @@ pub mod crosvm;
 pub mod driver;
 pub mod el2;
 pub mod failures;
+pub mod firmware;
 pub mod guests;
+pub mod guests_linux;
 pub mod linux;
 pub mod stress;
 pub mod walkthrough;
@@ -44,6 +46,8 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
     cases.extend(guests::cases());
+    cases.extend(guests_linux::cases());
+    cases.extend(firmware::cases());
     cases.extend(driver::cases());
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());

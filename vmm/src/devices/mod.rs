@@ -3,6 +3,8 @@
 //! neither its address nor the back end: interrupts are eventfds that the back end has tied to the
 //! virtual GIC.
 
+pub mod flash;
+pub mod pl011;
 pub mod rtc;
 pub mod serial;
 pub mod testdev;

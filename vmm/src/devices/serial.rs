@@ -43,6 +43,16 @@ impl SerialEvents for Drained {
 /// Where the guest's output goes.
 pub type Output = Box<dyn Write + Send>;
 
+/// A UART as the console sees it, whichever it is.
+pub trait Terminal: Send + Sync {
+    /// Queues as much of `input` as there is room for; returns how much that is. Nothing, while the
+    /// guest does not listen.
+    fn receive(&self, input: &[u8]) -> usize;
+
+    /// Signalled when the guest has emptied the receive FIFO.
+    fn drained(&self) -> &EventFd;
+}
+
 /// The UART.
 pub struct Uart {
     model: Mutex<Serial<Line, Drained, Output>>,
@@ -63,12 +73,12 @@ impl Uart {
     fn model(&self) -> MutexGuard<'_, Serial<Line, Drained, Output>> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Queues as much of `input` as there is room for; returns how much that is.
-    ///
+impl Terminal for Uart {
     /// Nothing is queued while the guest has receive interrupts off: a driver that probes or opens
     /// the port throws away what it finds, and input that was piped in would lose its start.
-    pub fn receive(&self, input: &[u8]) -> usize {
+    fn receive(&self, input: &[u8]) -> usize {
         let mut model = self.model();
         if model.state().interrupt_enable & IER_RECEIVED_DATA == 0 {
             return 0;
@@ -81,8 +91,7 @@ impl Uart {
         })
     }
 
-    /// Signalled when the guest has emptied the receive FIFO.
-    pub fn drained(&self) -> &EventFd {
+    fn drained(&self) -> &EventFd {
         &self.drained
     }
 }

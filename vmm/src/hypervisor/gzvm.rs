@@ -12,7 +12,7 @@ use gzvm_abi::{MAX_VCPUS, reg};
 use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Vcpu, Vm, open_error, system_event};
+use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Vcpu, Vm, open_error, system_event};
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -27,7 +27,8 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 ///
 /// # Errors
 /// No driver, or a call that failed.
-pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+pub fn create(parts: Parts) -> anyhow::Result<Machine> {
+    let Parts { map, memory, vcpus } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
     if usize::from(vcpus) > MAX_VCPUS {
@@ -39,18 +40,20 @@ pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
             anyhow::bail!("--cpus {vcpus}: this driver's limit is {limit}");
         }
     }
-    let region = UserspaceMemoryRegion {
-        slot: 0,
-        flags: purpose::GUEST_MEM,
-        guest_phys_addr: layout::RAM_BASE,
-        memory_size: ram.size(),
-        userspace_addr: ram.host_address(),
-    };
-    // SAFETY: `GuestVm` and every `GuestVcpu` own a share of the mapping, and guest memory is only
-    // reached through vm-memory's volatile accesses.
-    unsafe { vm.set_user_memory_region(region) }.context("gzvm: can't give the VM its RAM")?;
+    for (slot, ram) in (0..).zip(memory) {
+        let region = UserspaceMemoryRegion {
+            slot,
+            flags: purpose::GUEST_MEM,
+            guest_phys_addr: ram.base(),
+            memory_size: ram.size(),
+            userspace_addr: ram.host_address(),
+        };
+        // SAFETY: `GuestVm` and every `GuestVcpu` own a share of the mapping, and guest memory is only
+        // reached through vm-memory's volatile accesses.
+        unsafe { vm.set_user_memory_region(region) }.context("gzvm: can't give the VM its RAM")?;
+    }
 
-    let (distributor, redistributors) = (layout::GIC_DISTRIBUTOR, layout::gic_redistributors(vcpus));
+    let (distributor, redistributors) = (map.gic_distributor, map.gic_redistributors(vcpus));
     vm.create_device(IrqChipDevice::VgicV3Distributor, distributor.base, distributor.size)
         .context("gzvm: can't create the GIC's distributor")?;
     // As crosvm: the base of all, the size of one. The hypervisor knows the number of vCPUs.
@@ -60,15 +63,15 @@ pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
     let mut machine = Vec::with_capacity(vcpus.into());
     for id in 0..vcpus {
         let fd = vm.create_vcpu(id).with_context(|| format!("gzvm: can't create vCPU {id}"))?;
-        machine.push(Box::new(GuestVcpu { fd, id, _ram: ram.clone() }) as Box<dyn Vcpu>);
+        machine.push(Box::new(GuestVcpu { fd, id, _memory: memory.to_vec() }) as Box<dyn Vcpu>);
     }
-    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _ram: ram.clone() }), vcpus: machine })
+    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _memory: memory.to_vec() }), vcpus: machine })
 }
 
 struct GuestVm {
     fd: VmFd,
     // Keeps the RAM mapped as long as the VM lives.
-    _ram: GuestRam,
+    _memory: Vec<GuestRam>,
 }
 
 impl Vm for GuestVm {
@@ -104,7 +107,7 @@ struct GuestVcpu {
     fd: VcpuFd,
     id: u8,
     // Keeps the RAM mapped as long as the vCPU can run.
-    _ram: GuestRam,
+    _memory: Vec<GuestRam>,
 }
 
 impl Kick for ImmediateExit {

@@ -17,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Vcpu, Vm, open_error, system_event};
+use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Vcpu, Vm, open_error, system_event};
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -29,49 +29,49 @@ const MISSING: &str = "the host kernel must have KVM and start at EL2 (`dmesg | 
 ///
 /// # Errors
 /// No KVM, or a call that failed.
-pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+pub fn create(parts: Parts) -> anyhow::Result<Machine> {
+    let Parts { memory, vcpus, .. } = parts;
     let kvm = Kvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
-    let vm = create_vm(&kvm, ram)?;
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: layout::RAM_BASE,
-        memory_size: ram.size(),
-        userspace_addr: ram.host_address(),
-    };
-    // SAFETY: `GuestVm` and every `GuestVcpu` own a share of the mapping, and guest memory is only
-    // reached through vm-memory's volatile accesses.
-    unsafe { vm.set_user_memory_region(region) }.context("kvm: can't give the VM its RAM")?;
+    let vm = create_vm(&kvm, memory)?;
+    for (slot, ram) in (0..).zip(memory) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: ram.base(),
+            memory_size: ram.size(),
+            userspace_addr: ram.host_address(),
+        };
+        // SAFETY: `GuestVm` and every `GuestVcpu` own a share of the mapping, and guest memory is only
+        // reached through vm-memory's volatile accesses.
+        unsafe { vm.set_user_memory_region(region) }.context("kvm: can't give the VM its RAM")?;
+    }
 
     let mut preferred = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut preferred).context("kvm: no CPU type")?;
     let mut machine = Vec::with_capacity(vcpus.into());
     for id in 0..vcpus {
-        let vcpu =
-            create_vcpu(&vm, id, preferred, ram).with_context(|| format!("kvm: can't create vCPU {id}"))?;
+        let vcpu = create_vcpu(&vm, id, preferred, memory)
+            .with_context(|| format!("kvm: can't create vCPU {id}"))?;
         machine.push(Box::new(vcpu) as Box<dyn Vcpu>);
     }
     // The GIC wants to know all vCPUs before it is initialised.
-    let gic = create_gic(&vm, vcpus).context("kvm: can't create a GICv3")?;
-    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _gic: gic, _ram: ram.clone() }), vcpus: machine })
+    let gic = create_gic(&vm, parts).context("kvm: can't create a GICv3")?;
+    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _gic: gic, _memory: memory.to_vec() }), vcpus: machine })
 }
 
 /// 40 bits of guest physical address space as on gzvm, or what a smaller host has.
-fn create_vm(kvm: &Kvm, ram: &GuestRam) -> anyhow::Result<VmFd> {
+fn create_vm(kvm: &Kvm, memory: &[GuestRam]) -> anyhow::Result<VmFd> {
     let limit = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
     let bits = if limit == 0 { 40 } else { limit.min(40) };
-    let end = layout::RAM_BASE.saturating_add(ram.size());
+    let end = memory.iter().map(|ram| ram.base().saturating_add(ram.size())).max().unwrap_or(0);
     if end > 1 << bits {
-        anyhow::bail!(
-            "--mem {}M: this host's guests have {bits} bits of address space; ask for less",
-            ram.size() >> 20
-        );
+        anyhow::bail!("--mem: this host's guests have {bits} bits of address space; ask for less");
     }
     let vm = if limit == 0 { kvm.create_vm() } else { kvm.create_vm_with_ipa_size(bits) };
     vm.context("kvm: can't create a VM")
 }
 
-fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, ram: &GuestRam) -> anyhow::Result<GuestVcpu> {
+fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, memory: &[GuestRam]) -> anyhow::Result<GuestVcpu> {
     let mut fd = vm.create_vcpu(id.into())?;
     let mut features = 1 << KVM_ARM_VCPU_PSCI_0_2;
     if id != 0 {
@@ -83,10 +83,10 @@ fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, ram: &GuestRam) -> an
     fd.vcpu_init(&init)?;
     let byte = NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast();
     let immediate_exit = Arc::new(ImmediateExit(Mutex::new(Some(byte))));
-    Ok(GuestVcpu { immediate_exit, fd, id, _ram: ram.clone() })
+    Ok(GuestVcpu { immediate_exit, fd, id, _memory: memory.to_vec() })
 }
 
-fn create_gic(vm: &VmFd, vcpus: u8) -> anyhow::Result<DeviceFd> {
+fn create_gic(vm: &VmFd, Parts { map, vcpus, .. }: Parts) -> anyhow::Result<DeviceFd> {
     let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
     let gic = vm.create_device(&mut request)?;
     let set = |group: u32, attr: u32, value: u64| {
@@ -94,8 +94,8 @@ fn create_gic(vm: &VmFd, vcpus: u8) -> anyhow::Result<DeviceFd> {
         let attr = kvm_device_attr { group, attr: attr.into(), addr, flags: 0 };
         gic.set_device_attr(&attr)
     };
-    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, layout::GIC_DISTRIBUTOR.base)?;
-    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, layout::gic_redistributors(vcpus).base)?;
+    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, map.gic_distributor.base)?;
+    set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, map.gic_redistributors(vcpus).base)?;
     // Read as 32 bits; little-endian, so the low half of `value`.
     set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, layout::GIC_INTERRUPTS.into())?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0)?;
@@ -106,7 +106,7 @@ struct GuestVm {
     fd: VmFd,
     _gic: DeviceFd,
     // Keeps the RAM mapped as long as the VM lives.
-    _ram: GuestRam,
+    _memory: Vec<GuestRam>,
 }
 
 impl Vm for GuestVm {
@@ -161,7 +161,7 @@ struct GuestVcpu {
     fd: VcpuFd,
     id: u8,
     // Keeps the RAM mapped as long as the vCPU can run.
-    _ram: GuestRam,
+    _memory: Vec<GuestRam>,
 }
 
 impl Drop for GuestVcpu {

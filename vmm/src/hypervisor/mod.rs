@@ -20,6 +20,7 @@ use gzvm_abi::run::system_event;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::EndReason;
+use crate::layout::Map;
 use crate::memory::GuestRam;
 
 /// Which hypervisor.
@@ -130,15 +131,26 @@ pub struct Machine {
     pub vcpus: Vec<Box<dyn Vcpu>>,
 }
 
-/// Makes a VM with `ram`, a GICv3 as [`crate::layout`] has it, and `vcpus` vCPUs.
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// Where its GICv3 is.
+    pub map: &'a Map,
+    /// Its memory: RAM, and flash if there is one. Slot numbers follow this order.
+    pub memory: &'a [GuestRam],
+    /// Its number of vCPUs.
+    pub vcpus: u8,
+}
+
+/// Makes a VM of these parts.
 ///
 /// # Errors
 /// No such hypervisor on this host, or it refused; the text says what to do.
-pub fn create(kind: Kind, ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
     match kind {
-        Kind::Gzvm => gzvm::create(ram, vcpus),
+        Kind::Gzvm => gzvm::create(parts),
         #[cfg(target_arch = "aarch64")]
-        Kind::Kvm => kvm::create(ram, vcpus),
+        Kind::Kvm => kvm::create(parts),
         #[cfg(not(target_arch = "aarch64"))]
         Kind::Kvm => {
             anyhow::bail!("--hypervisor kvm: guests are arm64, and this gz was built for another host")

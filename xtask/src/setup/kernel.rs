@@ -98,19 +98,7 @@ fn newest(state: &State) -> Result<(String, String)> {
 
 fn place_kernel(raw: &Path, new: &Path, release: &str) -> Result<()> {
     let packed = raw.join(format!("boot/vmlinuz-{release}"));
-    let image = new.join("Image");
-    let magic =
-        fs::read(&packed).with_context(|| format!("the kernel package lacks {}", packed.display()))?;
-    if magic.starts_with(&[0x1f, 0x8b]) {
-        let output = fs::File::create(&image)?;
-        let mut gzip = Command::new("gzip");
-        let status = gzip.arg("-dc").arg(&packed).stdout(Stdio::from(output)).status()?;
-        if !status.success() {
-            bail!("can't decompress {}", packed.display());
-        }
-    } else {
-        fs::copy(&packed, &image)?;
-    }
+    unpack_image(&packed, &new.join("Image"))?;
     let modules = ["lib/modules", "usr/lib/modules"].iter().map(|path| raw.join(path).join(release));
     let modules =
         modules.into_iter().find(|path| path.is_dir()).context("the kernel package has no modules")?;
@@ -121,6 +109,25 @@ fn place_kernel(raw: &Path, new: &Path, release: &str) -> Result<()> {
         process::run(Command::new("xz").args(["-d", "-T0"]).args(chunk))?;
     }
     fs::write(new.join("release"), format!("{release}\n"))?;
+    Ok(())
+}
+
+/// A package's kernel as a plain `Image` at `image`.
+///
+/// # Errors
+/// If it is missing or damaged.
+pub fn unpack_image(packed: &Path, image: &Path) -> Result<()> {
+    let magic = fs::read(packed).with_context(|| format!("the kernel package lacks {}", packed.display()))?;
+    if magic.starts_with(&[0x1f, 0x8b]) {
+        let output = fs::File::create(image)?;
+        let mut gzip = Command::new("gzip");
+        let status = gzip.arg("-dc").arg(packed).stdout(Stdio::from(output)).status()?;
+        if !status.success() {
+            bail!("can't decompress {}", packed.display());
+        }
+    } else {
+        fs::copy(packed, image)?;
+    }
     Ok(())
 }
 

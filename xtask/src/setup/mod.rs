@@ -5,9 +5,10 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`rust`] for the compiler's Arm targets.
+//! [`guests`] for what only tests run, [`rust`] for the compiler's Arm targets.
 
 pub mod apt;
+mod guests;
 mod host;
 mod kernel;
 pub mod rust;
@@ -31,11 +32,14 @@ pub struct Options {
     /// Look for newer packages and prepare everything again
     #[arg(long)]
     pub refresh: bool,
+    /// Also what only the soak tier runs: other kernels and firmware as guests (`cargo xtask test soak` fetches it by itself)
+    #[arg(long)]
+    pub tests: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { toolchain: Route::Auto, refresh: false }
+        Self { toolchain: Route::Auto, refresh: false, tests: false }
     }
 }
 
@@ -46,7 +50,10 @@ impl Default for Options {
 pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
     let compiler = Compiler::ask()?;
     let complete = || {
-        host::complete() && kernel::complete(layout) && rust::complete(layout, &compiler, options.toolchain)
+        host::complete()
+            && kernel::complete(layout)
+            && rust::complete(layout, &compiler, options.toolchain)
+            && (!options.tests || guests::complete(layout))
     };
     if complete() && !options.refresh {
         return Ok(());
@@ -66,6 +73,9 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
     }
     if !rust::complete(layout, &compiler, options.toolchain) {
         rust::install(layout, &compiler, options.toolchain, &codename)?;
+    }
+    if options.tests && (!guests::complete(layout) || options.refresh) {
+        guests::install(layout, &codename)?;
     }
     if !complete() {
         bail!(

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What tests run as guests: kernels of other series and page sizes, firmware, and programs that load a Linux guest.
+//!
+//! Only the soak tier needs them, so only `cargo xtask test soak` fetches them. All is made in `guests.new` and renamed to `guests`
+//! at the end. Suites move on; so each kernel is looked for in several, and by its series, never by its exact version.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use gzvm_tests::layout::Layout;
+
+use super::apt::{self, State};
+use super::kernel;
+use crate::process::{self, Step};
+
+/// Counts up when what is made here changes, so that older results are made again.
+const RECIPE: &str = "1\n";
+
+/// A kernel that guests boot.
+struct Kernel {
+    /// Its file is `NAME.Image`.
+    name: &'static str,
+    /// Debian's package that depends on the newest of the kind.
+    package: &'static str,
+    /// Is this release (`uname -r`) what is wanted?
+    wanted: fn(&str) -> bool,
+    /// Where it may be: the first suite that has one wins.
+    suites: &'static [&'static str],
+}
+
+const KERNELS: [Kernel; 3] = [
+    Kernel {
+        name: "linux-6.1",
+        package: "linux-image-cloud-arm64",
+        wanted: |release| release.starts_with("6.1."),
+        suites: &["bookworm", "oldstable", "oldoldstable"],
+    },
+    Kernel { name: "linux-7.x", package: "linux-image-cloud-arm64", wanted: newer, suites: &NEWER_SUITES },
+    // No cloud kernel; of its packages only the smallest, the kernel alone, is fetched.
+    Kernel { name: "linux-16k", package: "linux-image-arm64-16k", wanted: newer, suites: &NEWER_SUITES },
+];
+
+/// Backports first: their lists are short.
+const NEWER_SUITES: [&str; 5] =
+    ["trixie-backports", "stable-backports", "oldstable-backports", "testing", "unstable"];
+
+/// Newer than the series of the host.
+fn newer(release: &str) -> bool {
+    release.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 7)
+}
+
+/// Programs that load a guest, by package.
+const PROGRAMS: [(&str, &str); 2] = [("stress-ng", "usr/bin/stress-ng"), ("rt-tests", "usr/bin/hackbench")];
+/// Packages of the libraries that these want. Releases differ: what one does not have is left out, and whether the rest is
+/// enough is seen from the programs themselves.
+const LIBRARIES: [&str; 31] = [
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "libacl1",
+    "libapparmor1",
+    "libbsd0",
+    "libmd0",
+    "libcap2",
+    "libcpupower1",
+    "libcrypt1",
+    "libdrm2",
+    "libegl1",
+    "libexpat1",
+    "libffi8",
+    "libgbm1",
+    "libgles2",
+    "libglvnd0",
+    "libgmp10",
+    "libjpeg62-turbo",
+    "libjudydebian1",
+    "libkmod2",
+    "liblzma5",
+    "libmpfr6",
+    "libnuma1",
+    "libsctp1",
+    "libssl3",
+    "libssl3t64",
+    "libwayland-server0",
+    "libxxhash0",
+    "libzstd1",
+    "zlib1g",
+];
+
+/// U-Boot for QEMU's `virt` machine.
+const U_BOOT: (&str, &str) = ("u-boot-qemu", "usr/lib/u-boot/qemu_arm64/u-boot.bin");
+
+/// Is all of it there?
+pub fn complete(layout: &Layout) -> bool {
+    fs::read_to_string(layout.guests_folder().join("stamp")).is_ok_and(|stamp| stamp == RECIPE)
+}
+
+/// Downloads and prepares all of it.
+///
+/// # Errors
+/// If Debian lacks something, or the network fails.
+pub fn install(layout: &Layout, codename: &str) -> Result<()> {
+    let sources = apt::machine_sources()?;
+    let folder = layout.guests_folder();
+    let new = folder.with_extension("new");
+    drop(fs::remove_dir_all(&new));
+    fs::create_dir_all(&new)?;
+    for wanted in &KERNELS {
+        let step = Step::new(format!("{}: {}", wanted.name, wanted.package));
+        let release = fetch_kernel(layout, &sources, codename, wanted, &new)?;
+        fs::write(new.join(format!("{}.release", wanted.name)), format!("{release}\n"))?;
+        step.done();
+    }
+    let step = Step::new("stress-ng, rt-tests and their libraries; U-Boot");
+    let own = apt::mirror(&sources, codename, &[codename])?;
+    let state = State::update(&layout.cache.join("apt/programs"), "arm64", &[own])?;
+    fetch_programs(layout, &state, &new)?;
+    let raw = new.join("raw");
+    let (package, path) = U_BOOT;
+    apt::unpack(&state.download(package, &layout.cache.join("downloads"))?, &raw)?;
+    fs::rename(raw.join(path), new.join("u-boot.bin"))
+        .with_context(|| format!("Debian's {package} has no {path}"))?;
+    fs::remove_dir_all(&raw)?;
+    step.done();
+    fs::write(new.join("stamp"), RECIPE)?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::rename(&new, &folder)?;
+    Ok(())
+}
+
+/// Places `NAME.Image`; returns its release.
+fn fetch_kernel(
+    layout: &Layout,
+    sources: &[apt::Source],
+    codename: &str,
+    wanted: &Kernel,
+    new: &Path,
+) -> Result<String> {
+    let mut seen = Vec::new();
+    for suite in wanted.suites {
+        let source = apt::mirror(sources, codename, &[suite])?;
+        let Ok(state) =
+            State::update(&layout.cache.join("apt").join(format!("arm64-{suite}")), "arm64", &[source])
+        else {
+            seen.push(format!("{suite}: no such suite"));
+            continue;
+        };
+        let versions = state.versions(wanted.package)?;
+        let releases = versions.iter().filter_map(|(_, depends)| release_in(depends));
+        let Some(release) = releases.clone().find(|release| (wanted.wanted)(release)) else {
+            seen.extend(releases.map(|release| format!("{suite}: {release}")));
+            continue;
+        };
+        // Newer packages have the kernel apart from its modules, which nobody needs here.
+        let alone = format!("linux-binary-{release}");
+        let package =
+            if state.versions(&alone)?.is_empty() { format!("linux-image-{release}") } else { alone };
+        let raw = new.join("raw");
+        apt::unpack(&state.download(&package, &layout.cache.join("downloads"))?, &raw)?;
+        let places = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+        let packed = places.iter().map(|place| raw.join(place)).find(|path| path.is_file());
+        let packed = packed.with_context(|| format!("Debian's {package} has no kernel at {places:?}"))?;
+        kernel::unpack_image(&packed, &new.join(format!("{}.Image", wanted.name)))?;
+        fs::remove_dir_all(&raw)?;
+        return Ok(release);
+    }
+    bail!("no suite has a {} of the series that tests want; seen: {}", wanted.package, seen.join(", "))
+}
+
+/// The release of the kernel that a package depends on.
+fn release_in(depends: &str) -> Option<String> {
+    let mut words = depends.split([',', ' ']);
+    let release = words.find_map(|word| word.strip_prefix("linux-image-"))?;
+    release.starts_with(|c: char| c.is_ascii_digit()).then(|| release.to_owned())
+}
+
+/// Programs into `load/bin`, and all the libraries that they need, directly or not, into `load/lib`.
+fn fetch_programs(layout: &Layout, state: &State, new: &Path) -> Result<()> {
+    let downloads = layout.cache.join("downloads");
+    let raw = new.join("raw-programs");
+    for package in PROGRAMS.iter().map(|(package, _)| package).chain(&LIBRARIES) {
+        let needed = PROGRAMS.iter().any(|(program, _)| program == package);
+        if needed || !state.versions(package)?.is_empty() {
+            apt::unpack(&state.download(package, &downloads)?, &raw)?;
+        }
+    }
+    let (programs, libraries) = (new.join("load/bin"), new.join("load/lib"));
+    fs::create_dir_all(&programs)?;
+    fs::create_dir_all(&libraries)?;
+    let mut open = Vec::new();
+    for (package, path) in PROGRAMS {
+        let to = programs.join(path.rsplit('/').next().unwrap_or(path));
+        fs::copy(raw.join(path), &to).with_context(|| format!("Debian's {package} has no {path}"))?;
+        open.push(to);
+    }
+    while let Some(file) = open.pop() {
+        for library in needed(&file)? {
+            let to = libraries.join(&library);
+            if to.exists() {
+                continue;
+            }
+            let from = ["lib", "usr/lib"]
+                .iter()
+                .flat_map(|lib| [raw.join(lib).join("aarch64-linux-gnu"), raw.join(lib)])
+                .map(|folder| folder.join(&library))
+                .find(|path| path.is_file());
+            let from = from.with_context(|| {
+                format!(
+                    "{} needs {library}, which no package in LIBRARIES of {} has",
+                    file.display(),
+                    file!()
+                )
+            })?;
+            fs::copy(from, &to)?;
+            open.push(to);
+        }
+    }
+    fs::remove_dir_all(&raw)?;
+    Ok(())
+}
+
+/// The libraries that an ELF file names as needed.
+fn needed(file: &Path) -> Result<Vec<String>> {
+    let text = process::output(Command::new(readelf()).args(["-d", "-W"]).arg(file))?;
+    Ok(text
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned()))
+        .collect())
+}
+
+/// Any `readelf` reads Arm files; the cross tools' own comes with them.
+fn readelf() -> PathBuf {
+    process::find("aarch64-linux-gnu-readelf").unwrap_or_else(|| "readelf".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_found_and_compared() {
+        let depends = "linux-base-cloud-arm64 (= 7.3.4-1), linux-image-7.3.4+deb13-cloud-arm64 (= 7.3.4-1)";
+        assert_eq!(release_in(depends).as_deref(), Some("7.3.4+deb13-cloud-arm64"));
+        assert_eq!(release_in("kmod, linux-base"), None);
+        assert!(newer("7.0.1-cloud") && newer("10.1") && !newer("6.19.1") && !newer("x"));
+    }
+}
