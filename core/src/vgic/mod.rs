@@ -45,7 +45,8 @@
 //! the INTID, once for each end that nobody has fetched yet. EL2 asks after each [`Vgic::sync`],
 //! [`Vgic::deactivate`], [`Vgic::dist_write`] and [`Vgic::remove_vcpu`], until there is none; what
 //! it leaves waits. Such an interrupt asks for a maintenance interrupt at its end (LR.EOI), so the
-//! end is known at once.
+//! end is known at once. An end that came just before the mark, and is found only after it, is told too: whoever is
+//! told looks at the device, and finds that nothing has changed.
 //!
 //! # Invariants
 //! - An interrupt is in at most one list register of one vCPU.

@@ -145,6 +145,8 @@ impl Pair {
                 oracle.irq(n, TIMER).line = level;
             }
             Op::Resample(id, on) => {
+                // What the guest ended just before, and no exit has shown yet, may be told or not.
+                (0..VCPUS).for_each(|m| machine.exit(m));
                 machine.set_resample(id, on);
                 let irq = oracle.irq(0, id);
                 irq.resample = on;
