@@ -287,7 +287,9 @@ impl Vcpu {
                 let halves = |value: u64| (value >> 32, value & 0xFFFF_FFFF);
                 match (task::clock_snapshot(), argument) {
                     (Ok((wall, counter)), 0 | 1) => {
-                        let counter = if argument == 0 { counter.wrapping_sub(offset) } else { counter };
+                        // Our hypervisor shows guests both counters from the VM's zero on.
+                        let shifted = argument == 0 || device::has_function(Function::ExtInfo);
+                        let counter = if shifted { counter.wrapping_sub(offset) } else { counter };
                         (*x0, *x1) = halves(wall);
                         (*x2, *x3) = halves(counter);
                     }
