@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::emulate;
 use super::sleep;
 use super::vm::{Pending, Vcpu, Vgic, Vm};
+use super::watch::Watched;
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
 use crate::arch::gic::{self, CpuGic};
@@ -63,6 +64,8 @@ pub enum Exit {
     FailEntry(u64),
     /// Nothing: the driver comes again at once.
     Again,
+    /// Something watched has happened; the vCPU knows what.
+    Watch,
 }
 
 impl Exit {
@@ -79,6 +82,7 @@ impl Exit {
             Self::SystemEvent(..) => exit::SYSTEM_EVENT,
             Self::FailEntry(_) => exit::FAIL_ENTRY,
             Self::Again => exit::GZ,
+            Self::Watch => exit::WATCH,
         }
     }
 
@@ -107,6 +111,7 @@ impl Exit {
                 ended.write(&mut run);
             }
             Self::Mmio(mmio) => mmio.write(&mut run),
+            Self::Watch => vcpu.watch.event.write(&mut run),
             Self::Hypercall(args) => {
                 // The driver answers the time with the counter's offset, which a pause moves.
                 vcpu.publish_offset(vm.cntvoff());
@@ -170,6 +175,8 @@ pub struct Running<'a> {
     timer_active: bool,
     /// An SError came, which is handed to the host.
     serror: bool,
+    /// The VM's exceptions are watched.
+    pub watched: Option<Watched>,
 }
 
 /// RUN: x1 of the hypercall.
@@ -279,14 +286,25 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     gic.restore_interface(&vcpu.gic);
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
-    let mut running =
-        Running { vm, vcpu, gic, loaded: false, written: false, timer_active: false, serror: false };
+    let mut running = Running {
+        vm,
+        vcpu,
+        gic,
+        loaded: false,
+        written: false,
+        timer_active: false,
+        serror: false,
+        watched: None,
+    };
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.life.gate() == Gate::Open {
         if running.vcpu.ptimer.timer.enabled() {
             running.set_alarm();
         }
-        running.run_until_exit()
+        match vm.watch.mask() {
+            mask if mask.any() => running.run_watched(mask),
+            _ => running.run_until_exit::<false>(),
+        }
     } else {
         Exit::Again
     };
@@ -359,8 +377,15 @@ pub fn longest_idle() -> u64 {
     }
 }
 
+/// Whether an interrupt that was pending in a list register is so no longer.
+fn takes_interrupt(before: &[u64], after: &[u64]) -> bool {
+    const PENDING: u64 = 1 << 62;
+    before.iter().zip(after).any(|(before, after)| before & !after & PENDING != 0)
+}
+
 impl Running<'_> {
-    fn run_until_exit(&mut self) -> Exit {
+    /// The loop; with `WATCHED`, under the watch (see `watch`).
+    pub fn run_until_exit<const WATCHED: bool>(&mut self) -> Exit {
         loop {
             if !self.loaded {
                 self.load();
@@ -368,16 +393,27 @@ impl Running<'_> {
             if !self.vcpu.resampled.is_empty() {
                 return Exit::Resampled;
             }
+            if WATCHED {
+                self.arm_watch();
+            }
             // SAFETY: `enter` put the guest's world in place; PSTATE is EL1 or EL0 (reset value,
             // checked in SET_ONE_REG, or the guest's own).
             let kind = unsafe { frame::run(&mut self.vcpu.regs) };
             count(Counter::GuestExit);
             let next = match kind {
+                ExitKind::Sync if WATCHED => match self.watched_sync() {
+                    Some(next) => next,
+                    None => self.handle_sync(),
+                },
                 ExitKind::Sync => self.handle_sync(),
+                ExitKind::Irq | ExitKind::Fiq if WATCHED => {
+                    let next = self.handle_interrupt();
+                    self.watched_interrupt(next)
+                }
                 ExitKind::Irq | ExitKind::Fiq => self.handle_interrupt(),
                 ExitKind::SError => {
                     self.serror = true;
-                    Next::Exit(Exit::Irq)
+                    if WATCHED { self.watched_serror() } else { Next::Exit(Exit::Irq) }
                 }
             };
             match next {
@@ -427,7 +463,11 @@ impl Running<'_> {
     /// Takes them out again: the vGIC knows all there is to know about this vCPU.
     pub fn unload(&mut self) {
         if self.loaded {
+            let before = self.watched.is_some().then_some(self.vcpu.gic.lr);
             self.gic.read_lrs(&mut self.vcpu.gic);
+            if before.is_some_and(|before| takes_interrupt(&before, &self.vcpu.gic.lr)) {
+                self.progress();
+            }
             let kicks = {
                 let mut vgic = self.vm.vgic.lock();
                 let kicks = vgic.sync(self.vcpu.id, &self.vcpu.gic);
@@ -436,6 +476,13 @@ impl Running<'_> {
             };
             self.loaded = false;
             self.vcpu.wake_others |= self.vm.kick(kicks);
+        }
+    }
+
+    /// The guest gets somewhere: for a watch on stalls.
+    pub fn progress(&mut self) {
+        if let Some(watched) = &mut self.watched {
+            watched.progress = true;
         }
     }
 
@@ -463,6 +510,7 @@ impl Running<'_> {
         let pending = self.gic.pending();
         if pending == self.gic.vtimer && self.timer_asserted() {
             count(Counter::GuestTimer);
+            self.progress();
             // It signals, so it is not active, whatever we set before.
             self.timer_active = false;
             self.unload();

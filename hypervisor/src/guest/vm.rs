@@ -22,6 +22,7 @@ use zerocopy::IntoBytes;
 use super::life::Life;
 use super::registry;
 use super::timer::PhysicalTimer;
+use super::watch::{VcpuWatch, VmWatch};
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
@@ -115,6 +116,8 @@ pub struct Vm {
     pub idle: [AtomicBool; MAX_VCPUS],
     /// Whether it runs, is paused, is over.
     pub life: Life,
+    /// Which of its exceptions are watched.
+    pub watch: VmWatch,
     /// Guest physical addresses of distributor and first redistributor.
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
@@ -156,6 +159,7 @@ impl Vm {
             running: [const { AtomicU32::new(0) }; MAX_VCPUS],
             idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
             life: Life::new(),
+            watch: VmWatch::new(),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
             last_vcpu: [const { AtomicU8::new(0) }; MAX_CPUS],
@@ -487,6 +491,8 @@ pub struct Vcpu {
     pub os_lock: bool,
     /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
     pub mdscr: u64,
+    /// Its part of the VM's watch.
+    pub watch: VcpuWatch,
 }
 
 impl Vcpu {
@@ -507,6 +513,7 @@ impl Vcpu {
             resampled: ArrayVec::new(),
             os_lock: false,
             mdscr: 0,
+            watch: VcpuWatch::default(),
         };
         vcpu.reset(0, 0);
         vcpu
@@ -527,6 +534,7 @@ impl Vcpu {
         self.resume = None;
         self.os_lock = false;
         self.mdscr = 0;
+        self.watch = VcpuWatch::default();
     }
 
     /// Reset state, but for the timers, which count on in a power-down state.
