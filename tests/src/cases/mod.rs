@@ -11,6 +11,7 @@ pub mod el2;
 pub mod failures;
 pub mod guests;
 pub mod linux;
+pub mod power;
 pub mod stress;
 pub mod walkthrough;
 
@@ -48,6 +49,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
     cases.extend(failures::cases());
+    cases.extend(power::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
     cases
