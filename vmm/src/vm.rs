@@ -29,6 +29,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Vm};
 use crate::memory::GuestRam;
@@ -89,7 +90,8 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         vm.set_watch(watch, options.on_exception)?;
     }
     let balloon = options.balloon.map(|size| balloon(&vm, &ram, size.0)).transpose()?;
-    let mut devices = Devices::new(vm.as_ref(), &ram, disks, balloon, options.strict_mmio)?;
+    let watchdog = Watchdog::start(options.cpus, end.clone()).context("can't start the watchdog")?;
+    let mut devices = Devices::new(vm.as_ref(), &ram, disks, balloon, options.strict_mmio, watchdog)?;
     let fdt = place_fdt(options, &ram, loaded.initrd, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
     let boot = BootState { entry: loaded.entry, fdt };
@@ -110,7 +112,8 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
             console::start(session.console.clone(), end.clone()).context("can't start the console")?;
         }
     }
-    let threads = Threads::start(vcpus, &devices.bus, end).context("can't start the vCPUs")?;
+    let threads =
+        Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
     if let Some(control) = &session.control {
         control.set(Some(vm.clone()));
     }
@@ -213,6 +216,7 @@ struct Devices {
     bus: Arc<Bus>,
     uart: Arc<Uart>,
     output: ConsoleOutput,
+    watchdog: Arc<Watchdog>,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
@@ -223,6 +227,7 @@ impl Devices {
         disks: Vec<Disk>,
         balloon: Option<Balloon>,
         strict_mmio: bool,
+        watchdog: Arc<Watchdog>,
     ) -> anyhow::Result<Self> {
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, layout::SERIAL_SPI)?;
@@ -230,6 +235,7 @@ impl Devices {
         let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
         bus.insert(layout::SERIAL, uart.clone())?;
         bus.insert(layout::RTC, Arc::new(Pl031::new()))?;
+        bus.insert(layout::WATCHDOG, watchdog.clone())?;
         bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
         let mut virtio = Vec::with_capacity(disks.len());
         let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
@@ -240,10 +246,11 @@ impl Devices {
             bus.insert(layout::virtio(index), device.clone())?;
             virtio.push(device);
         }
-        Ok(Self { bus: Arc::new(bus), uart, output, virtio })
+        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio })
     }
 
     fn shut_down(&mut self) {
+        self.watchdog.shut_down();
         self.virtio.iter().for_each(|device| device.shut_down());
         self.output.finish_line();
     }

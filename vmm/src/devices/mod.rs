@@ -7,3 +7,4 @@ pub mod rtc;
 pub mod serial;
 pub mod testdev;
 pub mod virtio;
+pub mod watchdog;
