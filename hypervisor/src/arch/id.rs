@@ -40,6 +40,10 @@ pub struct Features {
     pub trf: bool,
     /// FEAT_RAS.
     pub ras: bool,
+    /// Breakpoints.
+    pub breakpoints: usize,
+    /// Watchpoints.
+    pub watchpoints: usize,
 }
 
 const fn field(register: u64, shift: u32) -> u64 {
@@ -84,6 +88,8 @@ impl Features {
             trbe: field(dfr0, 44) != 0,
             trf: field(dfr0, 40) != 0,
             ras: field(pfr0, 28) != 0,
+            breakpoints: field(dfr0, 12) as usize + 1,
+            watchpoints: field(dfr0, 20) as usize + 1,
         }
     }
 }
