@@ -140,23 +140,27 @@ impl Running<'_> {
     }
 }
 
-/// The answer to an MMIO exit of `emulation`: the next exit, or None when the instruction is done. The
-/// vCPU is not in a CPU.
-pub(super) fn answered(vcpu: &mut Vcpu, mut emulation: Emulation, data: u64) -> Option<Exit> {
+/// The answer to an MMIO exit of `emulation`: the next one is to be asked for, or the instruction is
+/// done. The vCPU is not in a CPU.
+pub(super) fn answered(vcpu: &mut Vcpu, mut emulation: Emulation, data: u64) {
     emulation.answer(data);
     match emulation.next() {
-        emulate::Next::Step(step) => {
-            vcpu.pending = Some(Pending::Emulation(emulation));
-            Some(Exit::Mmio(exit_of(step)))
-        }
+        emulate::Next::Step(_) => vcpu.pending = Some(Pending::NextStep(emulation)),
         emulate::Next::Done(completion) => {
             apply(vcpu, &completion, |vcpu, value| {
                 let el1 = &mut vcpu.el1;
                 *(if cpu::uses_sp_el0(vcpu.regs.pstate) { &mut el1.sp_el0 } else { &mut el1.sp_el1 }) = value;
             });
-            None
         }
     }
+}
+
+/// The exit for the step that is to be asked for, if there is one.
+pub(super) fn ask(vcpu: &mut Vcpu) -> Option<Exit> {
+    let Some(Pending::NextStep(emulation)) = vcpu.pending else { return None };
+    let emulate::Next::Step(step) = emulation.next() else { return None };
+    vcpu.pending = Some(Pending::Emulation(emulation));
+    Some(Exit::Mmio(exit_of(step)))
 }
 
 fn apply(vcpu: &mut Vcpu, completion: &Completion, mut stack_pointer: impl FnMut(&mut Vcpu, u64)) {

@@ -186,12 +186,13 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
 }
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
-    if let Some(exit) = take_answer(vcpu) {
-        return exit;
-    }
+    take_answer(vcpu);
     let sleepers = core::mem::take(&mut vcpu.wake_others);
     if sleepers != 0 {
         return Exit::Ipi(sleepers);
+    }
+    if let Some(exit) = emulate::ask(vcpu) {
+        return exit;
     }
     let start = {
         let mut power = vm.power.lock();
@@ -265,11 +266,11 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     }
 }
 
-/// What the host answered to the last exit goes into the registers; what else has to be asked comes
-/// back.
-fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
+/// What the host answered to the last exit goes into the registers.
+fn take_answer(vcpu: &mut Vcpu) {
     match vcpu.pending.take() {
         None => {}
+        next @ Some(Pending::NextStep(_)) => vcpu.pending = next,
         Some(Pending::Load(load)) => {
             let (register, value) = load.complete(mmio_data(vcpu));
             if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
@@ -284,10 +285,9 @@ fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
         }
         Some(Pending::Emulation(emulation)) => {
             let data = mmio_data(vcpu);
-            return emulate::answered(vcpu, emulation, data);
+            emulate::answered(vcpu, emulation, data);
         }
     }
-    None
 }
 
 /// Of the answer to an MMIO exit only the data counts.

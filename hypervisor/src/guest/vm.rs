@@ -432,6 +432,8 @@ pub enum Pending {
     Ptp,
     /// A load or store that takes several accesses: the answer to the current one.
     Emulation(Emulation),
+    /// Nothing: its next access is to be asked for.
+    NextStep(Emulation),
 }
 
 /// A vCPU.
