@@ -38,6 +38,12 @@ pub struct Features {
     pub trbe: bool,
     /// FEAT_TRF.
     pub trf: bool,
+    /// FEAT_RAS.
+    pub ras: bool,
+    /// Breakpoints.
+    pub breakpoints: usize,
+    /// Watchpoints.
+    pub watchpoints: usize,
 }
 
 const fn field(register: u64, shift: u32) -> u64 {
@@ -81,6 +87,9 @@ impl Features {
             spe: field(dfr0, 32) != 0,
             trbe: field(dfr0, 44) != 0,
             trf: field(dfr0, 40) != 0,
+            ras: field(pfr0, 28) != 0,
+            breakpoints: field(dfr0, 12) as usize + 1,
+            watchpoints: field(dfr0, 20) as usize + 1,
         }
     }
 }

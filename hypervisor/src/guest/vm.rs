@@ -21,6 +21,7 @@ use zerocopy::IntoBytes;
 
 use super::life::Life;
 use super::registry;
+use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
@@ -456,10 +457,12 @@ pub struct Vcpu {
     pub pending: Option<Pending>,
     /// vCPUs that sleep and have to be woken (bit n: vCPU n), of whom the driver has not been told yet.
     pub wake_others: u64,
-    /// OS lock: no function, but readable.
+    /// OS lock: keeps debug exceptions off.
     pub os_lock: bool,
-    /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
+    /// MDSCR_EL1 as the guest wrote it; of it, what takes effect is in the real register.
     pub mdscr: u64,
+    /// Breakpoints and watchpoints.
+    pub debug: DebugRegs,
 }
 
 impl Vcpu {
@@ -476,6 +479,7 @@ impl Vcpu {
             wake_others: 0,
             os_lock: false,
             mdscr: 0,
+            debug: DebugRegs::default(),
         };
         vcpu.reset(0, 0);
         vcpu
@@ -494,6 +498,7 @@ impl Vcpu {
         self.pending = None;
         self.os_lock = false;
         self.mdscr = 0;
+        self.debug = DebugRegs::default();
     }
 
     /// MPIDR_EL1 as the guest reads it.
