@@ -80,6 +80,10 @@ pub struct RunOptions {
     #[arg(long, value_enum, value_name = "NAME", default_value_t = Kind::Gzvm)]
     pub hypervisor: Kind,
 
+    /// CPU features that guests don't have unless they are given: sve
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
+    pub features: Vec<Feature>,
+
     /// An access to an unmapped address is a crash; otherwise it is logged, reads as all ones and
     /// writes nowhere
     #[arg(long)]
@@ -92,6 +96,13 @@ pub struct RunOptions {
     /// Messages on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: tracing::Level,
+}
+
+/// A CPU feature.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Feature {
+    /// Scalable vectors.
+    Sve,
 }
 
 /// `FILE[,ro]`.

@@ -44,7 +44,8 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let ram = GuestRam::new(options.mem.0)?;
     let loaded = loader::load(&ram, &options.kernel, options.initrd.as_deref())?;
 
-    let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, &ram, options.cpus)?;
+    let Machine { vm, mut vcpus } =
+        hypervisor::create(options.hypervisor, &ram, options.cpus, &options.features)?;
     let mut devices = Devices::new(vm.as_ref(), &ram, disks, options.strict_mmio)?;
     let fdt = place_fdt(options, &ram, loaded.initrd, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;

@@ -9,7 +9,8 @@
 //! [DONE] passed=N failed=N skipped=N
 //! ```
 //!
-//! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
+//! An argument runs only the checks whose names contain it. Exit status 1 if one fails. `vectors SECONDS` is
+//! another thing: see [`vectors`].
 
 mod arguments;
 mod eventfds;
@@ -17,6 +18,7 @@ mod machine;
 mod memory;
 mod runs;
 mod sys;
+mod vectors;
 
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -71,6 +73,21 @@ const CHECKS: &[Named] = &[
 ];
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("vectors"), Some(Ok(seconds))) =
+        (arguments.next().as_deref(), arguments.next().map(|s| s.parse()))
+    {
+        return match vectors::run(seconds) {
+            Ok(rounds) => {
+                println!("vectors: {rounds} rounds");
+                ExitCode::SUCCESS
+            }
+            Err(reason) => {
+                println!("vectors: {reason}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let only = std::env::args().nth(1).unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
     for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&only)) {

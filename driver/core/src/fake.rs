@@ -378,6 +378,10 @@ impl Fake {
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
                 (Status::Success, [self.sleepers, 0, 0])
             }
+            Function::VmFeatures if a2 <= 1 && (a1 | a2 == 0 || self.vms.contains_key(&vm_of)) => {
+                (Status::Success, [1, 0, 0])
+            }
+            Function::VmFeatures => invalid,
             Function::Control => match self.vms.get_mut(&vm_of) {
                 Some(_) if self.control_busy > 0 => {
                     self.control_busy -= 1;

@@ -7,6 +7,7 @@
 //! - `filter=A,B`: only cases whose name contains A or B.
 //! - `hyp=gzvm|kvm|none`: what is below, where a case expects something of one of them only.
 //!   Without it: `none` if there is no vendor hypervisor UID.
+//! - `given=sve`: the VM was given SVE.
 //! - `crash=NAME`: no cases; the guest ends in the way that [`crash`] describes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -38,6 +39,8 @@ mod registers;
 #[cfg(target_os = "none")]
 mod sgi;
 #[cfg(target_os = "none")]
+mod sve;
+#[cfg(target_os = "none")]
 mod sweep;
 #[cfg(target_os = "none")]
 mod sysregs;
@@ -61,6 +64,7 @@ fn guest() {
     gic::init_cpu();
     case::run(&[
         registers::CASES,
+        sve::CASES,
         sysregs::CASES,
         sweep::CASES,
         debug::CASES,

@@ -4,11 +4,11 @@
 
 use core::cell::UnsafeCell;
 
-use gzvm_core::platform::id_registers;
+use gzvm_core::platform::id_registers::{self, Given};
 use gzvm_core::vcpu::registers::{self, Presence, Register, Trap, Treatment};
 use gzvm_guest_kit::case::{Case, Outcome};
 use gzvm_guest_kit::exception::ec;
-use gzvm_guest_kit::{cases, check, check_eq, fail, println, skip, user};
+use gzvm_guest_kit::{cases, check, check_eq, fail, machine, println, skip, user};
 
 use crate::sysregs::{encoding, execute, execute_with, mrs, refused};
 use crate::util::{Below, below};
@@ -62,6 +62,13 @@ fn expected(e: u32, read: bool) -> Expected {
             let id = execute(mrs(encoding(3, 0, 0, crm.into(), op2.into()))).unwrap_or(0);
             id >> shift & 0xF >= u64::from(least)
         }
+        Presence::Given { crm, op2, shift, least } => {
+            let id = execute(mrs(encoding(3, 0, 0, crm.into(), op2.into()))).unwrap_or(0);
+            if id >> shift & 0xF < u64::from(least) {
+                return Expected::Undefined;
+            }
+            true
+        }
     };
     match row.treatment {
         _ if !present => Expected::Either,
@@ -72,6 +79,7 @@ fn expected(e: u32, read: bool) -> Expected {
 
 fn every_mrs_at_el1() -> Outcome {
     let ours = below() == Below::Gzvm;
+    let given = Given { sve: machine::get().arg("given") == Some("sve") };
     let (mut readable, mut undefined) = (0, 0);
     for e in all() {
         let seen = execute(mrs(e));
@@ -92,7 +100,11 @@ fn every_mrs_at_el1() -> Outcome {
         }
         // What is shown of an ID register is within the filter.
         if let (Some(Treatment::Trapped(Trap::IdRegister)), Ok(v)) = (row(e).map(|r| r.treatment), seen) {
-            check_eq!(v, id_registers::filter((e >> 3 & 15) as u8, (e & 7) as u8, v), "ID register {e:#x}");
+            check_eq!(
+                v,
+                id_registers::filter(given, (e >> 3 & 15) as u8, (e & 7) as u8, v),
+                "ID register {e:#x}"
+            );
         }
     }
     println!("note: EL1 reads {readable} encodings, {undefined} are undefined");

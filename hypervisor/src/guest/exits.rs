@@ -86,10 +86,17 @@ impl Running<'_> {
     }
 
     fn use_fp(&mut self) -> Next {
-        // SVE and SME trap for good: they are hidden. FP and SIMD (EC 0x07) come once.
-        if cpu::esr() >> 26 & 0x3F != 0x07 {
-            self.inject_undefined();
-            return Next::Resume;
+        const FP: u64 = 0x07;
+        const SVE: u64 = 0x19;
+        match cpu::esr() >> 26 & 0x3F {
+            // They come once, and are switched together.
+            FP => {}
+            SVE if self.vcpu.fp.has_sve() => {}
+            // SME, and SVE of those that were not given it, trap for good: they are hidden.
+            _ => {
+                self.inject_undefined();
+                return Next::Resume;
+            }
         }
         count(Counter::GuestFp);
         let fp = &self.vcpu.fp;

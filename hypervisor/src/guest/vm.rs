@@ -23,7 +23,7 @@ use super::life::Life;
 use super::registry;
 use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
-use crate::arch::fp::FpRegs;
+use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
 use crate::arch::percpu::{PerCpu, kick};
 use crate::arch::timer::VirtualTimer;
@@ -86,6 +86,8 @@ pub struct Vm {
     pub vtcr_fields: (u8, u8),
     /// Protected: the host may know nothing of it, so its instructions are not decoded for the host.
     pub protected: bool,
+    /// Its vCPUs have SVE.
+    pub sve: AtomicBool,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -134,6 +136,7 @@ impl Vm {
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
             protected: false,
+            sve: AtomicBool::new(false),
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
@@ -160,8 +163,9 @@ impl Vm {
             return Err(CreateError::Exists);
         }
         let nr_lrs = platform::fewest_lrs();
+        let fp = GuestFp::new(self.sve.load(Ordering::SeqCst))?;
         share(area).map_err(|_| CreateError::BadPages)?;
-        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area))) {
+        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area), fp)) {
             Ok(vcpu) => vcpu,
             Err(e) => {
                 unshare(area);
@@ -229,10 +233,11 @@ impl Vm {
             memory.account.used().saturating_add(memory.root_pages as u64)
         };
         let vcpus = self.vcpus.iter().filter(|v| v.try_lock().is_none_or(|v| v.is_some())).count() as u64;
+        let sve = if self.sve.load(Ordering::SeqCst) { pages_of::<SveRegs>() } else { 0 };
         let fixed = (pages_of::<Self>() + pages_of::<Vgic>()) as u64;
         tables
             .saturating_add(fixed)
-            .saturating_add(vcpus.saturating_mul(pages_of::<Vcpu>() as u64))
+            .saturating_add(vcpus.saturating_mul((pages_of::<Vcpu>() + sve) as u64))
             .saturating_mul(PAGE_SIZE)
     }
 
@@ -448,7 +453,7 @@ pub struct Vcpu {
     /// Virtual timer while it does not run.
     pub timer: VirtualTimer,
     /// FP registers while they are not in a CPU.
-    pub fp: FpRegs,
+    pub fp: GuestFp,
     /// Virtual CPU interface.
     pub gic: CpuInterface,
     /// What it shares with the driver.
@@ -466,13 +471,13 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    fn new(id: VcpuId, shared: SharedPages) -> Self {
+    fn new(id: VcpuId, shared: SharedPages, fp: GuestFp) -> Self {
         let mut vcpu = Self {
             id,
             regs: GuestRegs::default(),
             el1: El1Regs::default(),
             timer: VirtualTimer::default(),
-            fp: FpRegs::default(),
+            fp,
             gic: CpuInterface::default(),
             shared,
             pending: None,
@@ -493,7 +498,7 @@ impl Vcpu {
         self.regs.x[0] = context;
         self.el1 = El1Regs { sctlr: SCTLR_EL1_RESET, ..El1Regs::default() };
         self.timer = VirtualTimer::default();
-        self.fp = FpRegs::default();
+        self.fp.reset();
         self.gic = CpuInterface { vmcr: gic::VMCR_RESET, ..CpuInterface::default() };
         self.pending = None;
         self.os_lock = false;

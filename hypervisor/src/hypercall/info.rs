@@ -17,7 +17,8 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::ExtCounter.extension_bit()
     | Function::UnmapGuest.extension_bit()
     | Function::RemoveMemregion.extension_bit()
-    | Function::Control.extension_bit();
+    | Function::Control.extension_bit()
+    | Function::VmFeatures.extension_bit();
 
 /// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros.
 pub fn probe(_: Args) -> Result<Results, Error> {

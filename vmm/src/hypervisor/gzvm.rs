@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use gzvm_abi::hypercall::purpose;
+use gzvm_abi::hypercall::{purpose, vm_feature};
 use gzvm_abi::ioctl::UserspaceMemoryRegion;
 use gzvm_abi::run::{exception, reason};
 use gzvm_abi::{MAX_VCPUS, reg};
@@ -13,6 +13,7 @@ use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, Vcp
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Vcpu, Vm, open_error, system_event};
+use crate::cli::Feature;
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -27,12 +28,18 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 ///
 /// # Errors
 /// No driver, or a call that failed.
-pub fn create(ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+pub fn create(ram: &GuestRam, vcpus: u8, features: &[Feature]) -> anyhow::Result<Machine> {
     if usize::from(vcpus) > MAX_VCPUS {
         anyhow::bail!("--cpus {vcpus}: GenieZone's limit is {MAX_VCPUS}");
     }
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
+    let mask = features.iter().fold(0, |mask, feature| match feature {
+        Feature::Sve => mask | vm_feature::SVE,
+    });
+    if mask != 0 {
+        vm.give_features(mask).context("gzvm: --features: this CPU, or this hypervisor, lacks one")?;
+    }
     let region = UserspaceMemoryRegion {
         slot: 0,
         flags: purpose::GUEST_MEM,

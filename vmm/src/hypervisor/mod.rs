@@ -19,6 +19,7 @@ use std::sync::Arc;
 use gzvm_abi::run::system_event;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::cli::Feature;
 use crate::exit::EndReason;
 use crate::memory::GuestRam;
 
@@ -120,13 +121,15 @@ pub struct Machine {
     pub vcpus: Vec<Box<dyn Vcpu>>,
 }
 
-/// Makes a VM with `ram`, a GICv3 as [`crate::layout`] has it, and `vcpus` vCPUs.
+/// Makes a VM with `ram`, a GICv3 as [`crate::layout`] has it, and `vcpus` vCPUs with `features`.
 ///
 /// # Errors
 /// No such hypervisor on this host, or it refused; the text says what to do.
-pub fn create(kind: Kind, ram: &GuestRam, vcpus: u8) -> anyhow::Result<Machine> {
+pub fn create(kind: Kind, ram: &GuestRam, vcpus: u8, features: &[Feature]) -> anyhow::Result<Machine> {
     match kind {
-        Kind::Gzvm => gzvm::create(ram, vcpus),
+        Kind::Gzvm => gzvm::create(ram, vcpus, features),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Kvm if !features.is_empty() => anyhow::bail!("--features: for gzvm only"),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm => kvm::create(ram, vcpus),
         #[cfg(not(target_arch = "aarch64"))]
