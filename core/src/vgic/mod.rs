@@ -299,8 +299,8 @@ impl<M: Memory> Vgic<M> {
         Ok(())
     }
 
-    /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (ICH_VTR_EL2.ListRegs
-    /// + 1). Its state lives in `state`. The box of a vCPU that this one replaces comes back, or `state`
+    /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (one more than
+    /// ICH_VTR_EL2.ListRegs). Its state lives in `state`. The box of a vCPU that it replaces comes back, or `state`
     /// itself past [`MAX_VCPUS`].
     pub fn add_vcpu(
         &mut self,
