@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Two vCPUs on simulated CPUs, with an EL2 that does what vgic's text asks of it.
+//! vCPUs on simulated CPUs, with an EL2 that does what vgic's text asks of it.
 
 use super::Vgic;
 use super::cpu::{Cpu, Dir};
@@ -89,6 +89,27 @@ impl Machine {
         } else {
             assert_eq!(self.cpus[n].regs.lr, [0; 16], "skipped with something in a list register");
         }
+    }
+
+    /// The vCPU goes on on a CPU with `nr_lrs` list registers, which are empty.
+    pub fn migrate(&mut self, n: usize, nr_lrs: usize) {
+        let was_inside = self.inside[n];
+        self.exit(n);
+        self.cpus[n].nr_lrs = nr_lrs;
+        self.cpus[n].regs.lr = [0; 16];
+        // Physical state does not move along.
+        self.timer_active[n] = false;
+        if was_inside {
+            self.enter(n);
+        }
+        self.settle();
+    }
+
+    pub fn set_power(&mut self, n: usize, on: bool) {
+        // Who turns off has exited for good.
+        self.exit(n);
+        self.kicked |= self.vgic.set_power(v(n), on);
+        self.settle();
     }
 
     fn physical_deactivation(&mut self, n: usize) {

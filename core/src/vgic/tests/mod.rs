@@ -3,7 +3,7 @@
 //!
 //! - [`cpu`]: a simulated virtual CPU interface, the part of the hardware that works on list registers.
 //! - [`oracle`]: a GICv3 without list registers, written for clarity, knowing nothing of the rest.
-//! - [`machine`]: two vCPUs on simulated CPUs, and an EL2 that flushes, syncs and kicks.
+//! - [`machine`]: vCPUs on simulated CPUs, and an EL2 that flushes, syncs and kicks.
 //! - [`property`]: random operations on machine and oracle.
 //! - [`abuse`]: any call with any argument. [`invariants`]: what must hold after each step.
 //! - [`directed`]: the cases in which others failed. [`registers`]: register by register, and sweeps.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub const VCPUS: usize = 2;
+pub const VCPUS: usize = 3;
 
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
@@ -21,7 +21,7 @@ pub struct Interrupt {
     /// The line falls when the interrupt is ended, and that is told.
     pub resample: bool,
     pub due: bool,
-    /// None: any vCPU, which means the first.
+    /// None: any vCPU, see [`Oracle::any`].
     pub route: Option<usize>,
 }
 
@@ -82,6 +82,9 @@ pub struct Interface {
     pub group0: bool,
     pub group1: bool,
     pub split_eoi: bool,
+    /// PSCI has it off; GICR_WAKER says awake.
+    pub off: bool,
+    pub awake: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -101,8 +104,8 @@ impl Oracle {
         let cpu = Interface { pmr: 0xF8, group0: true, group1: true, ..Interface::default() };
         Self {
             shared: (32..96).map(|n| (n, irq.clone())).collect(),
-            private: [private().collect(), private().collect()],
-            cpus: [cpu.clone(), cpu],
+            private: std::array::from_fn(|_| private().collect()),
+            cpus: std::array::from_fn(|_| cpu.clone()),
             group0: false,
             group1: false,
         }
@@ -113,9 +116,20 @@ impl Oracle {
         bank.get_mut(&id).unwrap()
     }
 
+    /// The vCPU that takes interrupts that any may take: one that is on and awake, if there is one.
+    pub fn any(&self) -> usize {
+        let fit = |&v: &usize| !self.cpus[v].off && self.cpus[v].awake;
+        let on = |&v: &usize| !self.cpus[v].off;
+        (0..VCPUS).find(fit).or_else(|| (0..VCPUS).find(on)).unwrap_or_else(|| {
+            let awake = |&v: &usize| self.cpus[v].awake;
+            (0..VCPUS).find(awake).unwrap_or(0)
+        })
+    }
+
     /// Interrupts that the distributor would present to `v`.
     fn presented(&self, v: usize) -> impl Iterator<Item = (u32, &Interrupt)> {
-        let shared = self.shared.iter().filter(move |(_, i)| i.route.unwrap_or(0) == v);
+        let any = self.any();
+        let shared = self.shared.iter().filter(move |(_, i)| i.route.unwrap_or(any) == v);
         self.private[v].iter().chain(shared).map(|(&id, i)| (id, i)).filter(move |(_, i)| {
             let forwarded = if i.group1 { self.group1 } else { self.group0 };
             let gate = if i.group1 { self.cpus[v].group1 } else { self.cpus[v].group0 };

@@ -54,6 +54,11 @@ enum Op {
     Dir(usize, usize),
     Wfi(usize),
     Compare(usize),
+    /// To a CPU that has so many list registers more than the VM uses.
+    Migrate(usize, usize),
+    Power(usize, bool),
+    /// GICR_WAKER.
+    Wake(usize, bool),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -72,7 +77,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (line(), vcpu(), any::<bool>()).prop_map(|(id, n, on)| Op::Level(id, n, on)),
         3 => (vcpu(), any::<bool>()).prop_map(|(n, on)| Op::Timer(n, on)),
         2 => (spi(), any::<bool>()).prop_map(|(id, on)| Op::Resample(id, on)),
-        4 => (vcpu(), 0..4u64, prop::sample::select(&IDS[..3])).prop_map(|(n, t, id)| Op::Sgi(n, t, id)),
+        4 => (vcpu(), 0..1u64 << VCPUS, prop::sample::select(&IDS[..3])).prop_map(|(n, t, id)| Op::Sgi(n, t, id)),
         8 => (vcpu(), bit, id()).prop_map(|(n, bit, id)| Op::Bit(n, bit, id)),
         2 => (vcpu(), id(), priority()).prop_map(|(n, id, p)| Op::Priority(n, id, p)),
         2 => (vcpu(), id(), any::<bool>()).prop_map(|(n, id, on)| Op::Edge(n, id, on)),
@@ -87,6 +92,9 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (vcpu(), 0..8usize).prop_map(|(n, i)| Op::Dir(n, i)),
         2 => vcpu().prop_map(Op::Wfi),
         1 => vcpu().prop_map(Op::Compare),
+        2 => (vcpu(), 0..4usize).prop_map(|(n, more)| Op::Migrate(n, more)),
+        1 => (vcpu(), any::<bool>()).prop_map(|(n, on)| Op::Power(n, on)),
+        1 => (vcpu(), any::<bool>()).prop_map(|(n, on)| Op::Wake(n, on)),
     ]
 }
 
@@ -100,6 +108,7 @@ struct Guest {
 }
 
 struct Pair {
+    nr_lrs: usize,
     machine: Machine,
     oracle: Oracle,
     guests: [Guest; VCPUS],
@@ -107,8 +116,8 @@ struct Pair {
 
 impl Pair {
     fn new(nr_lrs: usize) -> Self {
-        let mut pair =
-            Self { machine: Machine::new(VCPUS, nr_lrs), oracle: Oracle::new(), guests: Default::default() };
+        let (machine, oracle) = (Machine::new(VCPUS, nr_lrs), Oracle::new());
+        let mut pair = Self { nr_lrs, machine, oracle, guests: Default::default() };
         pair.apply(&Op::Distributor(0, 3));
         for n in 0..VCPUS {
             for (place, &id) in IDS.iter().enumerate() {
@@ -254,8 +263,9 @@ impl Pair {
             }
             Op::Dir(n, index) => {
                 // SPIs of either vCPU, private ones of this.
-                let other = self.guests[1 - n].ended.iter().filter(|&&id| id >= 32);
-                let all: Vec<u32> = self.guests[n].ended.iter().chain(other).copied().collect();
+                let others = (0..VCPUS).filter(|&m| m != n).flat_map(|m| &self.guests[m].ended);
+                let others = others.filter(|&&id| id >= 32);
+                let all: Vec<u32> = self.guests[n].ended.iter().chain(others).copied().collect();
                 if all.is_empty() || !oracle.cpus[n].split_eoi {
                     return;
                 }
@@ -273,6 +283,15 @@ impl Pair {
                 assert_eq!(wakes, oracle.wakes(n), "vCPU {n} waits");
             }
             Op::Compare(n) => self.compare(n),
+            Op::Migrate(n, more) => machine.migrate(n, (self.nr_lrs + more).min(16)),
+            Op::Power(n, on) => {
+                machine.set_power(n, on);
+                oracle.cpus[n].off = !on;
+            }
+            Op::Wake(n, on) => {
+                machine.write_redist(n, n, 0x14, 4, if on { 0 } else { 2 });
+                oracle.cpus[n].awake = on;
+            }
         }
         self.machine.settle();
         while let Some(id) = self.machine.vgic.take_resampled() {
@@ -340,6 +359,10 @@ impl Pair {
     }
 }
 
+/// Together at least 100,000 operations in each test.
+const CASES: u32 = 500;
+const OPS: std::ops::Range<usize> = 200..240;
+
 fn cases(cases: u32) -> ProptestConfig {
     let failure_persistence = None;
     ProptestConfig { cases, failure_persistence, max_shrink_iters: 20_000, ..Default::default() }
@@ -360,26 +383,30 @@ enum Late {
     Route(usize, u32, Option<usize>),
     Acknowledge(usize),
     End(usize),
+    Migrate(usize, usize),
+    Power(usize, bool),
 }
 
 fn late() -> impl Strategy<Value = Late> {
     let vcpu = || 0..VCPUS;
     let id = || prop::sample::select(&IDS[..]);
     let spi = || prop::sample::select(&IDS[SPIS]);
-    let to = prop_oneof![2 => Just(Some(0)), 2 => Just(Some(1)), 1 => Just(None)];
+    let to = prop_oneof![2 => Just(Some(0)), 2 => Just(Some(1)), 1 => Just(Some(2)), 1 => Just(None)];
     let priority = prop::sample::select(&PRIORITIES[..]);
     prop_oneof![
         2 => vcpu().prop_map(Late::Enter),
         2 => vcpu().prop_map(Late::Exit),
         3 => vcpu().prop_map(Late::Kick),
         8 => (spi(), vcpu()).prop_map(|(id, n)| Late::Pulse(id, n)),
-        4 => (vcpu(), 0..4u64, prop::sample::select(&IDS[..3])).prop_map(|(n, t, id)| Late::Sgi(n, t, id)),
+        4 => (vcpu(), 0..1u64 << VCPUS, prop::sample::select(&IDS[..3])).prop_map(|(n, t, id)| Late::Sgi(n, t, id)),
         2 => (vcpu(), id()).prop_map(|(n, id)| Late::Pend(n, id)),
         3 => (vcpu(), id(), any::<bool>()).prop_map(|(n, id, on)| Late::Enable(n, id, on)),
         2 => (vcpu(), id(), priority).prop_map(|(n, id, p)| Late::Priority(n, id, p)),
         4 => (vcpu(), spi(), to).prop_map(|(n, id, to)| Late::Route(n, id, to)),
         10 => vcpu().prop_map(Late::Acknowledge),
         8 => vcpu().prop_map(Late::End),
+        2 => (vcpu(), 0..4usize).prop_map(|(n, more)| Late::Migrate(n, more)),
+        1 => (vcpu(), any::<bool>()).prop_map(|(n, on)| Late::Power(n, on)),
     ]
 }
 
@@ -447,6 +474,8 @@ fn run_late(nr_lrs: usize, ops: &[Late]) {
             Late::Enable(n, id, on) => {
                 m.write_bit(n, if on { Bit::Enable } else { Bit::Disable } as u64, id);
             }
+            Late::Migrate(n, more) => m.migrate(n, (nr_lrs + more).min(16)),
+            Late::Power(n, on) => m.set_power(n, on),
             Late::Priority(n, id, priority) => m.write_priority(n, id, priority),
             Late::Route(n, id, to) => m.route(n, id, to.map_or(1 << 31, |to| to as u64)),
             Late::Acknowledge(n) => {
@@ -467,6 +496,7 @@ fn run_late(nr_lrs: usize, ops: &[Late]) {
         }
         invariants::check(&m.vgic);
     }
+    (0..VCPUS).for_each(|n| m.set_power(n, true));
     // All kicks arrive, everything is enabled, everyone takes all there is.
     m.prompt = true;
     m.settle();
@@ -490,22 +520,22 @@ fn run_late(nr_lrs: usize, ops: &[Late]) {
 }
 
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases(CASES))]
 
     #[test]
     fn late_kicks_lose_nothing(
-        nr_lrs in prop::sample::select(&[1usize, 2, 3, 4, 4, 16][..]),
-        ops in prop::collection::vec(late(), 1..400),
+        nr_lrs in prop_oneof![1..=16usize, 1..=4usize],
+        ops in prop::collection::vec(late(), OPS),
     ) {
         run_late(nr_lrs, &ops);
     }
 
     #[test]
     fn agrees_with_the_oracle(
-        nr_lrs in prop::sample::select(&[1usize, 2, 3, 4, 4, 16][..]),
-        split in prop::array::uniform2(any::<bool>()),
+        nr_lrs in prop_oneof![1..=16usize, 1..=4usize],
+        split in prop::array::uniform3(any::<bool>()),
         group0 in prop::sample::subsequence(&IDS[..], 0..8),
-        ops in prop::collection::vec(op(), 1..400),
+        ops in prop::collection::vec(op(), OPS),
     ) {
         let mut pair = Pair::new(nr_lrs);
         (0..VCPUS).for_each(|n| pair.apply(&Op::SplitEoi(n, split[n])));
