@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! System tier: a stock Linux guest gives memory back to the host, and takes it again.
+//! Soak tier: a stock Linux guest gives memory back to the host, and takes it again: page by page, which is slow, and did not always
+//! end in time.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::{
 /// The tests of this file.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    vec![Case::new(Tier::System, "balloon::gives_memory_back_and_takes_it", WHOLE, balloon)]
+    vec![Case::new(Tier::Soak, "balloon::gives_memory_back_and_takes_it", WHOLE, balloon)]
 }
 
 /// The stock kernel's own driver of a balloon.
