@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A thread that serves one queue: woken by the guest's notification, ended by the device's reset.
+//! A thread that serves one queue: woken by the guest's notification, ended by the device's reset; and the loop over the queue.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use virtio_queue::Error;
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::Interrupt;
 
 /// The thread, and how to end it. Dropped: the thread has ended, and no request is in flight.
 pub struct Worker {
@@ -41,6 +44,34 @@ impl Worker {
             }
         })?;
         Ok(Self { name, thread: Some(thread), stop, notify })
+    }
+}
+
+/// Serves `queue` until it is empty; `execute` does a request, and says how many bytes it wrote for the guest.
+///
+/// # Errors
+/// The rings are nonsense.
+pub fn serve<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemoryMmap,
+    interrupt: &Interrupt,
+    mut execute: impl FnMut(DescriptorChain<&'m GuestMemoryMmap>) -> u32,
+) -> Result<(), Error> {
+    loop {
+        queue.disable_notification(memory)?;
+        let mut served = false;
+        while let Some(chain) = queue.iter(memory)?.next() {
+            let head = chain.head_index();
+            let written = execute(chain);
+            queue.add_used(memory, head, written)?;
+            served = true;
+        }
+        if served && queue.needs_notification(memory)? {
+            interrupt.used_buffer();
+        }
+        if !queue.enable_notification(memory)? {
+            return Ok(());
+        }
     }
 }
 

@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Error, Queue};
 use vm_memory::GuestMemoryMmap;
 
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
 use request::Run;
 
@@ -152,26 +152,15 @@ impl Server {
     /// # Errors
     /// The rings are nonsense.
     fn serve(&mut self) -> Result<(), Error> {
-        loop {
-            self.queue.disable_notification(&self.memory)?;
-            let mut served = false;
-            while let Some(chain) = self.queue.iter(&self.memory)?.next() {
-                let head = chain.head_index();
-                match self.index {
-                    DEFLATE => {}
-                    REPORTING => request::reported(chain, |run| (self.give)(run)),
-                    _ => request::inflated(&self.memory, chain, |run| (self.give)(run)),
-                }
-                self.queue.add_used(&self.memory, head, 0)?;
-                served = true;
+        let Self { index, give, memory, queue, interrupt } = self;
+        worker::serve(queue, memory, interrupt, |chain| {
+            match *index {
+                DEFLATE => {}
+                REPORTING => request::reported(chain, |run| give(run)),
+                _ => request::inflated(memory, chain, |run| give(run)),
             }
-            if served && self.queue.needs_notification(&self.memory)? {
-                self.interrupt.used_buffer();
-            }
-            if !self.queue.enable_notification(&self.memory)? {
-                return Ok(());
-            }
-        }
+            0
+        })
     }
 }
 

@@ -15,10 +15,10 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BL
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Error, Queue};
 use vm_memory::GuestMemoryMmap;
 
-use super::worker::Worker;
+use super::worker::{self, Worker};
 use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
 use disk::{Disk, SECTOR_SIZE};
 
@@ -107,22 +107,8 @@ impl Server {
     /// # Errors
     /// The rings are nonsense.
     fn serve(&mut self) -> Result<(), Error> {
-        loop {
-            self.queue.disable_notification(&self.memory)?;
-            let mut served = false;
-            while let Some(chain) = self.queue.iter(&self.memory)?.next() {
-                let head = chain.head_index();
-                let written = request::execute(&self.disk, &self.memory, chain, self.write_through);
-                self.queue.add_used(&self.memory, head, written)?;
-                served = true;
-            }
-            if served && self.queue.needs_notification(&self.memory)? {
-                self.interrupt.used_buffer();
-            }
-            if !self.queue.enable_notification(&self.memory)? {
-                return Ok(());
-            }
-        }
+        let Self { disk, memory, queue, interrupt, write_through } = self;
+        worker::serve(queue, memory, interrupt, |chain| request::execute(disk, memory, chain, *write_through))
     }
 }
 
