@@ -109,6 +109,7 @@ const fn bit(esr: u64, n: u32) -> bool {
 }
 
 /// Decodes ESR_EL2.
+#[inline(always)]
 pub const fn decode(esr: u64) -> Cause {
     let class = (esr >> 26 & 0x3F) as u8;
     match class {

@@ -2,7 +2,7 @@
 //! The distributor frame (IHI 0069, 12.9), offsets 0..0x10000. Absent: message-based SPIs, extended
 //! SPIs, GICD_STATUSR, NMIs; reserved and absent registers are RAZ/WI.
 
-use super::regs::{Bank, Banked, well_formed};
+use super::regs::{Bank, Banked, settled, well_formed};
 use super::{FIRST_SPI, Flags, Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
 
@@ -113,6 +113,11 @@ impl<M: Memory> Vgic<M> {
     pub fn held_elsewhere(&self, offset: u64, size: u8) -> Kicks {
         let register = Banked::decode(offset, size).filter(|_| well_formed(offset, size));
         register.map_or(Kicks::NONE, |register| self.banked_holders(Bank::Shared, register))
+    }
+
+    /// Whether a read of this distributor register needs no [`Vgic::sync`] before it: no list register knows more.
+    pub fn dist_settled(offset: u64, size: u8) -> bool {
+        settled(offset, size, &[GICD_TYPER, GICD_IIDR])
     }
 
     /// GICD_IROUTER. What is active or in a list register stays there until it is deactivated or

@@ -59,6 +59,12 @@ impl<M: Memory> Vgic<M> {
         Ok(kicks)
     }
 
+    /// Whether [`Vgic::take_resampled`] has something to give.
+    #[inline(always)]
+    pub fn has_resampled(&self) -> bool {
+        self.due != 0
+    }
+
     /// A resampled SPI that the guest has ended, each once: its line is low now.
     pub fn take_resampled(&mut self) -> Option<IntId> {
         if self.due == 0 {

@@ -2,7 +2,7 @@
 //! What goes into list registers ([`Vgic::flush`]) and what comes back ([`Vgic::sync`]).
 //!
 //! # Who gets a list register
-//! If all that is pending or active fits, all of it. Otherwise, in this order:
+//! If all that is pending or active fits, all of it, in any order. Otherwise, in this order:
 //! 1. the most urgent presentable interrupt, so that it can preempt whatever is active;
 //! 2. active interrupts by the priority of their acknowledge: the next to be ended first;
 //! 3. other presentable interrupts, by priority.
@@ -78,7 +78,7 @@ pub struct CpuInterface {
     pub hcr: u32,
     /// ICH_VMCR_EL2.
     pub vmcr: u32,
-    /// ICH_LR<n>_EL2. `flush` zeroes those from `used` on, so what an earlier entry left in a
+    /// ICH_LR<n>_EL2. `flush` leaves zeroes from `used` on, so what an earlier entry left in a
     /// register can be overwritten from here.
     pub lr: [u64; MAX_LRS],
     /// List registers that hold something.
@@ -162,10 +162,49 @@ impl<M: Memory> Vgic<M> {
             self.owed = self.sync(v, cpu);
         }
         cpu.hcr = Hcr::EN.bits();
-        cpu.lr = [0; MAX_LRS];
-        cpu.used = 0;
-        let Some(nr_lrs) = self.present(v).map(|vcpu| usize::from(vcpu.nr_lrs)) else { return };
+        let before = core::mem::take(&mut cpu.used);
+        let Some(vcpu) = self.present_mut(v) else {
+            cpu.lr = [0; MAX_LRS];
+            return;
+        };
+        let (nr_lrs, busy) = (u32::from(vcpu.nr_lrs), vcpu.busy);
+        vcpu.inside = true;
+        vcpu.dirty = false;
 
+        let mut left = Demand::default();
+        if self.busy_spis().saturating_add(busy.count_ones()) <= nr_lrs {
+            // However many of them want a list register, there is one for each.
+            let mut private = u64::from(busy);
+            while private != 0 {
+                self.load_if_candidate(v, private.trailing_zeros(), cpu);
+                private &= private.wrapping_sub(1);
+            }
+            let mut words = self.spi_words;
+            while words != 0 {
+                let word = words.trailing_zeros();
+                words &= words.wrapping_sub(1);
+                let mut spis = self.spi_busy.get(word as usize).copied().unwrap_or(0);
+                while spis != 0 {
+                    let spi = word.wrapping_mul(64).wrapping_add(spis.trailing_zeros());
+                    self.load_if_candidate(v, spi.saturating_add(FIRST_SPI), cpu);
+                    spis &= spis.wrapping_sub(1);
+                }
+            }
+        } else {
+            left = self.choose(v, cpu, nr_lrs as usize);
+        }
+        if let Some(rest) = cpu.lr.get_mut(usize::from(cpu.used)..usize::from(before)) {
+            rest.fill(0);
+        }
+        cpu.hcr = self.control(&left, cpu.vmcr).bits();
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.used = cpu.used;
+        }
+    }
+
+    /// Loads the most urgent candidates, and says what is left.
+    #[cold]
+    fn choose(&mut self, v: VcpuId, cpu: &mut CpuInterface, nr_lrs: usize) -> Demand {
         let demand = self.demand(v, cpu.vmcr);
         let overflow = demand.presentable.saturating_add(demand.active) > nr_lrs;
         let mut chosen = [None; MAX_LRS];
@@ -176,26 +215,32 @@ impl<M: Memory> Vgic<M> {
         });
 
         let mut left = demand;
-        for (n, candidate) in chosen.into_iter().flatten().enumerate() {
+        for candidate in chosen.into_iter().flatten() {
             match candidate.rank {
                 Rank::Active => left.active = left.active.saturating_sub(1),
                 _ => left.presentable = left.presentable.saturating_sub(1),
             }
-            let (lr, slot) = self.load(v, candidate, overflow);
-            if let Some(vcpu) = self.present_mut(v)
-                && let (Some(to), Some(note)) = (cpu.lr.get_mut(n), vcpu.slots.get_mut(n))
-            {
-                *to = lr.0;
-                *note = slot;
-                cpu.used = cpu.used.saturating_add(1);
-            }
+            self.load(v, candidate, overflow, cpu);
         }
-        cpu.hcr = self.control(&left, cpu.vmcr).bits();
-        if let Some(vcpu) = self.present_mut(v) {
-            vcpu.inside = true;
-            vcpu.dirty = false;
-            vcpu.used = cpu.used;
+        left
+    }
+
+    fn load_if_candidate(&mut self, v: VcpuId, intid: u32, cpu: &mut CpuInterface) {
+        let candidate = self.irq(v, intid).and_then(|irq| self.candidate(v, intid, irq, cpu.vmcr));
+        if let Some(candidate) = candidate {
+            self.load(v, candidate, false, cpu);
         }
+    }
+
+    /// How many SPIs are busy.
+    fn busy_spis(&self) -> u32 {
+        let (mut words, mut sum) = (self.spi_words, 0u32);
+        while words != 0 {
+            let word = self.spi_busy.get(words.trailing_zeros() as usize);
+            sum = sum.saturating_add(word.map_or(0, |w| w.count_ones()));
+            words &= words.wrapping_sub(1);
+        }
+        sum
     }
 
     /// Takes back what is in the list registers of `v`. After every exit that followed a
@@ -204,7 +249,7 @@ impl<M: Memory> Vgic<M> {
     pub fn sync(&mut self, v: VcpuId, cpu: &CpuInterface) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
         let Some(vcpu) = self.present(v).filter(|vcpu| vcpu.inside) else { return kicks };
-        let (slots, used) = (vcpu.slots, usize::from(vcpu.used));
+        let used = usize::from(vcpu.used);
         // With EOImode 1 only ICC_DIR_EL1 deactivates, and that is trapped when it matters. (QEMU
         // counts the EOIs too.)
         if cpu.vmcr & VMCR_VEOIM == 0 {
@@ -218,7 +263,8 @@ impl<M: Memory> Vgic<M> {
             vcpu.used = 0;
             vcpu.dirty |= used > 0;
         }
-        for (slot, &lr) in slots.iter().zip(&cpu.lr).take(used) {
+        for (n, &lr) in cpu.lr.iter().enumerate().take(used) {
+            let Some(slot) = self.slot(v, n) else { break };
             let lr = ListRegister(lr);
             self.update_ending(v, u32::from(slot.intid), &mut kicks, |irq| {
                 irq.fold(LrState {
@@ -250,6 +296,11 @@ impl<M: Memory> Vgic<M> {
         self.present(v).is_some_and(|vcpu| vcpu.dirty || vcpu.inside || vcpu.used > 0)
     }
 
+    /// Whether something changed for `v` since its last flush, so that it has to sync and flush again.
+    pub fn outdated(&self, v: VcpuId) -> bool {
+        self.present(v).is_some_and(|vcpu| vcpu.dirty)
+    }
+
     /// vCPU `v` has written `intid` to ICC_DIR_EL1 and that was trapped (TDIR). Any vCPU may
     /// deactivate an SPI.
     pub fn deactivate(&mut self, v: VcpuId, intid: IntId) -> Kicks {
@@ -263,9 +314,10 @@ impl<M: Memory> Vgic<M> {
     /// Takes everything back from `v` as if it had not run since its flush.
     pub(super) fn unload(&mut self, v: VcpuId) {
         let Some(vcpu) = self.present(v).filter(|vcpu| vcpu.inside) else { return };
-        let (slots, used) = (vcpu.slots, usize::from(vcpu.used));
+        let used = usize::from(vcpu.used);
         let mut ignored = Kicks::NONE;
-        for slot in slots.iter().take(used) {
+        for n in 0..used {
+            let Some(slot) = self.slot(v, n) else { break };
             self.update_ending(v, u32::from(slot.intid), &mut ignored, |irq| {
                 irq.fold(LrState {
                     pending: true,
@@ -280,6 +332,11 @@ impl<M: Memory> Vgic<M> {
             vcpu.stale = false;
             vcpu.used = 0;
         }
+    }
+
+    /// What the last flush of `v` put into list register `n`.
+    fn slot(&self, v: VcpuId, n: usize) -> Option<Slot> {
+        self.present(v)?.slots.get(n).copied()
     }
 
     // --- choosing ---------------------------------------------------------------------------------
@@ -348,10 +405,10 @@ impl<M: Memory> Vgic<M> {
         hcr
     }
 
-    /// Moves an interrupt to a list register.
-    fn load(&mut self, v: VcpuId, candidate: Candidate, overflow: bool) -> (ListRegister, Slot) {
+    /// Moves an interrupt to the next list register.
+    fn load(&mut self, v: VcpuId, candidate: Candidate, overflow: bool, cpu: &mut CpuInterface) {
         let intid = candidate.intid;
-        let Some(irq) = self.irq(v, intid).copied() else { return (ListRegister(0), Slot::EMPTY) };
+        let Some(irq) = self.irq(v, intid).copied() else { return };
         let pintid = self.pintid(v, intid, &irq);
         let active = candidate.rank == Rank::Active;
         let resampled = self.resampled(intid);
@@ -390,8 +447,15 @@ impl<M: Memory> Vgic<M> {
         if let Some(irq) = self.irq_mut(v, intid) {
             irq.load(v, take_latch);
         }
-        let slot = Slot { intid: u16::try_from(intid).unwrap_or(0), priority: candidate.priority, from_line };
-        (ListRegister(lr), slot)
+        let n = usize::from(cpu.used);
+        if let Some(vcpu) = self.present_mut(v)
+            && let (Some(to), Some(note)) = (cpu.lr.get_mut(n), vcpu.slots.get_mut(n))
+        {
+            *to = lr;
+            *note =
+                Slot { intid: u16::try_from(intid).unwrap_or(0), priority: candidate.priority, from_line };
+            cpu.used = cpu.used.saturating_add(1);
+        }
     }
 
     /// The physical PPI behind `intid` of `v`.

@@ -24,7 +24,9 @@
 //!    ICH_HCR_EL2 read back before anything is asked or changed on behalf of that vCPU (its GIC
 //!    accesses, SGIs, WFI), before its CPU runs anything else, and on each kick, timer or maintenance
 //!    interrupt. Exits that do nothing of that kind may return with the list registers as they are.
-//!    If [`Vgic::needs_flush`] says no, both may be left out.
+//!    If [`Vgic::needs_flush`] says no, both may be left out. For an SGI, and for reads of registers that are
+//!    [settled](Vgic::dist_settled), the list registers may stay as they are, as they do when another vCPU acts: afterwards
+//!    [`Vgic::outdated`] says whether `sync` and `flush` are due.
 //! 2. Every vCPU in returned [`Kicks`] is made to exit if it runs in the guest (it then syncs and
 //!    flushes) and is woken if it waits; those that [`Vgic::sync`] returns just as the others. A kick
 //!    that comes between flush and entry must not be lost. The vCPU that caused the change is never in
@@ -249,6 +251,8 @@ pub struct Vgic<M: Memory> {
     owed: Kicks,
     /// Bit n: SPI n is [`Irq::busy`].
     spi_busy: [u64; SPI_WORDS],
+    /// Bit n: word n of `spi_busy` is not zero.
+    spi_words: u32,
     spis: [Irq; INLINE_SPIS],
     more: Option<M::Box<MoreSpis>>,
     /// Those of `vcpus` that are there.
@@ -274,6 +278,7 @@ impl<M: Memory> Vgic<M> {
             group1: false,
             owed: Kicks::NONE,
             spi_busy: [0; SPI_WORDS],
+            spi_words: 0,
             spis: [Irq::RESET; INLINE_SPIS],
             more,
             present: Kicks::NONE,
@@ -347,6 +352,7 @@ impl<M: Memory> Vgic<M> {
         self.group1 = false;
         self.owed = Kicks::NONE;
         self.spi_busy = [0; SPI_WORDS];
+        self.spi_words = 0;
         self.spis.fill(Irq::RESET);
         if let Some(more) = self.more.as_mut() {
             more.0.fill(Irq::RESET);
@@ -489,9 +495,10 @@ impl<M: Memory> Vgic<M> {
                 }
             }
             Some(spi) => {
-                let mask = 1u64.wrapping_shl(spi);
+                let (mask, here) = (1u64.wrapping_shl(spi), 1u32.wrapping_shl(spi / 64));
                 if let Some(word) = self.spi_busy.get_mut((spi / 64) as usize) {
                     *word = if irq.busy() { *word | mask } else { *word & !mask };
+                    self.spi_words = if *word == 0 { self.spi_words & !here } else { self.spi_words | here };
                 }
             }
         }
@@ -517,10 +524,10 @@ impl<M: Memory> Vgic<M> {
         if self.any == before {
             return;
         }
-        for word in 0..SPI_WORDS {
-            let busy = self.spi_busy.get(word).copied().unwrap_or(0);
+        for word in ones(u64::from(self.spi_words)) {
+            let busy = self.spi_busy.get(word as usize).copied().unwrap_or(0);
             for n in ones(busy) {
-                let spi = (word as u32).saturating_mul(64).saturating_add(n);
+                let spi = word.saturating_mul(64).saturating_add(n);
                 let intid = spi.saturating_add(FIRST_SPI);
                 if self.irq(VcpuId(0), intid).is_some_and(|irq| irq.has(Flags::ANY)) {
                     self.changed(VcpuId(0), intid, kicks);

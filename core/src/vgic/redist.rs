@@ -4,7 +4,7 @@
 //! Any vCPU may access any redistributor.
 
 use super::dist::{IIDR, identification};
-use super::regs::{Bank, Banked, well_formed};
+use super::regs::{Bank, Banked, settled, well_formed};
 use super::{Kicks, Memory, Vgic, affinity};
 use crate::addr::VcpuId;
 
@@ -78,6 +78,14 @@ impl<M: Memory> Vgic<M> {
         let sgi_offset = offset.checked_sub(SGI_BASE).filter(|_| well_formed(offset, size));
         let register = sgi_offset.and_then(|offset| Banked::decode(offset, size));
         register.map_or(Kicks::NONE, |reg| self.banked_holders(Bank::Private(target), reg))
+    }
+
+    /// As [`Vgic::dist_settled`], for a redistributor.
+    pub fn redist_settled(offset: u64, size: u8) -> bool {
+        match offset.checked_sub(SGI_BASE) {
+            Some(offset) => settled(offset, size, &[]),
+            None => matches!(offset, GICR_IIDR | GICR_TYPER | GICR_TYPER_HIGH | GICR_WAKER),
+        }
     }
 
     fn redist_typer(&self, target: VcpuId) -> u64 {

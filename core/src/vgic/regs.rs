@@ -122,6 +122,15 @@ impl Banked {
     }
 }
 
+/// Whether what an access reads is nothing that list registers may know better: fields but pending and active, and the
+/// registers in `others`.
+pub(super) fn settled(offset: u64, size: u8, others: &[u64]) -> bool {
+    match Banked::decode(offset, size) {
+        Some(register) => !register.volatile(),
+        None => others.contains(&offset),
+    }
+}
+
 /// Which half of the interrupts a frame shows. With affinity routing the other half is RAZ/WI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Bank {

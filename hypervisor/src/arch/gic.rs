@@ -192,9 +192,11 @@ impl CpuGic {
         write_aprs(cpu, self.nr_aprs);
     }
 
-    /// Writes list registers and ICH_HCR_EL2.
-    pub fn write_lrs(&self, cpu: &CpuInterface) {
-        for (n, lr) in cpu.lr.iter().enumerate().take(self.nr_lrs) {
+    /// Writes list registers and ICH_HCR_EL2. Of those that `cpu` does not use, the ones that may hold something: below
+    /// `filled`.
+    pub fn write_lrs(&self, cpu: &CpuInterface, filled: u8) {
+        let count = usize::from(cpu.used.max(filled)).min(self.nr_lrs);
+        for (n, lr) in cpu.lr.iter().enumerate().take(count) {
             write_lr(n, *lr);
         }
         write!("s3_4_c12_c11_0", u64::from(cpu.hcr));

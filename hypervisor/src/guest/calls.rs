@@ -33,7 +33,7 @@ impl Running<'_> {
             Answer::Ptp => {
                 self.vcpu.pending = Some(Pending::Ptp);
                 let counter = x1 & 0xFFFF_FFFF;
-                return Next::Exit(Exit::Hypercall([u64::from(guest::PTP), counter, 0, 0, 0, 0, 0, 0]));
+                return Next::Exit(Exit::Hypercall([u64::from(guest::PTP), counter]));
             }
             Answer::Relinquish(ipa) => return self.relinquish(ipa),
         }
@@ -48,7 +48,7 @@ impl Running<'_> {
             return Next::Resume;
         }
         self.vcpu.regs.x[0] = 0;
-        Next::Exit(Exit::Hypercall([u64::from(guest::MEM_RELINQUISH), ipa, 0, 0, 0, 0, 0, 0]))
+        Next::Exit(Exit::Hypercall([u64::from(guest::MEM_RELINQUISH), ipa]))
     }
 
     fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {

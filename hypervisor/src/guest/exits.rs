@@ -14,7 +14,7 @@ use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
 use gzvm_core::vgic::{Kicks, REDIST_SIZE};
 
 use super::run::{Exit, Next, Running};
-use super::vm::Pending;
+use super::vm::{Pending, Vgic};
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{barrier, cpu};
 use crate::mem::pool::Account;
@@ -223,6 +223,17 @@ impl Running<'_> {
     #[inline]
     pub(super) fn gic_read(&mut self, frame: Option<VcpuId>, offset: u64, size: u8) -> u64 {
         let id = self.vcpu.id;
+        let settled = match frame {
+            None => Vgic::dist_settled(offset, size),
+            Some(_) => Vgic::redist_settled(offset, size),
+        };
+        if settled {
+            let mut vgic = self.vm.vgic.lock();
+            return match frame {
+                None => vgic.dist_read(id, offset, size),
+                Some(target) => vgic.redist_read(id, target, offset, size),
+            };
+        }
         let (data, holders) = {
             let mut vgic = self.vgic();
             match frame {

@@ -10,6 +10,7 @@
 //! is unloaded (synced) before anything that looks at the vGIC. Another CPU that changes something
 //! for this vCPU kicks it, so a loaded interface is never stale for longer than a kick takes.
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::lock::MutexGuard;
@@ -17,8 +18,9 @@ use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
+use gzvm_core::vgic::{Kicks, MAX_LRS};
 use gzvm_core::vm::lifecycle::Gate;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::emulate;
 use super::sleep;
@@ -40,13 +42,16 @@ const SHORT_IDLES_PER_SECOND: u64 = 20;
 const RESTS_PER_SECOND: u64 = 100;
 const RESTS_LENGTH: u64 = 50_000;
 
+/// Where the payload is in the shared pages.
+const PAYLOAD: u64 = abi::PAYLOAD_OFFSET as u64;
+
 /// Why RUN returns to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Device access for user space. For a load, the vCPU remembers where the data goes.
     Mmio(abi::Mmio),
     /// A call for the driver.
-    Hypercall([u64; 8]),
+    Hypercall([u64; 2]),
     /// An interrupt waits for the host.
     Irq,
     /// A page of a slot is not there yet.
@@ -86,19 +91,24 @@ impl Exit {
     fn publish(&self, vcpu: &mut Vcpu, vm: &Vm) -> u32 {
         // The reason at the front; what the driver keeps in the bytes behind it stays.
         let reason = self.reason();
-        vcpu.shared.write(0, &reason.to_le_bytes());
-        let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
+        vcpu.shared.store32(0, reason);
         match self {
             // The driver answers these alone: there is no payload.
-            Self::Irq | Self::Again => return reason,
-            Self::Ipi(sleepers) => {
-                vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, &sleepers.to_le_bytes());
-                return reason;
-            }
-            Self::Idle(delay) => {
-                vcpu.publish(vm.cntvoff(), *delay, 1);
-                return reason;
-            }
+            Self::Irq | Self::Again => {}
+            Self::Ipi(sleepers) => vcpu.shared.store(PAYLOAD, [*sleepers]),
+            Self::Idle(delay) => vcpu.publish(vm.cntvoff(), *delay, 1),
+            Self::Mmio(mmio) => vcpu.shared.store::<4>(PAYLOAD, zerocopy::transmute!(*mmio)),
+            other => other.publish_rare(vcpu, vm),
+        }
+        reason
+    }
+
+    /// The same for exits whose payload is long, or has zeroes behind it.
+    #[cold]
+    fn publish_rare(&self, vcpu: &mut Vcpu, vm: &Vm) {
+        let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
+        match self {
+            Self::Irq | Self::Again | Self::Ipi(_) | Self::Idle(_) | Self::Mmio(_) => return,
             Self::Resampled => {
                 let mut ended = abi::Resampled { count: vcpu.resampled.len() as u32, ..Default::default() };
                 for (to, from) in ended.intids.iter_mut().zip(vcpu.resampled.drain(..)) {
@@ -106,11 +116,10 @@ impl Exit {
                 }
                 ended.write(&mut run);
             }
-            Self::Mmio(mmio) => mmio.write(&mut run),
-            Self::Hypercall(args) => {
+            Self::Hypercall([function, argument]) => {
                 // The driver answers the time with the counter's offset, which a pause moves.
                 vcpu.publish_offset(vm.cntvoff());
-                abi::Hypercall { args: *args }.write(&mut run);
+                abi::Hypercall { args: [*function, *argument, 0, 0, 0, 0, 0, 0] }.write(&mut run);
             }
             Self::PageFault(gpa) => {
                 abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa }
@@ -131,8 +140,7 @@ impl Exit {
                 abi::FailEntry { hardware_entry_failure_reason: *why, cpu, pad: 0 }.write(&mut run);
             }
         }
-        vcpu.shared.write(abi::PAYLOAD_OFFSET as u64, run.payload.as_bytes());
-        reason
+        vcpu.shared.write(PAYLOAD, run.payload.as_bytes());
     }
 
     fn counter(&self) -> Counter {
@@ -166,6 +174,8 @@ pub struct Running<'a> {
     loaded: bool,
     /// The list registers are this vCPU's since RUN, if only empty ones.
     written: bool,
+    /// List registers that hold something.
+    filled: u8,
     /// The guest timer's physical interrupt has been set active by us.
     timer_active: bool,
     /// An SError came, which is handed to the host.
@@ -279,8 +289,16 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     gic.restore_interface(&vcpu.gic);
     this.guest_state.store(kick::GUEST, Ordering::SeqCst);
 
-    let mut running =
-        Running { vm, vcpu, gic, loaded: false, written: false, timer_active: false, serror: false };
+    let mut running = Running {
+        vm,
+        vcpu,
+        gic,
+        loaded: false,
+        written: false,
+        filled: 0,
+        timer_active: false,
+        serror: false,
+    };
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.life.gate() == Gate::Open {
         if running.vcpu.ptimer.timer.enabled() {
@@ -327,7 +345,7 @@ fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
         }
         Some(Pending::Ptp) => {
             let mut args = [0u64; 8];
-            vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, args.as_mut_bytes());
+            vcpu.shared.read(PAYLOAD, args.as_mut_bytes());
             vcpu.regs.x[..4].copy_from_slice(&args[..4]);
         }
         Some(Pending::Emulation(emulation)) => {
@@ -340,9 +358,7 @@ fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
 
 /// Of the answer to an MMIO exit only the data counts.
 fn mmio_data(vcpu: &Vcpu) -> u64 {
-    let mut payload = [0u8; 256];
-    vcpu.shared.read(abi::PAYLOAD_OFFSET as u64, &mut payload);
-    abi::Mmio::read_from_prefix(&payload).map_or(0, |(m, _)| u64::from_le_bytes(m.data))
+    vcpu.shared.load(PAYLOAD + offset_of!(abi::Mmio, data) as u64)
 }
 
 /// The driver wakes a vCPU after, not before, it has raised its interrupt. Ours does, and says who it
@@ -419,7 +435,10 @@ impl Running<'_> {
             }
             self.timer_active = in_flight;
         }
-        self.gic.write_lrs(&self.vcpu.gic);
+        // Before the first of a RUN they hold whatever another vCPU left.
+        let filled = if self.written { self.filled } else { MAX_LRS as u8 };
+        self.gic.write_lrs(&self.vcpu.gic, filled);
+        self.filled = self.vcpu.gic.used;
         self.loaded = true;
         self.written = true;
     }
@@ -445,8 +464,21 @@ impl Running<'_> {
         self.vm.vgic.lock()
     }
 
+    /// Something that concerns others' interrupts first of all, such as an SGI to them: this vCPU's are taken out of the list
+    /// registers only if it concerned them too.
+    pub fn with_vgic_of_others(&mut self, act: impl FnOnce(&mut Vgic) -> Kicks) -> Kicks {
+        let (kicks, outdated) = {
+            let mut vgic = self.vm.vgic.lock();
+            (act(&mut vgic), vgic.outdated(self.vcpu.id))
+        };
+        if outdated {
+            self.unload();
+        }
+        kicks
+    }
+
     /// Resumes, unless one of the vCPUs that were kicked sleeps: then the driver has to know.
-    pub fn after_kicks(&self, kicks: gzvm_core::vgic::Kicks) -> Next {
+    pub fn after_kicks(&self, kicks: Kicks) -> Next {
         match self.vm.kick(kicks) {
             0 => Next::Resume,
             sleepers => Next::Exit(Exit::Ipi(sleepers)),

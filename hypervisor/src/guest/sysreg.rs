@@ -72,9 +72,9 @@ impl Running<'_> {
         let id = self.vcpu.id;
         let kicks = match access.key() {
             // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
-            (3, 0, 12, 11, 5) => self.vgic().sgi1r_write(id, value),
-            (3, 0, 12, 11, 6) => self.vgic().asgi1r_write(id, value),
-            (3, 0, 12, 11, 7) => self.vgic().sgi0r_write(id, value),
+            (3, 0, 12, 11, 5) => self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value)),
+            (3, 0, 12, 11, 6) => self.with_vgic_of_others(|vgic| vgic.asgi1r_write(id, value)),
+            (3, 0, 12, 11, 7) => self.with_vgic_of_others(|vgic| vgic.sgi0r_write(id, value)),
             // ICC_DIR_EL1, while it is trapped.
             (3, 0, 12, 11, 1) => self.vgic().deactivate(id, IntId((value & 0xFF_FFFF) as u32)),
             // ACTLR_EL1 and ICC_SRE_EL1: nothing to change in them.

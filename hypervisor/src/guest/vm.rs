@@ -543,7 +543,15 @@ impl Vcpu {
     }
 
     /// Fetches what the guest has ended, as much as there is room for. What stays in the vGIC is next.
+    #[inline(always)]
     pub fn fetch_resampled(&mut self, vgic: &mut Vgic) {
+        if vgic.has_resampled() {
+            self.fetch(vgic);
+        }
+    }
+
+    #[cold]
+    fn fetch(&mut self, vgic: &mut Vgic) {
         while !self.resampled.is_full()
             && let Some(intid) = vgic.take_resampled()
         {

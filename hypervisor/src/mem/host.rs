@@ -78,6 +78,40 @@ impl SharedPages {
         (end <= self.range.size()).then_some(self.range.start().0.wrapping_add(offset) as *mut u8)
     }
 
+    /// The word at `offset`, a multiple of its size; outside of the pages, zero.
+    #[inline(always)]
+    pub fn load(&self, offset: u64) -> u64 {
+        match self.address(offset, size_of::<u64>()) {
+            Some(from) if offset.is_multiple_of(8) => {
+                // SAFETY: in the pages, which start at a page boundary, and aligned; else as in `read`.
+                unsafe { from.cast::<u64>().read_volatile() }
+            }
+            _ => 0,
+        }
+    }
+
+    /// Puts a half word at `offset`, a multiple of its size.
+    #[inline(always)]
+    pub fn store32(&self, offset: u64, value: u32) {
+        if let Some(to) = self.address(offset, size_of::<u32>())
+            && offset.is_multiple_of(4)
+        {
+            // SAFETY: as in `load`.
+            unsafe { to.cast::<u32>().write_volatile(value) };
+        }
+    }
+
+    /// Puts words at `offset`, a multiple of their size.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, offset: u64, words: [u64; N]) {
+        if let Some(to) = self.address(offset, size_of::<[u64; N]>())
+            && offset.is_multiple_of(8)
+        {
+            // SAFETY: as in `load`.
+            unsafe { to.cast::<[u64; N]>().write_volatile(words) };
+        }
+    }
+
     /// Copies from the pages; outside of them there is nothing.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         if let Some(from) = self.address(offset, into.len()) {

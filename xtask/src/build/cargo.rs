@@ -99,11 +99,12 @@ pub fn build(layout: &Layout, target: &str, packages: &[&str]) -> Result<Vec<(St
     finish(cargo)
 }
 
-/// Builds one package with these features (separated by commas).
+/// Builds one package that is to be fast, with these features (separated by commas): the optimiser sees it and all it
+/// consists of as a whole.
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_with_features(
+pub fn build_optimised(
     layout: &Layout,
     target: &str,
     package: &str,
@@ -111,7 +112,12 @@ pub fn build_with_features(
 ) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = arm(layout, "build", target);
     cargo.args(["-p", package, "--features", features]);
+    as_a_whole(&mut cargo);
     finish(cargo)
+}
+
+fn as_a_whole(cargo: &mut Command) {
+    cargo.args(["--config", "profile.release.lto=\"fat\"", "--config", "profile.release.codegen-units=1"]);
 }
 
 /// Builds a library package as a static library.
@@ -122,7 +128,7 @@ pub fn static_library(layout: &Layout, package: &str) -> Result<PathBuf> {
     let mut cargo = arm(layout, "rustc", BARE);
     cargo.args(["-p", package, "--lib", "--crate-type", "staticlib"]);
     // As a whole, so that one object needs nothing of the core library but what it holds itself.
-    cargo.args(["--config", "profile.release.lto=\"fat\"", "--config", "profile.release.codegen-units=1"]);
+    as_a_whole(&mut cargo);
     cargo.args(["--config", "profile.release.debug=0"]);
     let files = finish(cargo)?;
     let found =

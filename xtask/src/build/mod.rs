@@ -70,11 +70,11 @@ pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
 }
 
 fn hypervisor(layout: &Layout) -> Result<()> {
-    for (_, elf) in cargo::build_with_features(layout, BARE, HYPERVISOR, "crash-test")? {
+    for (_, elf) in cargo::build_optimised(layout, BARE, HYPERVISOR, "crash-test")? {
         flatten(layout, &elf, "hypervisor-crash.Image")?;
     }
     // Last, since both end up under one name: what lies in cargo's folder is the real one.
-    let programs = cargo::build(layout, BARE, &[HYPERVISOR])?;
+    let programs = cargo::build_optimised(layout, BARE, HYPERVISOR, "")?;
     let (_, elf) = programs.first().context("the hypervisor's crate has no program")?;
     copy_if_changed(elf, &layout.part("hypervisor.elf"))?;
     flatten(layout, elf, "hypervisor.Image")

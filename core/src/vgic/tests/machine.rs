@@ -135,12 +135,26 @@ impl Machine {
         result
     }
 
+    /// As `trap`, but the list registers stay as they are unless `work` changed something for `n`.
+    pub fn glance<R>(&mut self, n: usize, work: impl FnOnce(&mut Vgic) -> (R, Kicks)) -> R {
+        let (result, kicks) = work(&mut self.vgic);
+        assert!(!kicks.contains(v(n)), "kicks itself");
+        self.kicked |= kicks;
+        if self.inside[n] && self.vgic.outdated(v(n)) {
+            self.exit(n);
+            self.enter(n);
+        }
+        self.settle();
+        result
+    }
+
     pub fn write(&mut self, n: usize, offset: u64, size: u8, value: u64) {
         self.trap(n, |vgic| ((), vgic.dist_write(v(n), offset, size, value)));
     }
 
     pub fn read(&mut self, n: usize, offset: u64, size: u8) -> u64 {
-        self.trap(n, |vgic| (vgic.dist_read(v(n), offset, size), Kicks::NONE))
+        let read = |vgic: &mut Vgic| (vgic.dist_read(v(n), offset, size), Kicks::NONE);
+        if Vgic::dist_settled(offset, size) { self.glance(n, read) } else { self.trap(n, read) }
     }
 
     pub fn write_redist(&mut self, n: usize, of: usize, offset: u64, size: u8, value: u64) {
@@ -149,7 +163,8 @@ impl Machine {
     }
 
     pub fn read_redist(&mut self, n: usize, of: usize, offset: u64, size: u8) -> u64 {
-        self.trap(n, |vgic| (vgic.redist_read(v(n), v(of), offset, size), Kicks::NONE))
+        let read = |vgic: &mut Vgic| (vgic.redist_read(v(n), v(of), offset, size), Kicks::NONE);
+        if Vgic::redist_settled(offset, size) { self.glance(n, read) } else { self.trap(n, read) }
     }
 
     /// Writes the bit of interrupt `id` in the bit register that starts at `base` (in GICD or SGI_base).
@@ -206,7 +221,7 @@ impl Machine {
     }
 
     pub fn sgi1(&mut self, n: usize, value: u64) {
-        self.trap(n, |vgic| ((), vgic.sgi1r_write(v(n), value)));
+        self.glance(n, |vgic| ((), vgic.sgi1r_write(v(n), value)));
     }
 
     pub fn set_timer(&mut self, n: usize, level: bool) {
