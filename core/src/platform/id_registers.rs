@@ -38,9 +38,9 @@ const PFR0: Fields = &[
 ];
 /// ID_AA64PFR1_EL1: BT, SSBS.
 const PFR1: Fields = &[(0, Max(1)), (4, Max(2))];
-/// ID_AA64DFR0_EL1: debug architecture v8.0, two breakpoints and two watchpoints (the least that can be
-/// said; their registers read as zero), one context-aware breakpoint. No PMU (0), no double lock (0xF).
-const DFR0: Fields = &[(0, Fixed(6)), (12, Fixed(1)), (20, Fixed(1)), (28, Fixed(0)), (36, Fixed(0xF))];
+/// ID_AA64DFR0_EL1: debug architecture v8.0, the CPU's breakpoints, watchpoints and context-aware
+/// breakpoints. No PMU (0), no double lock (0xF).
+const DFR0: Fields = &[(0, Fixed(6)), (12, Max(0xF)), (20, Max(0xF)), (28, Max(0xF)), (36, Fixed(0xF))];
 /// ID_AA64ISAR0_EL1: all but TME.
 const ISAR0: Fields = &[
     (4, Max(2)),

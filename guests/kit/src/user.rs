@@ -31,6 +31,11 @@ pub fn devices() -> u64 {
     510 << 30
 }
 
+/// Where EL0 finds the first of its instructions.
+pub fn address() -> u64 {
+    ALIAS + (CODE.0.get() as u64 & (BLOCK - 1))
+}
+
 /// Runs `instructions` at EL0 with x0 = `x0`; an SVC stands behind them. Returns the ESR of the
 /// exception that ended them and x0.
 pub fn run(instructions: &[u32], x0: u64) -> (u64, u64) {

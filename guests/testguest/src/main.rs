@@ -16,6 +16,8 @@
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
+mod debug;
+#[cfg(target_os = "none")]
 mod decoded;
 #[cfg(target_os = "none")]
 mod devices;
@@ -23,6 +25,8 @@ mod devices;
 mod firmware;
 #[cfg(target_os = "none")]
 mod gic_registers;
+#[cfg(target_os = "none")]
+mod gic_sweep;
 #[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
@@ -37,6 +41,8 @@ mod registers;
 mod sgi;
 #[cfg(target_os = "none")]
 mod suspend;
+#[cfg(target_os = "none")]
+mod sweep;
 #[cfg(target_os = "none")]
 mod sysregs;
 #[cfg(target_os = "none")]
@@ -60,6 +66,8 @@ fn guest() {
     case::run(&[
         registers::CASES,
         sysregs::CASES,
+        sweep::CASES,
+        debug::CASES,
         firmware::CASES,
         power::CASES,
         suspend::CASES,
@@ -70,6 +78,7 @@ fn guest() {
         sgi::CASES,
         interrupts::CASES,
         gic_registers::CASES,
+        gic_sweep::CASES,
         memory::CASES,
     ]);
 }

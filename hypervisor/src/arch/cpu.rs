@@ -4,6 +4,7 @@
 use gzvm_core::addr::Ipa;
 
 use super::barrier::{isb, tlbi_alle1};
+use super::debug::{Breakpoints, DebugRegs, Owner};
 use super::el1::El1Regs;
 use super::fp::{FpRegs, HostFp};
 use super::gic::CpuGic;
@@ -129,6 +130,8 @@ pub struct CpuState {
     pub host_el1: El1Regs,
     /// The host's virtual timer while a guest has the CPU.
     pub host_timer: VirtualTimer,
+    /// Hardware breakpoints and watchpoints.
+    pub debug: Breakpoints,
     host_fp: HostFp,
     fp: FpHolder,
     cptr_host: u64,
@@ -153,6 +156,7 @@ impl Default for CpuState {
             features: Features::default(),
             host_el1: El1Regs::default(),
             host_timer: VirtualTimer::default(),
+            debug: Breakpoints::default(),
             host_fp: HostFp::default(),
             fp: FpHolder::Host,
             cptr_host: 0,
@@ -204,6 +208,7 @@ impl CpuState {
         self.host_vtcr = vtcr;
         // A CPU that was off has lost its registers, and the host's that were kept for it are stale.
         self.fp = FpHolder::Host;
+        self.debug = Breakpoints::of_this_cpu();
         self.host_vmpidr = read!("mpidr_el1");
         self.host_vpidr = read!("midr_el1");
         let sve_trap = if f.sve { CPTR_TZ } else { 0 };
@@ -310,6 +315,9 @@ impl CpuState {
         write!("vtcr_el2", guest.vtcr);
         isb();
         guest.el1.restore(&f);
+        if let Some(debug) = guest.debug {
+            self.debug.take(Owner::Guest, debug);
+        }
         write!("vmpidr_el2", guest.vmpidr);
         write!("vpidr_el2", guest.vpidr);
         // Physical counter and timer trap.
@@ -341,6 +349,9 @@ impl CpuState {
         el1.save(&f);
         timer::save(timer);
         timer::disarm_host_deadline();
+        if self.debug.owner() != Owner::Host {
+            self.debug.give_back(self.debug.owner());
+        }
         if self.fp == FpHolder::Guest {
             fp.save();
             self.fp = FpHolder::Leftover;
@@ -463,6 +474,8 @@ pub struct GuestWorld<'a> {
     pub vmpidr: u64,
     /// What the guest reads as MIDR_EL1.
     pub vpidr: u64,
+    /// Its breakpoints and watchpoints, if it uses them.
+    pub debug: Option<&'a DebugRegs>,
 }
 
 /// Syndrome of the exception that came to EL2.

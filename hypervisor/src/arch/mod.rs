@@ -4,6 +4,7 @@
 
 pub mod barrier;
 pub mod cpu;
+pub mod debug;
 pub mod el1;
 pub mod fp;
 pub mod frame;

@@ -278,6 +278,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
             vtcr: cpu::vtcr(t0sz, sl0, &s.features),
             vmpidr: vcpu.mpidr(),
             vpidr: cpu::midr(),
+            debug: vcpu.uses_debug().then_some(&vcpu.debug),
         };
         s.enter_guest_world(&world);
     });

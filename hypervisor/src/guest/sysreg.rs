@@ -1,101 +1,184 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A guest's trapped system registers. What is not named here is undefined to the guest.
-//!
-//! `docs/architecture.md` has the table of all of them: switched, trapped here, hidden.
+//! A guest's trapped system registers, as `gzvm_core::vcpu::registers` has them; what that table does
+//! not name is undefined to the guest.
 
 use gzvm_core::addr::IntId;
 use gzvm_core::platform::id_registers;
+use gzvm_core::vcpu::registers::{self, Trap};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
 use super::run::{Next, Running};
+use super::vm::Vcpu;
 use crate::arch::cpu;
+use crate::arch::debug::{BCR_MASK, Owner, WCR_MASK};
+use crate::arch::percpu::PerCpu;
 
-/// MDSCR_EL1.{SS, KDE}.
-const MDSCR_STEP: u64 = 1 | 1 << 13;
+/// MDSCR_EL1: software step, debug exceptions of EL1 itself, breakpoints and watchpoints.
+const MDSCR_SS: u64 = 1;
+const MDSCR_KDE: u64 = 1 << 13;
+const MDSCR_MDE: u64 = 1 << 15;
+
+/// ICC_SGI1R_EL1, by which a guest sends its IPIs.
+const ICC_SGI1R: (u8, u8, u8, u8, u8) = (3, 0, 12, 11, 5);
+
+impl Vcpu {
+    /// MDSCR_EL1 as it may be in the CPU. The OS lock keeps all debug exceptions off.
+    pub fn effective_mdscr(&self) -> u64 {
+        if self.os_lock { 0 } else { self.mdscr & (MDSCR_SS | MDSCR_KDE | MDSCR_MDE) }
+    }
+
+    /// The guest has enabled debug exceptions, so its breakpoints and watchpoints have to be in the CPU.
+    pub fn uses_debug(&self) -> bool {
+        self.effective_mdscr() & (MDSCR_SS | MDSCR_MDE) != 0
+    }
+}
 
 impl Running<'_> {
     /// One trapped MRS or MSR.
+    #[inline]
     pub fn sysreg(&mut self, access: SysregAccess) -> Next {
+        // The hot one does without the table.
+        if access.key() == ICC_SGI1R && !access.read {
+            let value = self.vcpu.regs.x.get(usize::from(access.rt)).copied().unwrap_or(0);
+            let id = self.vcpu.id;
+            let kicks = self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value));
+            self.skip();
+            return self.after_kicks(kicks);
+        }
+        self.by_table(access)
+    }
+
+    #[inline(never)]
+    fn by_table(&mut self, access: SysregAccess) -> Next {
+        let Some(trap) = registers::trap(access.key(), access.read) else {
+            self.inject_undefined();
+            return Next::Resume;
+        };
+        if trap == Trap::PhysicalTimer {
+            return self.timer_register(access);
+        }
         if access.read {
-            match self.read(access) {
+            match self.read(trap, access) {
                 Some(value) => {
                     if let Some(x) = self.vcpu.regs.x.get_mut(usize::from(access.rt)) {
                         *x = value;
                     }
                     self.skip();
                 }
-                None => return self.timer_register(access),
+                None => self.inject_undefined(),
             }
             return Next::Resume;
         }
         let value = self.vcpu.regs.x.get(usize::from(access.rt)).copied().unwrap_or(0);
-        match self.write(access, value) {
+        match self.write(trap, access.crm, value) {
             Some(next) => {
                 self.skip();
                 next
             }
-            None => self.timer_register(access),
+            None => {
+                self.inject_undefined();
+                Next::Resume
+            }
         }
     }
 
-    fn read(&self, access: SysregAccess) -> Option<u64> {
-        Some(match access.key() {
-            // AArch32 ID registers (CRm 1..=3) read as zero, AArch64's as the filter says.
-            (3, 0, 0, crm @ 1..=3, 0..=7) => {
-                let _ = crm;
-                0
+    fn read(&self, trap: Trap, access: SysregAccess) -> Option<u64> {
+        Some(match trap {
+            Trap::Constant(value) => value,
+            Trap::IdRegister => {
+                id_registers::filter(access.crm, access.op2, cpu::id_register(access.crm, access.op2))
             }
-            (3, 0, 0, crm @ 4..=7, op2) => id_registers::filter(crm, op2, cpu::id_register(crm, op2)),
-            // REVIDR_EL1, AIDR_EL1, SMIDR_EL1.
-            (3, 0, 0, 0, 6) | (3, 1, 0, 0, 6 | 7) => 0,
-            // ICC_SRE_EL1: system registers, no bypass.
-            (3, 0, 12, 12, 5) => 7,
-            // ACTLR_EL1.
-            (3, 0, 1, 0, 1) => 0,
-            // OSLSR_EL1: OS lock implemented (OSLM = 0b10).
-            (2, 0, 1, 1, 4) => 1 << 3 | u64::from(self.vcpu.os_lock) << 1,
-            // MDSCR_EL1.
-            (2, 0, 0, 2, 2) => self.vcpu.mdscr,
-            // DBGBVR, DBGBCR, DBGWVR, DBGWCR <n>_EL1, MDCCINT_EL1, OSDLR_EL1, OSDTRRX/TX,
-            // OSECCR, DBGPRCR, DBGCLAIMSET/CLR, DBGAUTHSTATUS, MDRAR: no self-hosted debug yet.
-            (2, 0, 0, _, 0 | 2 | 4..=7)
-            | (2, 0, 1, 3 | 4, 4)
-            | (2, 0, 7, 8 | 9 | 14, 6)
-            | (2, 0, 1, 0, 0) => 0,
-            // MDCCSR_EL0, DBGDTR_EL0, DBGDTRRX_EL0.
-            (2, 3, 0, 1 | 4 | 5, 0) => 0,
-            _ => return None,
+            // OS lock implemented (OSLM = 0b10).
+            Trap::OsLockStatus => 1 << 3 | u64::from(self.vcpu.os_lock) << 1,
+            Trap::DebugControl => self.vcpu.mdscr,
+            Trap::BreakpointValue
+            | Trap::BreakpointControl
+            | Trap::WatchpointValue
+            | Trap::WatchpointControl => {
+                let n = debug_index(trap, access.crm)?;
+                if debug_owner() == Owner::Watch {
+                    return Some(0);
+                }
+                let debug = &self.vcpu.debug;
+                match trap {
+                    Trap::BreakpointValue => debug.bvr[n],
+                    Trap::BreakpointControl => debug.bcr[n],
+                    Trap::WatchpointValue => debug.wvr[n],
+                    _ => debug.wcr[n],
+                }
+            }
+            // Write-only: `registers::trap` has refused the read.
+            Trap::Sgi1 | Trap::AliasSgi1 | Trap::Sgi0 | Trap::Deactivate | Trap::OsLockAccess => return None,
+            // `timer_register` has them.
+            Trap::PhysicalTimer => return None,
         })
     }
 
-    fn write(&mut self, access: SysregAccess, value: u64) -> Option<Next> {
+    fn write(&mut self, trap: Trap, crm: u8, value: u64) -> Option<Next> {
         let id = self.vcpu.id;
-        let kicks = match access.key() {
-            // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
-            (3, 0, 12, 11, 5) => self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value)),
-            (3, 0, 12, 11, 6) => self.with_vgic_of_others(|vgic| vgic.asgi1r_write(id, value)),
-            (3, 0, 12, 11, 7) => self.with_vgic_of_others(|vgic| vgic.sgi0r_write(id, value)),
-            // ICC_DIR_EL1, while it is trapped.
-            (3, 0, 12, 11, 1) => self.vgic().deactivate(id, IntId((value & 0xFF_FFFF) as u32)),
-            // ACTLR_EL1 and ICC_SRE_EL1: nothing to change in them.
-            (3, 0, 1, 0, 1) | (3, 0, 12, 12, 5) => return Some(Next::Resume),
-            // OSLAR_EL1.
-            (2, 0, 1, 0, 4) => {
+        let kicks = match trap {
+            Trap::Sgi1 => self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value)),
+            Trap::AliasSgi1 => self.with_vgic_of_others(|vgic| vgic.asgi1r_write(id, value)),
+            Trap::Sgi0 => self.with_vgic_of_others(|vgic| vgic.sgi0r_write(id, value)),
+            Trap::Deactivate => self.vgic().deactivate(id, IntId((value & 0xFF_FFFF) as u32)),
+            Trap::Constant(_) => return Some(Next::Resume),
+            Trap::OsLockAccess => {
                 self.vcpu.os_lock = value & 1 != 0;
+                self.debug_changed();
                 return Some(Next::Resume);
             }
-            (2, 0, 0, 2, 2) => {
+            Trap::DebugControl => {
                 self.vcpu.mdscr = value;
-                // Software step works; breakpoints and watchpoints (MDE) stay off, their registers are not
-                // switched.
-                cpu::set_guest_mdscr(value & MDSCR_STEP);
+                self.debug_changed();
                 return Some(Next::Resume);
             }
-            (2, 0, 0, _, 0 | 2 | 4..=7) | (2, 0, 1, 3 | 4, 4) | (2, 0, 7, 8 | 9, 6) | (2, 3, 0, 4 | 5, 0) => {
+            Trap::BreakpointValue
+            | Trap::BreakpointControl
+            | Trap::WatchpointValue
+            | Trap::WatchpointControl => {
+                let n = debug_index(trap, crm)?;
+                if debug_owner() != Owner::Watch {
+                    let debug = &mut self.vcpu.debug;
+                    match trap {
+                        Trap::BreakpointValue => debug.bvr[n] = value,
+                        Trap::BreakpointControl => debug.bcr[n] = value & BCR_MASK,
+                        Trap::WatchpointValue => debug.wvr[n] = value & !3,
+                        _ => debug.wcr[n] = value & WCR_MASK,
+                    }
+                    self.debug_changed();
+                }
                 return Some(Next::Resume);
             }
-            _ => return None,
+            // Read-only: `registers::trap` has refused the write.
+            Trap::IdRegister | Trap::OsLockStatus => return None,
+            Trap::PhysicalTimer => return None,
         };
         Some(self.after_kicks(kicks))
     }
+
+    /// The guest's debug registers have changed: what of them belongs into the CPU goes there.
+    fn debug_changed(&mut self) {
+        let vcpu = &*self.vcpu;
+        PerCpu::this().with(|s| {
+            if vcpu.uses_debug() {
+                s.debug.take(Owner::Guest, &vcpu.debug);
+            } else {
+                s.debug.give_back(Owner::Guest);
+            }
+        });
+        cpu::set_guest_mdscr(vcpu.effective_mdscr());
+    }
+}
+
+fn debug_owner() -> Owner {
+    PerCpu::this().with(|s| s.debug.owner())
+}
+
+/// Which breakpoint or watchpoint a register is of; None past those that the CPU has.
+fn debug_index(trap: Trap, crm: u8) -> Option<usize> {
+    let count = PerCpu::this().with(|s| match trap {
+        Trap::BreakpointValue | Trap::BreakpointControl => s.debug.counts().breakpoints,
+        _ => s.debug.counts().watchpoints,
+    });
+    (crm < count).then_some(usize::from(crm))
 }

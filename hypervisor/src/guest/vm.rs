@@ -22,6 +22,7 @@ use zerocopy::IntoBytes;
 use super::life::Life;
 use super::registry;
 use super::timer::PhysicalTimer;
+use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
@@ -483,10 +484,12 @@ pub struct Vcpu {
     pub rested: u64,
     /// Resampled interrupts that the guest has ended, of which the driver has not been told yet.
     pub resampled: ArrayVec<u32, 16>,
-    /// OS lock: no function, but readable.
+    /// OS lock: keeps debug exceptions off.
     pub os_lock: bool,
-    /// MDSCR_EL1 as the guest wrote it; of it, software step is in the real register.
+    /// MDSCR_EL1 as the guest wrote it; of it, what takes effect is in the real register.
     pub mdscr: u64,
+    /// Breakpoints and watchpoints.
+    pub debug: DebugRegs,
 }
 
 impl Vcpu {
@@ -507,6 +510,7 @@ impl Vcpu {
             resampled: ArrayVec::new(),
             os_lock: false,
             mdscr: 0,
+            debug: DebugRegs::default(),
         };
         vcpu.reset(0, 0);
         vcpu
@@ -527,6 +531,7 @@ impl Vcpu {
         self.resume = None;
         self.os_lock = false;
         self.mdscr = 0;
+        self.debug = DebugRegs::default();
     }
 
     /// Reset state, but for the timers, which count on in a power-down state.

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The table against itself, and against the page that holds it in print.
+
+use std::fmt::Write;
+use std::string::String;
+use std::vec::Vec;
+
+use super::*;
+
+/// All encodings with op0 2 and 3.
+fn all() -> impl Iterator<Item = (u8, u8, u8, u8, u8)> {
+    (2 << 14..4 << 14u32).map(|e| {
+        ((e >> 14) as u8, (e >> 11 & 7) as u8, (e >> 7 & 15) as u8, (e >> 3 & 15) as u8, (e & 7) as u8)
+    })
+}
+
+#[test]
+fn an_encoding_has_one_row() {
+    for key @ (op0, op1, crn, crm, op2) in all() {
+        let rows: Vec<_> = TABLE
+            .iter()
+            .filter(|r| r.group == (op0, op1, crn) && r.holds(crm, op2))
+            .map(|r| r.name)
+            .collect();
+        assert!(rows.len() <= 1, "{key:?}: {rows:?}");
+        assert_eq!(find(key).map(|r| r.name), rows.first().copied(), "{key:?}");
+    }
+    for row in TABLE {
+        assert!(row.group.0 & 2 != 0 && row.crm.0 <= row.crm.1 && row.op2.0 <= row.op2.1, "{}", row.name);
+        assert!(row.crm.1 < 16 && row.op2.1 < 8, "{}", row.name);
+    }
+    assert!(find((1, 0, 7, 4, 0)).is_none() && find((0, 3, 2, 0, 0)).is_none());
+}
+
+#[test]
+fn the_hot_register_stands_first_in_its_group() {
+    let first = TABLE.iter().find(|r| r.group == (3, 0, 12)).map(|r| r.treatment);
+    assert_eq!(first, Some(Treatment::Trapped(Trap::Sgi1)));
+}
+
+#[test]
+fn registers_of_el2_and_el3_are_nobodys() {
+    for key in all().filter(|(op0, op1, ..)| *op0 == 3 && *op1 >= 4) {
+        assert!(find(key).is_none(), "{key:?}");
+    }
+}
+
+#[test]
+fn directions_count() {
+    assert_eq!(trap((3, 0, 12, 11, 5), false), Some(Trap::Sgi1));
+    assert_eq!(trap((3, 0, 12, 11, 5), true), None, "ICC_SGI1R_EL1 can't be read");
+    assert_eq!(trap((3, 0, 0, 4, 0), true), Some(Trap::IdRegister));
+    assert_eq!(trap((3, 0, 0, 4, 0), false), None, "ID registers can't be written");
+    assert_eq!(trap((3, 0, 1, 0, 0), true), None, "SCTLR_EL1 does not trap");
+    assert_eq!(trap((3, 3, 9, 12, 0), true), None, "PMCR_EL0 is hidden");
+    assert_eq!(trap((2, 0, 1, 0, 4), true), None, "OSLAR_EL1 can't be read");
+}
+
+/// The timer and the table name the same registers.
+#[test]
+fn the_physical_timers_rows_are_the_timers() {
+    for key in all() {
+        let timers = crate::platform::timer::Register::of(key).is_some();
+        assert_eq!(trap(key, true) == Some(Trap::PhysicalTimer), timers, "{key:?}");
+    }
+    assert_eq!(trap((3, 3, 14, 0, 1), false), None, "CNTPCT_EL0 can't be written");
+}
+
+const BEGIN: &str = "<!-- core/src/vcpu/registers/table.rs, by its test; GZ_UPDATE_DOCS=1 writes it -->\n";
+const END: &str = "<!-- end -->\n";
+
+type Part = (&'static str, fn(Treatment) -> bool);
+
+const PARTS: &[Part] = &[
+    ("switched with the vCPU", |t| t == Treatment::Switched),
+    ("PSTATE, kept by the vectors", |t| t == Treatment::Pstate),
+    ("the CPU's own", |t| t == Treatment::Cpu),
+    ("the hardware's virtual register", |t| t == Treatment::Virtual),
+    ("trapped: the vGIC's", |t| {
+        matches!(t, Treatment::Trapped(Trap::Sgi1 | Trap::AliasSgi1 | Trap::Sgi0 | Trap::Deactivate))
+    }),
+    ("trapped: ID registers, filtered", |t| t == Treatment::Trapped(Trap::IdRegister)),
+    ("trapped: debug", |t| {
+        matches!(
+            t,
+            Treatment::Trapped(
+                Trap::OsLockAccess
+                    | Trap::OsLockStatus
+                    | Trap::DebugControl
+                    | Trap::BreakpointValue
+                    | Trap::BreakpointControl
+                    | Trap::WatchpointValue
+                    | Trap::WatchpointControl
+            )
+        )
+    }),
+    ("trapped: physical counter and timer, emulated", |t| t == Treatment::Trapped(Trap::PhysicalTimer)),
+    ("trapped: read as zero, ignore writes", |t| t == Treatment::Trapped(Trap::Constant(0))),
+    ("trapped: read as 7, ignores writes", |t| t == Treatment::Trapped(Trap::Constant(7))),
+    ("hidden: undefined", |t| t == Treatment::Hidden),
+];
+
+fn printed() -> String {
+    let mut text = String::from("| treatment | registers |\n|---|---|\n");
+    for (name, holds) in PARTS {
+        let rows: Vec<_> = TABLE.iter().filter(|r| holds(r.treatment)).map(|r| r.name).collect();
+        writeln!(text, "| {name} | {} |", rows.join(", ")).unwrap();
+    }
+    text
+}
+
+#[test]
+fn every_treatment_is_printed_once() {
+    for row in TABLE {
+        assert_eq!(PARTS.iter().filter(|(_, holds)| holds(row.treatment)).count(), 1, "{}", row.name);
+    }
+}
+
+#[test]
+fn the_architecture_page_has_this_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/architecture.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let begin = page.find(BEGIN).expect("the table's place") + BEGIN.len();
+    let end = begin + page[begin..].find(END).expect("the table's end");
+    if std::env::var_os("GZ_UPDATE_DOCS").is_some() {
+        std::fs::write(path, std::format!("{}{}{}", &page[..begin], printed(), &page[end..])).unwrap();
+        return;
+    }
+    assert!(
+        page[begin..end] == printed(),
+        "docs/architecture.md is old: run this test with GZ_UPDATE_DOCS=1"
+    );
+}
