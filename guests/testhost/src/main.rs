@@ -33,6 +33,8 @@ mod programs;
 mod unmap;
 #[cfg(target_os = "none")]
 mod vm;
+#[cfg(target_os = "none")]
+mod watch;
 
 #[cfg(target_os = "none")]
 gzvm_guest_kit::entry!(host_vm);
@@ -52,6 +54,7 @@ fn host_vm() {
         calls::CASES,
         guest_runs::CASES,
         life::CASES,
+        watch::CASES,
         unmap::CASES,
         levels::CASES,
         abuse::CASES,
