@@ -2,22 +2,26 @@
 //! From options to a running guest, and back: the order in which everything is made and unmade.
 //!
 //! ```text
-//!  signals ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
+//!  signals, control socket ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
 //!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
 //! ```
+//! With `--on-reset restart` a reset goes back to "files checked": memory, VM, vCPUs and devices are made anew, so that
+//! nothing of one life is seen in the next.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::Context;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
-use crate::cli::RunOptions;
+use crate::cli::{OnReset, RunOptions};
 use crate::devices::flash::Flash;
 use crate::devices::pl011::Pl011;
 use crate::devices::rtc::Pl031;
@@ -34,23 +38,59 @@ use crate::loader::Loaded;
 use crate::memory::GuestRam;
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
-use crate::{console, fdt, layout, loader, signals};
+use crate::{console, control, fdt, layout, loader, signals};
 
 /// Runs a guest to its end.
 pub fn run(options: &RunOptions) -> EndReason {
     try_run(options).unwrap_or_else(|error| EndReason::VmmError(format!("{error:#}")))
 }
 
+/// What stays through the resets of a guest.
+struct Session {
+    end: Sender<EndReason>,
+    reasons: Receiver<EndReason>,
+    control: Option<control::Server>,
+    console: console::Current,
+    /// The console thread has been started, if there is to be one.
+    console_runs: Cell<bool>,
+}
+
 fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let (end, reasons) = mpsc::channel();
     signals::install(end.clone()).context("can't set up signals")?;
+    let control = match &options.control {
+        Some(path) => Some(control::Server::start(path, end.clone())?),
+        None => None,
+    };
+    let session = Session {
+        end,
+        reasons,
+        control,
+        console: console::Current::default(),
+        console_runs: Cell::new(false),
+    };
+    loop {
+        let reason = live(options, &session)?;
+        // Threads that were told of the same end say it again; who wants the run to end is heard.
+        let said_since = session.reasons.try_iter().find(|r| !matches!(r, EndReason::Reset));
+        match (reason, options.on_reset, said_since) {
+            (EndReason::Reset, OnReset::Restart, None) => tracing::info!("the guest starts again"),
+            (EndReason::Reset, OnReset::Restart, Some(reason)) | (reason, _, _) => return Ok(reason),
+        }
+    }
+}
 
+/// One life of the guest: nothing of it is left but the disks' contents.
+fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
+    let end = &session.end;
     let disks = open_disks(options)?;
     let mut guest = Guest::load(options)?;
     let variables = guest.variables.take();
     let parts = Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
-    let vm: Arc<dyn Vm> = vm.into();
+    if let Some(watch) = options.watch {
+        vm.set_watch(watch, options.on_exception)?;
+    }
     let balloon = options.balloon.map(|size| balloon(&vm, guest.ram()?, size.0)).transpose()?;
     let extras = Extras { variables, disks, balloon };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.strict_mmio)?;
@@ -69,12 +109,22 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     if input == Input::Background {
         tracing::info!("in the background: the guest's console gets no input");
     } else {
-        console::start(devices.uart.clone(), end.clone()).context("can't start the console")?;
+        session.console.set(Some(devices.uart.clone()));
+        if !session.console_runs.replace(true) {
+            console::start(session.console.clone(), end.clone()).context("can't start the console")?;
+        }
     }
-    let threads = Threads::start(vcpus, &devices.bus, &end).context("can't start the vCPUs")?;
+    let threads = Threads::start(vcpus, &devices.bus, end).context("can't start the vCPUs")?;
+    if let Some(control) = &session.control {
+        control.set(Some(vm.clone()));
+    }
     // `end` lives, so that there is always a reason to come.
-    let reason = reasons.recv().context("nobody is left to end the VM")?;
+    let reason = session.reasons.recv().context("nobody is left to end the VM")?;
     tracing::debug!("ending: {reason}");
+    if let Some(control) = &session.control {
+        control.set(None);
+    }
+    session.console.set(None);
     threads.stop();
     devices.shut_down();
     Ok(reason)

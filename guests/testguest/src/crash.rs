@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use gzvm_guest_kit::psci::function;
-use gzvm_guest_kit::{arch, machine, println, psci};
+use gzvm_guest_kit::{arch, machine, println, psci, timer};
 
 /// An address that neither memory nor a device is at, in gz's map and in QEMU's.
 const NOWHERE: u64 = 0x3000_0000;
@@ -12,7 +12,7 @@ const TEST_DEVICE: u64 = 0x0009_0000;
 
 /// `off`, `reset`, `panic`, `unmapped-read`, `unmapped-write`, `unmapped-exec`, `ldp-device`,
 /// `writeback-device`, `exec-device`, `hang` (interrupts off, spinning), `wfi` (nothing that could
-/// wake it), `all-off` (the last CPU turns itself off), `memory-end` (past the end of memory).
+/// wake it), `beat` (a line every 50 ms, for ever), `all-off` (the last CPU turns itself off), `memory-end` (past the end of memory).
 pub fn run(how: &str) {
     println!("[CRASH] {how}");
     match how {
@@ -36,6 +36,11 @@ pub fn run(how: &str) {
         },
         "wfi" => loop {
             arch::wfi();
+        },
+        // Says every 50 ms that it lives.
+        "beat" => loop {
+            println!("[BEAT] {}", timer::now());
+            timer::wait_ms(50, || false);
         },
         "all-off" => psci::cpu_off(),
         "memory-end" => {

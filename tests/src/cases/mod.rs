@@ -13,6 +13,7 @@ pub mod firmware;
 pub mod guests;
 pub mod guests_linux;
 pub mod linux;
+pub mod power;
 pub mod stress;
 pub mod walkthrough;
 
@@ -52,6 +53,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
     cases.extend(failures::cases());
+    cases.extend(power::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
     cases
