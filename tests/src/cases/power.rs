@@ -56,13 +56,13 @@ gz nonsense /tmp/vm 2>/dev/null
 holds unknown_request "not a usage error" [ $? = 2 ]
 gz pause /tmp/vm >/dev/null
 holds stop_of_a_paused_guest "refused" gz stop /tmp/vm
+killall sleep
 n=0
 while [ ! -s /tmp/status ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
 holds stop_ends_the_run "exit status $(cat /tmp/status)" [ "$(cat /tmp/status)" = 5 ]
 holds socket_is_gone "still there" [ ! -e /tmp/vm ]
 gz status /tmp/vm 2>/dev/null
 holds nobody_listens "not an error" [ $? = 1 ]
-killall sleep
 sleep 1
 held >/tmp/after
 diff /tmp/before /tmp/after
@@ -86,6 +86,7 @@ starts() { # crash
 }
 stops() {
     gz stop /tmp/vm >/dev/null
+    killall sleep
     n=0
     while [ ! -s /tmp/status ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
     [ "$(cat /tmp/status)" = 5 ]
@@ -101,7 +102,6 @@ gz reset /tmp/vm >/dev/null
 holds reset_of_a_paused_guest "$(lives) lives" waits_for 3
 until [ "$(gz status /tmp/vm 2>/dev/null)" = running ]; do usleep 50000; done
 holds stop_at_last "exit status $(cat /tmp/status)" stops
-killall sleep
 sleep 1
 held >/tmp/after
 diff /tmp/before /tmp/after
