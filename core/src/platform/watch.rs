@@ -59,7 +59,8 @@ pub struct Taken {
     pub far: u64,
     /// SPSR_EL1.
     pub spsr: u64,
-    /// The CPU has PSTATE.PAN (FEAT_PAN).
+    /// The guest has PSTATE.PAN set at its exceptions (FEAT_PAN, and SCTLR_EL1.SPAN = 0): where it is clear, it was
+    /// cleared on purpose.
     pub pan: bool,
     /// The instruction at ELR_EL1, where it can be read.
     pub instruction: Option<u32>,

@@ -8,11 +8,14 @@ use gzvm_guest_kit::{arch, machine, println, psci, timer};
 
 /// An address that neither memory nor a device is at, in gz's map and in QEMU's.
 const NOWHERE: u64 = 0x3000_0000;
+/// An address that the guest's own tables do not map.
+const NOT_MAPPED: u64 = 0x100_0000_0000;
 const TEST_DEVICE: u64 = 0x0009_0000;
 
 /// `off`, `reset`, `panic`, `unmapped-read`, `unmapped-write`, `unmapped-exec`, `ldp-device`,
 /// `writeback-device`, `exec-device`, `hang` (interrupts off, spinning), `wfi` (nothing that could
-/// wake it), `beat` (a line every 50 ms, for ever), `all-off` (the last CPU turns itself off), `memory-end` (past the end of memory).
+/// wake it), `beat` (a line every 50 ms, for ever), `undefined`, `brk`, `abort` (of the guest's own tables), `abort-survived` (the
+/// same, and it goes on), `all-off` (the last CPU turns itself off), `memory-end` (past the end of memory).
 pub fn run(how: &str) {
     println!("[CRASH] {how}");
     match how {
@@ -42,6 +45,18 @@ pub fn run(how: &str) {
             println!("[BEAT] {}", timer::now());
             timer::wait_ms(50, || false);
         },
+        // SAFETY: the guest is to end by it.
+        "undefined" => unsafe { asm!("udf #0") },
+        // SAFETY: the guest is to end by it.
+        "brk" => unsafe { asm!("brk #7") },
+        // SAFETY: the guest is to end by it.
+        "abort" => drop(unsafe { gzvm_guest_kit::mmio::load64(NOT_MAPPED) }),
+        "abort-survived" => {
+            // SAFETY: whatever it gives, or does not give.
+            let result =
+                gzvm_guest_kit::exception::expect(|| unsafe { gzvm_guest_kit::mmio::load64(NOT_MAPPED) });
+            println!("caught: {}", result.is_err());
+        }
         "all-off" => psci::cpu_off(),
         "memory-end" => {
             let end = machine::get().memory.iter().map(|m| m.end()).max().unwrap_or(NOWHERE);

@@ -61,7 +61,7 @@ programs! {
     /// vCPU 1 counts at RAM + 0x800 for ever; vCPU 0 starts it, tells that it counts, and calls the function
     /// that was in its x0 with 0x8000_0000 and 0x1234; tells the answer, should there be one.
     ends = (prog_ends, prog_ends_end);
-    /// Five exceptions: undefined, BRK 7, misaligned load, undefined with new vectors, undefined at EL0. Notes the
+    /// Five exceptions: undefined, BRK 7, load from beyond the address space, undefined with new vectors, undefined at EL0. Notes the
     /// address of each at RAM + 0x800 + 8n before, and tells n + 1 behind it. Vectors at RAM + 0x2000 and 0x3000.
     faults = (prog_faults, prog_faults_end);
     /// A vector for it: tells ESR_EL1 at 0x40 and steps over the instruction.
@@ -174,7 +174,7 @@ prog_faults:
     str     x5, [x4, #0x818]
     adr     x5, 5f
     str     x5, [x4, #0x820]
-    add     x2, x4, #1
+    movz    x2, #0x10, lsl #48      // no CPU has so many address bits
 1:  udf     #0
     mov     x6, #1
     str     x6, [x1, #0x10]

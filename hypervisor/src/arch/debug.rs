@@ -263,7 +263,7 @@ pub fn guest_stacks() -> (u64, u64) {
     (read!("sp_el0"), read!("sp_el1"))
 }
 
-/// FEAT_PAN (ID_AA64MMFR1_EL1.PAN).
-pub fn has_pan() -> bool {
-    read!("id_aa64mmfr1_el1") >> 20 & 0xF != 0
+/// The running guest has PSTATE.PAN set at its exceptions: FEAT_PAN (ID_AA64MMFR1_EL1.PAN), and SCTLR_EL1.SPAN = 0.
+pub fn guest_sets_pan() -> bool {
+    read!("id_aa64mmfr1_el1") >> 20 & 0xF != 0 && read!("sctlr_el1") >> 23 & 1 == 0
 }

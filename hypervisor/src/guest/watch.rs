@@ -202,7 +202,7 @@ impl Running<'_> {
             esr: el1.esr,
             far: el1.far,
             spsr: el1.spsr,
-            pan: debug::has_pan(),
+            pan: debug::guest_sets_pan(),
             instruction: self.instruction(el1.elr),
         };
         match taken.judge() {

@@ -16,6 +16,7 @@ pub mod linux;
 pub mod power;
 pub mod stress;
 pub mod walkthrough;
+pub mod watch;
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -54,6 +55,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(balloon::cases());
     cases.extend(failures::cases());
     cases.extend(power::cases());
+    cases.extend(watch::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
     cases
