@@ -31,6 +31,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts, Vm};
 use crate::layout::{Map, SerialKind, virt};
@@ -92,7 +93,8 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         vm.set_watch(watch, options.on_exception)?;
     }
     let balloon = options.balloon.map(|size| balloon(&vm, guest.ram()?, size.0)).transpose()?;
-    let extras = Extras { variables, disks, balloon };
+    let watchdog = Watchdog::start(options.cpus, end.clone()).context("can't start the watchdog")?;
+    let extras = Extras { variables, disks, balloon, watchdog };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
@@ -114,7 +116,8 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
             console::start(session.console.clone(), end.clone()).context("can't start the console")?;
         }
     }
-    let threads = Threads::start(vcpus, &devices.bus, end).context("can't start the vCPUs")?;
+    let threads =
+        Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
     if let Some(control) = &session.control {
         control.set(Some(vm.clone()));
     }
@@ -256,6 +259,7 @@ struct Extras {
     variables: Option<Flash>,
     disks: Vec<Disk>,
     balloon: Option<Balloon>,
+    watchdog: Arc<Watchdog>,
 }
 
 /// The devices, wired to the bus and the virtual GIC.
@@ -263,13 +267,14 @@ struct Devices {
     bus: Arc<Bus>,
     uart: Arc<dyn Terminal>,
     output: ConsoleOutput,
+    watchdog: Arc<Watchdog>,
     virtio: Vec<Arc<MmioTransport>>,
 }
 
 impl Devices {
     fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
         let map = guest.map;
-        let Extras { variables, disks, balloon } = extras;
+        let Extras { variables, disks, balloon, watchdog } = extras;
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
         let output = ConsoleOutput::stdout().context("standard output")?;
@@ -290,6 +295,7 @@ impl Devices {
             bus.insert(virt::VARIABLES, Arc::new(flash))?;
         }
         if !map.has_flash() {
+            bus.insert(layout::WATCHDOG, watchdog.clone())?;
             bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
         }
         let mut virtio = Vec::with_capacity(disks.len());
@@ -301,10 +307,11 @@ impl Devices {
             bus.insert(map.virtio(index), device.clone())?;
             virtio.push(device);
         }
-        Ok(Self { bus: Arc::new(bus), uart, output, virtio })
+        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio })
     }
 
     fn shut_down(&mut self) {
+        self.watchdog.shut_down();
         self.virtio.iter().for_each(|device| device.shut_down());
         self.output.finish_line();
     }

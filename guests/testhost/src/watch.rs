@@ -75,10 +75,11 @@ fn sees(vm: &mut Vm, kinds: u32) -> Outcome {
     let five = [kind::UNDEFINED, kind::BREAKPOINT, kind::ABORT, kind::UNDEFINED, kind::USER_UNDEFINED];
     let mut count = 0;
     for (n, (kind, esr)) in five.into_iter().zip(SYNDROMES).enumerate() {
-        // The fourth follows its write of VBAR_EL1 at once.
-        if kinds & kind != 0 && (n != 3 || fgt) {
+        let (mut seen, event) = next(vm)?;
+        // The fourth follows its write of VBAR_EL1 at once: it may be missed where that does not trap.
+        let missed = n == 3 && !fgt && matches!(seen, Seen::Store(..));
+        if kinds & kind != 0 && !missed {
             count += 1;
-            let (seen, event) = next(vm)?;
             let at = pages::read(vm.memory + 0x800 + 8 * n as u64) - RAM;
             check_eq!(seen, Seen::Event(kind, at), "exception {n}");
             check_eq!(event.esr, esr, "syndrome {n}");
@@ -88,8 +89,9 @@ fn sees(vm: &mut Vm, kinds: u32) -> Outcome {
                 check_eq!(event.far, 1 << 52, "address of the abort");
             }
             check_eq!((event.fp, event.lr), (0x2929, 0x3030), "x29, x30");
+            (seen, _) = next(vm)?;
         }
-        check_eq!(next(vm)?.0, Seen::Store(0x40, esr), "ESR_EL1 in the guest's handler {n}");
+        check_eq!(seen, Seen::Store(0x40, esr), "ESR_EL1 in the guest's handler {n}");
         check_eq!(next(vm)?.0, Seen::Store(0x10, n as u64 + 1), "behind exception {n}");
     }
     let events = hypercall::call(Function::Control, &[vm.id.into(), STATUS.into()]).values[1];

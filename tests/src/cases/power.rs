@@ -91,6 +91,8 @@ stops() {
     while [ ! -s /tmp/status ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
     [ "$(cat /tmp/status)" = 5 ]
 }
+ends watchdog_resets 3 'watchdog of vCPU 0' run_gz --kernel /guest/testguest.Image --cmdline crash=watchdog
+ends petted_watchdog 0 SURVIVED run_gz --kernel /guest/testguest.Image --cmdline crash=watchdog-petted
 starts reset
 holds guest_resets_itself "$(lives) lives" waits_for 5
 holds stop_between_lives "exit status $(cat /tmp/status)" stops
