@@ -15,7 +15,7 @@ use crate::vm::{self, Vm};
 
 pub const CASES: &[Case] = cases!["hypercall":
     create_vm, destroy_vm, destroy_vm_while_running, probe, inform_exit, set_dtb_config, get_statistics,
-    enable_cap, get_regs, set_regs, ext_info, ext_counter,
+    enable_cap, get_regs, set_regs, ext_info, ext_counter, set_watch,
 ];
 
 const NO_VM: [u64; 7] = [0, 254, 0x7FFF, 0xFFFE, 0xFFFF, 0x1_0000, u64::MAX];
@@ -230,4 +230,37 @@ fn ext_counter() -> Outcome {
     let after = hypercall::counter(Counter::HostHvc).unwrap_or(0);
     check_eq!(after - before, 1, "hypercalls between two readings of their counter");
     Ok(())
+}
+
+/// Ours, 0x46: x1 = VM, x2 = kinds, x3 = action, x4 = ms to a stall. With VM 0 it only tells the kinds that can be watched.
+fn set_watch() -> Outcome {
+    leaves_nothing(|| {
+        let asked = call(Function::SetWatch, &[0]);
+        answers(asked, Status::Success, format_args!("what can be watched"))?;
+        let kinds = asked.values[0];
+        // Those of programs need breakpoints, which may be too few.
+        check!(kinds == 0x73F || kinds == 0x43F, "kinds {kinds:#x}");
+        check_eq!((asked.values[1], asked.values[2]), (0, 0), "x2 and x3");
+        for id in NO_VM.into_iter().filter(|id| *id != 0) {
+            answers(call(Function::SetWatch, &[id, 1]), Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        let vm = Vm::new(programs::tour(), 1)?;
+        let set = |kinds, action, ms| call(Function::SetWatch, &[vm.id.into(), kinds, action, ms]);
+        for kind in (0..64).map(|bit| 1 << bit).filter(|kind| kinds & kind == 0) {
+            answers(set(kind, 0, 0), Status::NotSupported, format_args!("kind {kind:#x}"))?;
+        }
+        for action in [4, 1 << 32, 1 << 32 | 1, u64::MAX] {
+            answers(set(1, action, 0), Status::InvalidArgs, format_args!("action {action:#x}"))?;
+        }
+        for (kinds, ms) in [(1 << 4, 0), (1 << 4, 3_600_001), (1 << 4, u64::MAX), (1, 1), (0, 1)] {
+            answers(set(kinds, 0, ms), Status::InvalidArgs, format_args!("kinds {kinds:#x}, {ms} ms"))?;
+        }
+        for (kinds, action, ms) in [(kinds, 1, 3_600_000), (1 << 4, 3, 1), (0, 0, 0)] {
+            let reply = set(kinds, action, ms);
+            answers(reply, Status::Success, format_args!("kinds {kinds:#x}, action {action}, {ms} ms"))?;
+        }
+        let _ = vm.run_once(0);
+        answers(set(1, 0, 0), Status::InvalidArgs, format_args!("after the first RUN"))?;
+        vm.destroy().map(drop)
+    })
 }
