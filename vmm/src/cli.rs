@@ -63,6 +63,8 @@ pub enum Command {
     Reset(Socket),
     /// Tells how a guest is: created, running, paused, suspended, over
     Status(Socket),
+    /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
+    Balloon(BalloonOptions),
 }
 
 impl Command {
@@ -75,6 +77,7 @@ impl Command {
             Self::Stop(socket) => (Request::Stop, socket),
             Self::Reset(socket) => (Request::Reset, socket),
             Self::Status(socket) => (Request::Status, socket),
+            Self::Balloon(options) => (Request::Balloon(options.size), &options.socket),
         })
     }
 }
@@ -85,6 +88,17 @@ pub struct Socket {
     /// What was given to `gz run --control`
     #[arg(value_name = "SOCKET")]
     pub path: PathBuf,
+}
+
+/// Which running guest, and how much of its memory it shall give back.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct BalloonOptions {
+    /// Which one.
+    #[command(flatten)]
+    pub socket: Socket,
+    /// In MiB, or with K, M, G or T; 0 gives all back to the guest
+    #[arg(value_name = "SIZE")]
+    pub size: Option<MemSize>,
 }
 
 /// What a guest's reset comes to.
@@ -132,7 +146,7 @@ pub struct RunOptions {
     pub mem: MemSize,
 
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
-    /// reports as free
+    /// reports as free. `gz balloon` changes it
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
 
@@ -158,7 +172,7 @@ pub struct RunOptions {
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnException::Report, requires = "watch")]
     pub on_exception: OnException,
 
-    /// Listens at this socket for `gz pause`, `resume`, `stop`, `reset` and `status`
+    /// Listens at this socket for `gz pause`, `resume`, `stop`, `reset`, `status` and `balloon`
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
 
@@ -307,6 +321,11 @@ mod tests {
             let (request, socket) = cli.command.request().unwrap();
             assert_eq!((request, socket.path.to_str()), (want, Some("/run/vm")));
         }
+        for (arguments, want) in [(&["/vm"][..], None), (&["/vm", "64"], Some(MemSize(64 << 20)))] {
+            let cli = Cli::try_parse_from(["gz", "balloon"].iter().chain(arguments)).unwrap();
+            assert_eq!(cli.command.request().unwrap().0, Request::Balloon(want));
+        }
+        assert!(Cli::try_parse_from(["gz", "balloon", "/vm", "lots"]).is_err());
         assert!(Cli::try_parse_from(["gz", "reset"]).is_err());
         assert_eq!(parse(&["--kernel", "k", "--on-reset", "restart"]).unwrap().on_reset, OnReset::Restart);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The control socket: `gz run --control SOCKET` listens, `gz pause SOCKET` and its like talk to it.
 //!
-//! One line each way. A request is the name of a [`Request`], the answer `ok TEXT` or `error TEXT`. One client at a
+//! One line each way. A request is the name of a [`Request`] (with a size, for a balloon), the answer `ok TEXT` or `error TEXT`. One client at a
 //! time, and none may keep the others waiting for long. The socket's file is the user's alone.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::cli::MemSize;
 use crate::exit::EndReason;
 use crate::hypervisor::Vm;
 
@@ -26,7 +27,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 const LINE: u64 = 256;
 
 /// What a client asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
     /// vCPUs stop where they are.
     Pause,
@@ -38,28 +39,59 @@ pub enum Request {
     Reset,
     /// Tells the state.
     Status,
+    /// Tells the balloon's size; with one, sets the size that it should have.
+    Balloon(Option<MemSize>),
 }
 
 impl Request {
-    const ALL: [(Self, &str); 5] = [
+    const ALL: [(Self, &str); 6] = [
         (Self::Pause, "pause"),
         (Self::Resume, "resume"),
         (Self::Stop, "stop"),
         (Self::Reset, "reset"),
         (Self::Status, "status"),
+        (Self::Balloon(None), "balloon"),
     ];
 
     fn parse(line: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(_, name)| *name == line.trim_end()).map(|(request, _)| request)
+        let mut words = line.split_ascii_whitespace();
+        let name = words.next()?;
+        let (request, _) = Self::ALL.into_iter().find(|(_, known)| *known == name)?;
+        let request = match (request, words.next()) {
+            (Self::Balloon(_), Some(size)) => Self::Balloon(Some(size.parse().ok()?)),
+            (request, None) => request,
+            _ => return None,
+        };
+        words.next().is_none().then_some(request)
     }
 
-    fn name(self) -> &'static str {
-        Self::ALL.into_iter().find(|(request, _)| *request == self).map_or("", |(_, name)| name)
+    /// The line that asks for it.
+    fn line(self) -> String {
+        match self {
+            Self::Balloon(Some(size)) => format!("balloon {}K", size.0 >> 10),
+            other => Self::ALL
+                .into_iter()
+                .find(|(request, _)| *request == other)
+                .map_or("", |(_, name)| name)
+                .into(),
+        }
     }
 }
 
+/// Tells a balloon's size, after it has set the one that it should have: in bytes.
+pub type Resize = Arc<dyn Fn(Option<u64>) -> anyhow::Result<String> + Send + Sync>;
+
+/// What requests are about.
+#[derive(Clone)]
+pub struct Subject {
+    /// The VM.
+    pub vm: Arc<dyn Vm>,
+    /// Its balloon, if it has one.
+    pub balloon: Option<Resize>,
+}
+
 /// The VM that requests are about: another one after each reset.
-pub type Target = Arc<Mutex<Option<Arc<dyn Vm>>>>;
+pub type Target = Arc<Mutex<Option<Subject>>>;
 
 /// A socket that is served; gone with this value.
 pub struct Server {
@@ -76,12 +108,12 @@ impl Server {
     pub fn start(path: &Path, end: Sender<EndReason>) -> anyhow::Result<Self> {
         let listener = listen(path).with_context(|| format!("--control {}", path.display()))?;
         let target = Target::default();
-        let vm = target.clone();
+        let subject = target.clone();
         thread::Builder::new()
             .name("gz-control".into())
             .spawn(move || {
                 for client in listener.incoming().flatten() {
-                    if let Err(error) = serve(&client, &vm, &end) {
+                    if let Err(error) = serve(&client, &subject, &end) {
                         tracing::debug!("control: {error}");
                     }
                 }
@@ -91,8 +123,8 @@ impl Server {
     }
 
     /// The VM that requests are about from now on.
-    pub fn set(&self, vm: Option<Arc<dyn Vm>>) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = vm;
+    pub fn set(&self, subject: Option<Subject>) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = subject;
     }
 }
 
@@ -126,8 +158,8 @@ fn serve(client: &UnixStream, target: &Target, end: &Sender<EndReason>) -> io::R
     client.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new(client.take(LINE)).read_line(&mut line)?;
-    let vm = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let answer = match (Request::parse(&line), vm) {
+    let subject = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let answer = match (Request::parse(&line), subject) {
         (None, _) => Err(anyhow::anyhow!("unknown request {line:?}")),
         (Some(Request::Stop), _) => {
             end.send(EndReason::Stopped).map(|()| "stopping".into()).context("ending")
@@ -136,9 +168,13 @@ fn serve(client: &UnixStream, target: &Target, end: &Sender<EndReason>) -> io::R
             end.send(EndReason::Reset).map(|()| "resetting".into()).context("ending")
         }
         (Some(_), None) => Err(anyhow::anyhow!("the VM is being made or unmade just now")),
-        (Some(Request::Pause), Some(vm)) => vm.pause().map(|status| status.to_string()),
-        (Some(Request::Resume), Some(vm)) => vm.resume().map(|status| status.to_string()),
-        (Some(Request::Status), Some(vm)) => vm.status().map(|status| status.to_string()),
+        (Some(Request::Pause), Some(subject)) => subject.vm.pause().map(|status| status.to_string()),
+        (Some(Request::Resume), Some(subject)) => subject.vm.resume().map(|status| status.to_string()),
+        (Some(Request::Status), Some(subject)) => subject.vm.status().map(|status| status.to_string()),
+        (Some(Request::Balloon(size)), Some(subject)) => match subject.balloon {
+            Some(resize) => resize(size.map(|size| size.0)),
+            None => Err(anyhow::anyhow!("this guest has no balloon (gz run --balloon)")),
+        },
     };
     let mut client = client;
     match answer {
@@ -155,7 +191,7 @@ pub fn ask(path: &Path, request: Request) -> anyhow::Result<String> {
     let place = || path.display().to_string();
     let mut stream = UnixStream::connect(path).with_context(place)?;
     stream.set_read_timeout(Some(ANSWER)).with_context(place)?;
-    writeln!(stream, "{}", request.name()).with_context(place)?;
+    writeln!(stream, "{}", request.line()).with_context(place)?;
     let mut answer = String::new();
     BufReader::new(stream.take(LINE)).read_line(&mut answer).with_context(place)?;
     match answer.trim_end().split_once(' ') {
@@ -206,6 +242,10 @@ mod tests {
         }
     }
 
+    fn fake() -> Subject {
+        Subject { vm: Arc::new(Fake::default()), balloon: None }
+    }
+
     fn socket(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("gz-control-{}-{name}", std::process::id()))
     }
@@ -216,7 +256,7 @@ mod tests {
         let (end, reasons) = mpsc::channel();
         let server = Server::start(&path, end).unwrap();
         assert!(ask(&path, Request::Pause).is_err());
-        server.set(Some(Arc::new(Fake::default())));
+        server.set(Some(fake()));
         assert_eq!(ask(&path, Request::Status).unwrap(), "running");
         assert_eq!(ask(&path, Request::Pause).unwrap(), "paused");
         assert_eq!(ask(&path, Request::Status).unwrap(), "paused");
@@ -232,11 +272,42 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_what_they_say() {
+        for (request, _) in Request::ALL {
+            assert_eq!(Request::parse(&request.line()), Some(request));
+        }
+        let sized = Request::Balloon(Some(MemSize(64 << 20)));
+        assert_eq!((sized.line().as_str(), Request::parse("balloon 64M\n")), ("balloon 65536K", Some(sized)));
+        for wrong in ["", "balloons", "pause 1M", "balloon x", "balloon 1M 2M", "status now"] {
+            assert_eq!(Request::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn balloons_are_asked_and_set() {
+        let path = socket("balloon");
+        let (end, _reasons) = mpsc::channel();
+        let server = Server::start(&path, end).unwrap();
+        server.set(Some(fake()));
+        assert!(ask(&path, Request::Balloon(None)).unwrap_err().to_string().contains("no balloon"));
+        let resize: Resize = Arc::new(|bytes| match bytes {
+            Some(9216) => anyhow::bail!("not so"),
+            other => Ok(format!("{other:?}")),
+        });
+        server.set(Some(Subject { balloon: Some(resize), ..fake() }));
+        assert_eq!(ask(&path, Request::Balloon(None)).unwrap(), "None");
+        assert_eq!(ask(&path, Request::Balloon(Some(MemSize(8192)))).unwrap(), "Some(8192)");
+        assert!(
+            ask(&path, Request::Balloon(Some(MemSize(9216)))).unwrap_err().to_string().ends_with("not so")
+        );
+    }
+
+    #[test]
     fn rubbish_and_silence_are_survived() {
         let path = socket("rubbish");
         let (end, _reasons) = mpsc::channel();
         let server = Server::start(&path, end).unwrap();
-        server.set(Some(Arc::new(Fake::default())));
+        server.set(Some(fake()));
         for rubbish in [&b"pausee\n"[..], b"\xFF\xFE\n", b"", &[b'x'; 4096]] {
             let mut client = UnixStream::connect(&path).unwrap();
             let _ = client.write_all(rubbish);

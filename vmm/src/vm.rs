@@ -119,7 +119,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let threads =
         Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
     if let Some(control) = &session.control {
-        control.set(Some(vm.clone()));
+        control.set(Some(control::Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
     }
     // `end` lives, so that there is always a reason to come.
     let reason = session.reasons.recv().context("nobody is left to end the VM")?;
@@ -143,15 +143,21 @@ fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
     Ok(disks?)
 }
 
-/// A balloon that should take `size` bytes of the guest's RAM.
-fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloon> {
-    if size >= ram.size() || !size.is_multiple_of(PAGE) {
+/// A balloon's size in pages, for a guest with so many bytes of RAM.
+fn balloon_pages(bytes: u64, ram: u64) -> anyhow::Result<u32> {
+    if bytes >= ram || !bytes.is_multiple_of(PAGE) {
         anyhow::bail!(
-            "--balloon {}K: must be whole pages, and less than the guest's {}M",
-            size >> 10,
-            ram.size() >> 20
+            "a balloon of {}K: must be whole pages, and less than the guest's {}M",
+            bytes >> 10,
+            ram >> 20
         );
     }
+    Ok(u32::try_from(bytes / PAGE)?)
+}
+
+/// A balloon that should take `bytes` of the guest's RAM, and how to change that.
+fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, bytes: u64) -> anyhow::Result<(Balloon, Arc<Size>)> {
+    let size = Size::new(balloon_pages(bytes, ram.size()).context("--balloon")?);
     if !vm.can_discard() {
         anyhow::bail!("--balloon: this hypervisor or its driver can't take pages back from a guest");
     }
@@ -163,7 +169,19 @@ fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloo
             tracing::warn!("balloon: {error:#}");
         }
     });
-    Ok(Balloon::new(Size::new(u32::try_from(size / PAGE).unwrap_or(u32::MAX)), give))
+    Ok((Balloon::new(size.clone(), give), size))
+}
+
+/// What the control socket does to a balloon behind `transport`.
+fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> control::Resize {
+    Arc::new(move |bytes| {
+        if let Some(bytes) = bytes {
+            size.set_target(balloon_pages(bytes, ram)?);
+            transport.config_change();
+        }
+        let kib = |pages: u32| u64::from(pages) * (PAGE >> 10);
+        Ok(format!("target {}K, actual {}K", kib(size.target()), kib(size.actual())))
+    })
 }
 
 /// What is in the guest's memory before it runs.
@@ -258,7 +276,7 @@ fn seed(number: Option<u64>) -> anyhow::Result<[u8; 64]> {
 struct Extras {
     variables: Option<Flash>,
     disks: Vec<Disk>,
-    balloon: Option<Balloon>,
+    balloon: Option<(Balloon, Arc<Size>)>,
     watchdog: Arc<Watchdog>,
 }
 
@@ -269,6 +287,7 @@ struct Devices {
     output: ConsoleOutput,
     watchdog: Arc<Watchdog>,
     virtio: Vec<Arc<MmioTransport>>,
+    resize: Option<control::Resize>,
 }
 
 impl Devices {
@@ -301,13 +320,16 @@ impl Devices {
         let mut virtio = Vec::with_capacity(disks.len());
         let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
         // Behind the disks, so that they keep their places.
+        let (balloon, size) = balloon.unzip();
         let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
         for (index, device) in (0..).zip(disks.chain(balloon)) {
             let device = attach_virtio(vm, guest, index, device)?;
             bus.insert(map.virtio(index), device.clone())?;
             virtio.push(device);
         }
-        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio })
+        let ram = guest.ram()?.size();
+        let resize = size.zip(virtio.last()).map(|(size, transport)| resize(transport.clone(), size, ram));
+        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio, resize })
     }
 
     fn shut_down(&mut self) {
@@ -399,6 +421,15 @@ mod tests {
         let mut all = String::new();
         io::Read::read_to_string(&mut reader, &mut all).unwrap();
         assert_eq!(all, "done\nprompt # \r\n");
+    }
+
+    #[test]
+    fn balloons_leave_something() {
+        assert_eq!(balloon_pages(0, 8 << 20).unwrap(), 0);
+        assert_eq!(balloon_pages((8 << 20) - 4096, 8 << 20).unwrap(), 2047);
+        for wrong in [8 << 20, u64::MAX, 4095, 1024] {
+            assert!(balloon_pages(wrong, 8 << 20).is_err(), "{wrong}");
+        }
     }
 
     #[test]
