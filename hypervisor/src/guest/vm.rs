@@ -119,6 +119,8 @@ pub struct Vm {
     pub life: Life,
     /// Which of its exceptions are watched.
     pub watch: VmWatch,
+    /// Its driver has called DESTROY_VM and does not come again: see `registry::work_off`. Set under the slot's lock.
+    pub abandoned: AtomicBool,
     /// Guest physical addresses of distributor and first redistributor.
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
@@ -161,6 +163,7 @@ impl Vm {
             idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
             life: Life::new(),
             watch: VmWatch::new(),
+            abandoned: AtomicBool::new(false),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
             last_vcpu: [const { AtomicU8::new(0) }; MAX_CPUS],

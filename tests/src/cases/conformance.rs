@@ -30,6 +30,7 @@ pub const HYPERCALL_LEVEL: &[&str] = &[
     "hypercall::create_vm",
     "hypercall::destroy_vm",
     "hypercall::destroy_vm_while_running",
+    "hypercall::destroy_vm_by_older_drivers",
     "hypercall::probe",
     "hypercall::inform_exit",
     "hypercall::set_dtb_config",
