@@ -12,6 +12,8 @@
 #[cfg(target_os = "none")]
 mod abuse;
 #[cfg(target_os = "none")]
+mod addresses;
+#[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
 mod conformance;
@@ -33,8 +35,6 @@ mod programs;
 mod unmap;
 #[cfg(target_os = "none")]
 mod vm;
-#[cfg(target_os = "none")]
-mod watch;
 
 #[cfg(target_os = "none")]
 gzvm_guest_kit::entry!(host_vm);
@@ -54,8 +54,8 @@ fn host_vm() {
         calls::CASES,
         guest_runs::CASES,
         life::CASES,
-        watch::CASES,
         unmap::CASES,
+        addresses::CASES,
         levels::CASES,
         abuse::CASES,
     ];
