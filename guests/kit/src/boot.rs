@@ -5,11 +5,11 @@
 //!   VA = PA     0 .. 1 GiB      Device-nGnRE, never executed
 //!               1 .. 512 GiB    Normal write-back, inner shareable, EL1 only
 //! ```
-//! The blocks cover more than there is memory; nothing but the tests touches what is not there.
+//! [`stage1`] has it once more, in other page sizes. The blocks cover more than there is memory; nothing but the tests touches what is not there.
 
 use core::arch::global_asm;
 
-use crate::{MAX_CPUS, arch, console, exception, machine, psci, smp};
+use crate::{MAX_CPUS, arch, console, exception, machine, psci, smp, stage1};
 
 /// Bytes of a CPU's stack.
 pub const STACK_SIZE: usize = 32 * 1024;
@@ -170,6 +170,9 @@ unsafe extern "Rust" {
 /// be using what was there.
 pub fn alias(index: usize, entry: u64) {
     assert!((500..512).contains(&index), "the lower part is the identity map");
+    if let Some(granule) = stage1::granule() {
+        return stage1::alias(granule, index as u64, entry);
+    }
     let table = GZVM_GUEST_TABLE.0.get().cast::<u64>();
     // SAFETY: inside the table, above every GiB of RAM; the old translation is invalidated before the
     // new one is there.
@@ -197,12 +200,14 @@ pub fn image_range() -> (u64, u64) {
 extern "C" fn gzvm_guest_boot_main(fdt: usize) -> ! {
     machine::init(fdt);
     console::init(machine::get());
+    stage1::init();
     gzvm_guest_main();
     psci::system_off()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn gzvm_guest_secondary_main(_context: usize) -> ! {
+    stage1::enter();
     smp::secondary(arch::cpu_index())
 }
 

@@ -7,6 +7,7 @@
 //! - `filter=A,B`: only cases whose name contains A or B.
 //! - `hyp=gzvm|kvm|none`: what is below, where a case expects something of one of them only.
 //!   Without it: `none` if there is no vendor hypervisor UID.
+//! - `granule=16|64`: runs on pages of so many KiB, if the CPU has them.
 //! - `crash=NAME`: no cases; the guest ends in the way that [`crash`] describes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -27,6 +28,8 @@ mod firmware;
 mod gic_registers;
 #[cfg(target_os = "none")]
 mod gic_sweep;
+#[cfg(target_os = "none")]
+mod granules;
 #[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
@@ -64,6 +67,7 @@ fn guest() {
     gic::init_distributor();
     gic::init_cpu();
     case::run(&[
+        granules::CASES,
         registers::CASES,
         sysregs::CASES,
         sweep::CASES,

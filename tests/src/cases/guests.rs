@@ -34,13 +34,30 @@ pub fn cases() -> Vec<Case> {
             move |context| testguest(context, Host::Gzvm, "max", vcpus),
         ));
     }
+    // The guest's own pages. The oldest CPU has those of 64 KiB, but not of 16.
+    for (kib, cpu) in [(16, "max"), (64, "max"), (64, "cortex-a53")] {
+        cases.push(Case::new(
+            Tier::System,
+            format!("guests::testguest::{kib}k_pages::{cpu}"),
+            ON_GZVM,
+            move |context| {
+                let arguments =
+                    format!(" granule={kib} filter=granules,psci,suspend,decoded,time,interrupts,memory");
+                let console = selected(context, Host::Gzvm, cpu, 2, &arguments)?;
+                ensure!(console.contains(&format!("pages of {kib} KiB")), "the guest has 4 KiB pages");
+                Ok(())
+            },
+        ));
+    }
     // More vCPUs than the public ABI has, on a host with four CPUs: what is between vCPUs.
     for vcpus in [32, 64] {
         cases.push(Case::new(
             Tier::System,
             format!("guests::testguest::{vcpus}_vcpus"),
             ON_GZVM,
-            move |context| selected(context, Host::Gzvm, "max", vcpus, " filter=sgi::,psci::,gic::"),
+            move |context| {
+                selected(context, Host::Gzvm, "max", vcpus, " filter=sgi::,psci::,gic::").map(drop)
+            },
         ));
     }
     // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
@@ -51,10 +68,11 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn testguest(context: &Context, host: Host, cpu: &str, vcpus: u32) -> Result<()> {
-    selected(context, host, cpu, vcpus, "")
+    selected(context, host, cpu, vcpus, "").map(drop)
 }
 
-fn selected(context: &Context, host: Host, cpu: &str, vcpus: u32, arguments: &str) -> Result<()> {
+/// The whole console.
+fn selected(context: &Context, host: Host, cpu: &str, vcpus: u32, arguments: &str) -> Result<String> {
     let below = if host == Host::Kvm { "kvm" } else { "gzvm" };
     let script = format!(
         ". /etc/test-library
@@ -73,5 +91,6 @@ echo \"gz ended with $?\""
     let during = text.split_once("gzvm test guest:").map_or("", |(_, after)| after);
     let lines = during.lines().filter(|line| line.starts_with("gzvm [")).count();
     ensure!(lines <= MOST_LINES, "the hypervisor logged {lines} lines while the guest ran");
-    Results::read(&text)?.check()
+    Results::read(&text)?.check()?;
+    Ok(text)
 }
