@@ -6,7 +6,8 @@
 //!
 //! Demand paging brings in the whole 2 MiB block around a fault the first time, clipped to the slot; what can't be
 //! pinned around the faulting page is left out. Later faults in that block (pages the guest gave back, or left out)
-//! bring in one page, until nothing of the block is left.
+//! bring in one page; but where they follow one another, more and more of those behind ([`Streams`]), as a guest
+//! does that takes back what it gave.
 //!
 //! Pages go by the guest's own wish (relinquish), with their slot (size 0), or by DISCARD: always the hypervisor first,
 //! in steps, and the pins after it is done with them.
@@ -25,6 +26,8 @@ use crate::pins::Pins;
 const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 /// How often a call that finds the hypervisor busy is made.
 const BUSY_TRIES: u32 = 10_000;
+/// Most pages that a fault brings in of a block of which something is there.
+const MOST_AHEAD: u64 = 64;
 /// Constituents that fit in the region buffer after the header.
 const MAX_CONSTITUENTS: usize = 510;
 
@@ -89,12 +92,41 @@ impl Slot {
     }
 }
 
+/// Where faults follow one another: the page behind what the last one brought in, and how many pages that were.
+#[derive(Default)]
+struct Streams {
+    /// One for each of a few vCPUs at work; which is the oldest.
+    ends: [(u64, u64); 4],
+    oldest: usize,
+}
+
+impl Streams {
+    /// How many pages a fault on `gfn` should bring in; the caller tells what came of it.
+    fn wanted(&mut self, gfn: u64) -> u64 {
+        let followed = self.ends.iter_mut().find(|(end, pages)| *end == gfn && *pages != 0);
+        followed.map_or(1, |stream| core::mem::take(stream).1.saturating_mul(2).min(MOST_AHEAD))
+    }
+
+    /// A fault on `gfn` brought in so many pages.
+    fn came(&mut self, gfn: u64, pages: u64) {
+        let free = self.ends.iter().position(|(_, pages)| *pages == 0);
+        let place = free.unwrap_or_else(|| {
+            self.oldest = self.oldest.wrapping_add(1) % self.ends.len();
+            self.oldest
+        });
+        if let Some(end) = self.ends.get_mut(place) {
+            *end = (gfn.saturating_add(pages), pages);
+        }
+    }
+}
+
 /// The slots of a VM and what is needed to fill them.
 pub struct Memory {
     vm_id: u16,
     paging: Paging,
     /// In ascending order of their addresses.
     slots: KVec<Slot>,
+    streams: Streams,
     /// A slot was removed before: a vCPU may still come with a fault in it.
     removed: bool,
     mailbox: Pages<0>,
@@ -107,6 +139,7 @@ impl Memory {
             vm_id: 0,
             paging: Paging::Eager,
             slots: KVec::new(),
+            streams: Streams::default(),
             removed: false,
             mailbox: Pages::new()?,
         })
@@ -220,9 +253,10 @@ impl Memory {
                 if slot.pins.block_is_empty(gfn) && map_window(vm, slot, gfn, self.mailbox.as_mut_array())? {
                     return Ok(());
                 }
-                let [first, ..] = self.mailbox.as_mut_array::<u64, { BLOCK_PAGES as usize }>();
-                *first = one_page(slot, gfn)?;
-                map_block(vm, slot.id, gfn, 1)
+                let wanted = self.streams.wanted(gfn);
+                let pages = map_run(vm, slot, gfn, wanted, self.mailbox.as_mut_array())?;
+                self.streams.came(gfn, pages);
+                Ok(())
             }
         }
     }
@@ -329,6 +363,31 @@ fn map_window(
         at = at.saturating_add(got);
     }
     Ok(served)
+}
+
+/// Maps `gfn`, and up to `wanted` pages from there on as far as none is pinned and they lie in the same block. How many.
+fn map_run(
+    vm: u16,
+    slot: &mut Slot,
+    gfn: u64,
+    wanted: u64,
+    mailbox: &mut [u64; BLOCK_PAGES as usize],
+) -> Result<u64> {
+    let end = (gfn / BLOCK_PAGES).saturating_add(1).saturating_mul(BLOCK_PAGES).min(slot.end());
+    let end = gfn.saturating_add(wanted.min(device::map_batch())).min(end);
+    let free = (gfn..end).take_while(|&g| slot.pins.get(g).is_none()).count();
+    let [first, ..] = mailbox;
+    if free <= 1 {
+        *first = one_page(slot, gfn)?;
+        return map_block(vm, slot.id, gfn, 1).map(|()| 1);
+    }
+    let got = slot.pin(gfn, mailbox.get_mut(..free).ok_or(code::EINVAL)?)? as u64;
+    match map_block(vm, slot.id, gfn, got) {
+        Ok(()) => Ok(got),
+        // What is wrong with a neighbour is found out when it is touched.
+        Err(e) if got == 1 || e == code::ERESTARTSYS => Err(e),
+        Err(_) => map_block(vm, slot.id, gfn, 1).map(|()| 1),
+    }
 }
 
 /// Brings in all pages of a slot that are not there, through the region buffer.

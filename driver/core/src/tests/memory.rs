@@ -315,6 +315,39 @@ fn discarded_pages_go_back_and_come_again() {
     assert_eq!(mapped(&k).len(), 512);
 }
 
+/// A guest that takes back page by page what it gave: few faults; what it leaves alone stays away.
+#[test]
+fn faults_that_follow_one_another_bring_in_more() {
+    let k = Session::new();
+    let (vm, vcpu) = machine(&k, RAM, 4 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    assert_eq!(discard(&k, vm, RAM + 100 * 4096, 400 * 4096), 0);
+    let first = RAM / 4096 + 100;
+    let mut faults = 0;
+    let mut take = |pages: std::ops::Range<u64>| {
+        for page in pages {
+            if !mapped(&k).contains(&(first + page)) {
+                assert!(fault(&k, vcpu, (first + page) * 4096));
+                faults += 1;
+            }
+        }
+    };
+    // Two at once: 1, 2, 4, ... 64, 64 pages each.
+    for page in 0..150 {
+        take(page..page + 1);
+        take(200 + page..201 + page);
+    }
+    assert_eq!(faults, 2 * 8);
+    assert_eq!(
+        mapped(&k).len(),
+        112 + 2 * 191,
+        "0 to 190, and 200 to the end of what was given back but for 9"
+    );
+    assert!(fault(&k, vcpu, (first + 195) * 4096));
+    assert_eq!(mapped(&k).len(), 112 + 2 * 191 + 1, "a page alone");
+    assert!(k.with(|k| k.pins.values().all(|&n| n == 1)));
+}
+
 #[test]
 fn discard_arguments() {
     let k = Session::new();
