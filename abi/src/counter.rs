@@ -57,6 +57,8 @@ counters! {
     GuestEmulated = "guest_emulated",
     /// Guests' first use of FP after an entry.
     GuestFp = "guest_fp",
+    /// Guests that suspended themselves as a whole (PSCI SYSTEM_SUSPEND).
+    GuestSystemSuspend = "guest_system_suspend",
     /// Returns to the host with MMIO.
     ExitMmio = "exit_mmio",
     /// Returns to the host with a page fault.

@@ -6,23 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use gz::cli::{Cli, Command};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
-use gz::{control, terminal, vm};
+use gz::{terminal, vm};
 
 fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
-    if let Some((request, socket)) = command.request() {
-        return match control::ask(&socket.path, request) {
-            Ok(answer) => {
-                println!("{answer}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("gz: {error:#}");
-                ExitCode::from(CODE_VMM_ERROR)
-            }
-        };
-    }
-    let Command::Run(options) = command else { return ExitCode::SUCCESS };
+    let Cli { command: Command::Run(options) } = Cli::parse();
     tracing_subscriber::fmt()
         .with_max_level(options.log_level)
         .with_writer(std::io::stderr)

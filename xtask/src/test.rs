@@ -69,12 +69,13 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
     let tiers = options
         .tier
         .map_or_else(|| vec![Tier::Unit, Tier::Boot, Tier::System, Tier::Abuse], |tier| vec![tier]);
+    // Other kernels as guests.
+    let tests = tiers.contains(&Tier::System) || tiers.contains(&Tier::Soak);
     let mut total = Summary::default();
     let mut prepared = false;
     for tier in tiers {
         let begin = Instant::now();
         if !prepared {
-            let tests = tier == Tier::Soak;
             setup::ensure(layout, &setup::Options { tests, ..setup::Options::default() })?;
             build::build(layout, &build::ALL)?;
             prepared = true;

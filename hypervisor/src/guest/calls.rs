@@ -4,6 +4,7 @@
 
 use core::sync::atomic::Ordering;
 
+use gzvm_abi::counter::Counter;
 use gzvm_abi::guest;
 use gzvm_core::addr::{Ipa, PAGE_SIZE};
 use gzvm_core::platform::psci::{self, Outcome};
@@ -14,6 +15,7 @@ use gzvm_core::vm::lifecycle::Cause;
 use super::run::{Exit, Next, Running};
 use super::vm::{IPA_BITS, Pending};
 use crate::arch::cpu;
+use crate::arch::percpu::count;
 
 impl Running<'_> {
     /// HVC #0. The return address is behind the instruction already.
@@ -53,7 +55,6 @@ impl Running<'_> {
 
     fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {
         let id = self.vcpu.id;
-        self.progress();
         let outcome = self.vm.power.lock().call(id, fid, args, IPA_BITS);
         match outcome {
             Outcome::Return(value) => {
@@ -74,7 +75,12 @@ impl Running<'_> {
                 self.vcpu.regs.x[0] = psci::SUCCESS;
                 self.wait_for_interrupt()
             }
-            Outcome::PowerDown { entry, context, may_return } => self.power_down(entry, context, may_return),
+            Outcome::PowerDown { entry, context, may_return } => {
+                if !may_return {
+                    count(Counter::GuestSystemSuspend);
+                }
+                self.power_down(entry, context, may_return)
+            }
             Outcome::CheckRange { base, length } => {
                 let all_memory = self.vm.memory.lock().slots.hold(Ipa(base), length);
                 self.vcpu.regs.x[0] = if all_memory { psci::SUCCESS } else { psci::DENIED };

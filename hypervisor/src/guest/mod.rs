@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`]), and running a vCPU
-//! ([`run`]), how it ends ([`life`]), and watching
-//! its exceptions ([`watch`]).
+//! ([`run`]), and how it ends ([`life`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
@@ -21,4 +20,3 @@ mod sleep;
 mod sysreg;
 mod timer;
 pub mod vm;
-pub mod watch;

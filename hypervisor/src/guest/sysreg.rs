@@ -51,9 +51,7 @@ impl Running<'_> {
     #[inline(never)]
     fn by_table(&mut self, access: SysregAccess) -> Next {
         let Some(trap) = registers::trap(access.key(), access.read) else {
-            if !self.watched_vbar(access) {
-                self.inject_undefined();
-            }
+            self.inject_undefined();
             return Next::Resume;
         };
         if trap == Trap::PhysicalTimer {

@@ -9,4 +9,3 @@ pub mod rtc;
 pub mod serial;
 pub mod testdev;
 pub mod virtio;
-pub mod watchdog;

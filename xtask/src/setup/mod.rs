@@ -32,7 +32,7 @@ pub struct Options {
     /// Look for newer packages and prepare everything again
     #[arg(long)]
     pub refresh: bool,
-    /// Also what only the soak tier runs: other kernels and firmware as guests (`cargo xtask test soak` fetches it by itself)
+    /// Also what tests run as guests: kernels of other series, U-Boot (`cargo xtask test` fetches it by itself)
     #[arg(long)]
     pub tests: bool,
 }
