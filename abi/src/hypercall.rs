@@ -81,6 +81,9 @@ functions! {
     IrqLevel = 0x44,
     /// Ours. x1 = VM id, x2 = one of [`control`](crate::control). Results x1 = state, x2 = watch events so far.
     Control = 0x45,
+    /// Ours. x1 = VM id (0: only asks), x2 = [kinds](crate::watch::kind), x3 = [action](crate::watch::action), x4 = ms
+    /// to a stall. Result x1 = kinds that can be watched.
+    SetWatch = 0x46,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).
@@ -209,6 +212,8 @@ pub mod cap {
     /// Result x1 = pages per DESTROY_VM step, a power of two.
     pub const QUERY_DESTROY_BATCH_PAGES: u64 = 0x9205;
 
+    /// CHECK_EXTENSION only, ours: the [kinds](crate::watch::kind) that [`SET_WATCH`](crate::ioctl::SET_WATCH) can watch.
+    pub const WATCH: u64 = 0x475A_0010;
     /// CHECK_EXTENSION only, ours: 1 where [`CONTROL`](crate::ioctl::CONTROL) is there.
     pub const CONTROL: u64 = 0x475A_0011;
 

@@ -42,6 +42,8 @@ pub const GET_ONE_REG: u32 = iow::<OneReg>(0xAB);
 pub const SET_ONE_REG: u32 = iow::<OneReg>(0xAC);
 /// VM, ours: state, pause, resume; see [`cap::CONTROL`](crate::hypercall::cap::CONTROL).
 pub const CONTROL: u32 = iowr::<Control>(0xC8);
+/// VM, ours: watches exceptions; before the first RUN. See [`cap::WATCH`](crate::hypercall::cap::WATCH).
+pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.
@@ -217,6 +219,19 @@ structure! {
         guest_phys_addr: u64,
         /// Bytes, in pages.
         size: u64,
+    }
+}
+structure! {
+    /// Argument of [`SET_WATCH`].
+    Watch[32] {
+        /// [Kinds](crate::watch::kind).
+        kinds: u32,
+        /// One of [`action`](crate::watch::action).
+        action: u32,
+        /// Milliseconds until a vCPU that gets nowhere stalls; 0 without that kind.
+        stall_ms: u64,
+        /// Zero.
+        reserved: [u64; 2],
     }
 }
 structure! {

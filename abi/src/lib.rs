@@ -22,6 +22,7 @@ pub mod hypercall;
 pub mod ioctl;
 pub mod reg;
 pub mod run;
+pub mod watch;
 
 /// Bytes in a page of host and guest alike. Hosts with larger pages are not self-consistent in
 /// the public ABI and are refused by the driver.

@@ -35,6 +35,8 @@ pub mod exit {
     /// Ours: the guest has ended resampled interrupts, whose lines are low now: [`Resampled`](super::Resampled). Only for VMs
     /// that have such lines.
     pub const RESAMPLED: u32 = 0x9292_0040;
+    /// Ours, for VMs that are watched only: [`Watch`](super::Watch).
+    pub const WATCH: u32 = 0x9292_0041;
 }
 
 /// [`SystemEvent::type_`] values.
@@ -186,6 +188,32 @@ payload! {
         intids: [u32; 16],
         /// Zero.
         pad: u32,
+    }
+}
+
+payload! {
+    /// Payload of [`exit::WATCH`].
+    Watch {
+        /// One of [`kind`](crate::watch::kind).
+        kind: u32,
+        /// What has been done: one of [`action`](crate::watch::action).
+        action: u32,
+        /// Events of the VM so far, this one and those that were not reported included.
+        count: u64,
+        /// The instruction that it is about.
+        pc: u64,
+        /// PSTATE there.
+        pstate: u64,
+        /// Its syndrome, 0 for a stall.
+        esr: u64,
+        /// The address that was accessed, where there is one.
+        far: u64,
+        /// Stack pointer there.
+        sp: u64,
+        /// x29.
+        fp: u64,
+        /// x30.
+        lr: u64,
     }
 }
 

@@ -7,7 +7,9 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use gzvm_abi::MAX_VCPUS_EXTENDED;
 
+use crate::control::Request;
 use crate::hypervisor::Kind;
+use crate::watch::{OnException, Watch};
 
 const EXIT_CODES: &str = "\
 Console:
@@ -17,13 +19,14 @@ Exit codes:
   0        the guest powered off
   1        gz or the host's hypervisor failed
   2        wrong command line
-  3        the guest asked for a reset (a Linux guest that panics does, with panic=-1)
+  3        the guest asked for a reset (a Linux guest that panics does, with panic=-1), and --on-reset is exit
   4        the guest crashed: it can't go on, or (--strict-mmio) used an unmapped address
-  5        ended from the console (Ctrl-A x)
+  5        ended from the console (Ctrl-A x) or by `gz stop`
+  6        killed after an exception that --watch names (--on-exception kill)
   64..127  a bare-metal guest wrote 0..63 to the test device
   128+N    ended by signal N (SIGINT 130, SIGTERM 143, SIGHUP 129)
 
-Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, GICv3 at 0x3fff0000, virtio-mmio from
+Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, watchdogs at 0x3000, GICv3 at 0x3fff0000, virtio-mmio from
 0x2000000, RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
 run). The guest finds all of them in its device tree.
 
@@ -50,6 +53,61 @@ pub struct Cli {
 pub enum Command {
     /// Runs a guest, its console on standard input and output.
     Run(RunOptions),
+    /// Stops a running guest's vCPUs where they are; its clock stands still
+    Pause(Socket),
+    /// Lets a paused guest go on
+    Resume(Socket),
+    /// Ends a run (exit code 5)
+    Stop(Socket),
+    /// Resets a guest: as if it had asked for it itself
+    Reset(Socket),
+    /// Tells how a guest is: created, running, paused, suspended, over
+    Status(Socket),
+    /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
+    Balloon(BalloonOptions),
+}
+
+impl Command {
+    /// The request to a running `gz`, if it is one.
+    pub fn request(&self) -> Option<(Request, &Socket)> {
+        Some(match self {
+            Self::Run(_) => return None,
+            Self::Pause(socket) => (Request::Pause, socket),
+            Self::Resume(socket) => (Request::Resume, socket),
+            Self::Stop(socket) => (Request::Stop, socket),
+            Self::Reset(socket) => (Request::Reset, socket),
+            Self::Status(socket) => (Request::Status, socket),
+            Self::Balloon(options) => (Request::Balloon(options.size), &options.socket),
+        })
+    }
+}
+
+/// Which running guest.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct Socket {
+    /// What was given to `gz run --control`
+    #[arg(value_name = "SOCKET")]
+    pub path: PathBuf,
+}
+
+/// Which running guest, and how much of its memory it shall give back.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct BalloonOptions {
+    /// Which one.
+    #[command(flatten)]
+    pub socket: Socket,
+    /// In MiB, or with K, M, G or T; 0 gives all back to the guest
+    #[arg(value_name = "SIZE")]
+    pub size: Option<MemSize>,
+}
+
+/// What a guest's reset comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum OnReset {
+    /// The run ends with exit code 3.
+    Exit,
+    /// The guest starts again in fresh memory, with fresh vCPUs and interrupt controller.
+    Restart,
 }
 
 /// Options of `gz run`.
@@ -88,7 +146,7 @@ pub struct RunOptions {
     pub mem: MemSize,
 
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
-    /// reports as free
+    /// reports as free. `gz balloon` changes it
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
 
@@ -99,6 +157,24 @@ pub struct RunOptions {
     /// The host's hypervisor
     #[arg(long, value_enum, value_name = "NAME", default_value_t = Kind::Gzvm)]
     pub hypervisor: Kind,
+
+    /// What a reset of the guest comes to
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnReset::Exit)]
+    pub on_reset: OnReset,
+
+    /// Exceptions of the guest to be told of, without its help: undefined, abort, serror, breakpoint (of its kernel),
+    /// external (an access where nothing is), stall=TIME (a vCPU runs that long without waiting for or taking an
+    /// interrupt), user-undefined, user-abort, user-breakpoint (of its programs; slow)
+    #[arg(long, value_name = "LIST")]
+    pub watch: Option<Watch>,
+
+    /// What one of them comes to
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnException::Report, requires = "watch")]
+    pub on_exception: OnException,
+
+    /// Listens at this socket for `gz pause`, `resume`, `stop`, `reset`, `status` and `balloon`
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
 
     /// An access to an unmapped address is a crash; otherwise it is logged, reads as all ones and
     /// writes nowhere
@@ -168,8 +244,10 @@ mod tests {
 
     fn parse(arguments: &[&str]) -> Result<RunOptions, ErrorKind> {
         let all = ["gz", "run"].iter().chain(arguments);
-        let Command::Run(options) = Cli::try_parse_from(all).map_err(|error| error.kind())?.command;
-        Ok(options)
+        match Cli::try_parse_from(all).map_err(|error| error.kind())?.command {
+            Command::Run(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -233,6 +311,34 @@ mod tests {
         assert!(parse(&["--firmware", "f", "--disk", "d", "--variables", "v"]).is_ok());
         assert!(parse(&["--kernel", "k", "--variables", "v"]).is_err());
         assert_eq!(parse(&["--kernel", "k", "--hypervisor", "xen"]), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn requests_name_a_socket() {
+        for (name, want) in [("pause", Request::Pause), ("resume", Request::Resume), ("stop", Request::Stop)]
+        {
+            let cli = Cli::try_parse_from(["gz", name, "/run/vm"]).unwrap();
+            let (request, socket) = cli.command.request().unwrap();
+            assert_eq!((request, socket.path.to_str()), (want, Some("/run/vm")));
+        }
+        for (arguments, want) in [(&["/vm"][..], None), (&["/vm", "64"], Some(MemSize(64 << 20)))] {
+            let cli = Cli::try_parse_from(["gz", "balloon"].iter().chain(arguments)).unwrap();
+            assert_eq!(cli.command.request().unwrap().0, Request::Balloon(want));
+        }
+        assert!(Cli::try_parse_from(["gz", "balloon", "/vm", "lots"]).is_err());
+        assert!(Cli::try_parse_from(["gz", "reset"]).is_err());
+        assert_eq!(parse(&["--kernel", "k", "--on-reset", "restart"]).unwrap().on_reset, OnReset::Restart);
+    }
+
+    #[test]
+    fn watches() {
+        let options =
+            parse(&["--kernel", "k", "--watch", "abort,stall=5s", "--on-exception", "kill"]).unwrap();
+        assert_eq!(options.watch.map(|w| w.stall_ms), Some(5000));
+        assert_eq!(options.on_exception, OnException::Kill);
+        assert_eq!(parse(&["--kernel", "k", "--watch", "all"]), Err(ErrorKind::ValueValidation));
+        let alone = parse(&["--kernel", "k", "--on-exception", "kill"]);
+        assert_eq!(alone, Err(ErrorKind::MissingRequiredArgument));
     }
 
     #[test]

@@ -9,8 +9,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -58,20 +58,35 @@ impl Escape {
     }
 }
 
+/// The UART that input goes to: another one after each reset of the guest.
+#[derive(Clone, Default)]
+pub struct Current(Arc<Mutex<Option<Arc<dyn Terminal>>>>);
+
+impl Current {
+    /// Input goes to `uart` from now on.
+    pub fn set(&self, uart: Option<Arc<dyn Terminal>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = uart;
+    }
+
+    fn get(&self) -> Option<Arc<dyn Terminal>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Starts the thread that reads standard input. It ends with its input, or with the process.
 ///
 /// # Errors
 /// No thread left.
-pub fn start(uart: Arc<dyn Terminal>, end: Sender<EndReason>) -> io::Result<()> {
+pub fn start(uart: Current, end: Sender<EndReason>) -> io::Result<()> {
     thread::Builder::new().name("gz-console".into()).spawn(move || {
-        if let Err(error) = pump(uart.as_ref(), &end) {
+        if let Err(error) = pump(&uart, &end) {
             tracing::warn!("standard input: {error}; the guest's console gets no more");
         }
     })?;
     Ok(())
 }
 
-fn pump(uart: &dyn Terminal, end: &Sender<EndReason>) -> io::Result<()> {
+fn pump(uart: &Current, end: &Sender<EndReason>) -> io::Result<()> {
     let stdin = io::stdin();
     let mut escape = Escape::default();
     let (mut input, mut output) = ([0; 256], Vec::new());
@@ -100,8 +115,13 @@ fn pump(uart: &dyn Terminal, end: &Sender<EndReason>) -> io::Result<()> {
 }
 
 /// Queues all of `output`, waiting for the guest to read.
-fn send(uart: &dyn Terminal, output: &mut Vec<u8>) -> io::Result<()> {
+fn send(current: &Current, output: &mut Vec<u8>) -> io::Result<()> {
     loop {
+        let Some(uart) = current.get() else {
+            // Between two lives of the guest.
+            thread::sleep(std::time::Duration::from_millis(100));
+            continue;
+        };
         output.drain(..uart.receive(output));
         if output.is_empty() {
             return Ok(());

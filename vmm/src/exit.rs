@@ -15,10 +15,14 @@ pub enum EndReason {
     Reset,
     /// The guest can't go on; the text says all that is known.
     Crash(String),
+    /// `--on-exception kill` gave the guest up; the text says after what.
+    Watched(String),
     /// The VMM or the host's hypervisor failed.
     VmmError(String),
     /// The user typed the escape sequence.
     Quit,
+    /// `gz stop`.
+    Stopped,
     /// A signal.
     Signal(i32),
     /// A bare-metal guest wrote this code to the test device.
@@ -33,8 +37,10 @@ pub const CODE_USAGE: u8 = 2;
 pub const CODE_RESET: u8 = 3;
 /// Exit code of [`EndReason::Crash`].
 pub const CODE_CRASH: u8 = 4;
-/// Exit code of [`EndReason::Quit`].
+/// Exit code of [`EndReason::Quit`] and [`EndReason::Stopped`].
 pub const CODE_QUIT: u8 = 5;
+/// Exit code of [`EndReason::Watched`].
+pub const CODE_WATCHED: u8 = 6;
 /// First exit code of [`EndReason::TestDevice`]; 64 of them.
 pub const CODE_TEST_DEVICE: u8 = 64;
 /// First exit code of [`EndReason::Signal`], as shells have it.
@@ -48,7 +54,8 @@ impl EndReason {
             Self::VmmError(_) => CODE_VMM_ERROR,
             Self::Reset => CODE_RESET,
             Self::Crash(_) => CODE_CRASH,
-            Self::Quit => CODE_QUIT,
+            Self::Watched(_) => CODE_WATCHED,
+            Self::Quit | Self::Stopped => CODE_QUIT,
             Self::TestDevice(value) => CODE_TEST_DEVICE + (value & 0x3F),
             // Signal numbers are below 65.
             Self::Signal(number) => CODE_SIGNAL.saturating_add(u8::try_from(*number).unwrap_or(0)),
@@ -62,8 +69,10 @@ impl fmt::Display for EndReason {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
             Self::Crash(report) => write!(f, "the guest crashed: {report}"),
+            Self::Watched(report) => write!(f, "the guest was killed: {report}"),
             Self::VmmError(error) => f.write_str(error),
             Self::Quit => f.write_str("stopped from the console"),
+            Self::Stopped => f.write_str("stopped by `gz stop`"),
             Self::Signal(number) => write!(f, "stopped by signal {number}"),
             Self::TestDevice(value) => write!(f, "the guest ended the run with code {value}"),
         }
@@ -82,6 +91,8 @@ mod tests {
             (EndReason::Reset, 3),
             (EndReason::Crash(String::new()), 4),
             (EndReason::Quit, 5),
+            (EndReason::Watched(String::new()), 6),
+            (EndReason::Stopped, 5),
             (EndReason::TestDevice(0), 64),
             (EndReason::TestDevice(0x41), 65),
             (EndReason::TestDevice(0xFF), 127),

@@ -3,6 +3,7 @@
 
 use vm_fdt::{Error, FdtWriter};
 
+use crate::devices::watchdog::{CLOCK_HZ, TIMEOUT_SECONDS};
 use crate::layout::{self, DeviceRange, Map, SerialKind, virt};
 
 /// What varies from guest to guest.
@@ -60,6 +61,7 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
         flash(&mut fdt)?;
     }
     if !config.map.has_flash() {
+        watchdog(&mut fdt)?;
         test_device(&mut fdt)?;
     }
     for index in 0..config.virtio_devices {
@@ -203,6 +205,15 @@ fn rtc(fdt: &mut FdtWriter, map: &Map) -> Result<(), Error> {
     fdt.property_array_u32("interrupts", &[GIC_SPI, map.rtc_spi, EDGE_RISING])?;
     fdt.property_u32("clocks", PHANDLE_CLOCK)?;
     fdt.property_string("clock-names", "apb_pclk")?;
+    fdt.end_node(node)
+}
+
+fn watchdog(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("vmwdt@{:x}", layout::WATCHDOG.base))?;
+    fdt.property_string("compatible", "qemu,vcpu-stall-detector")?;
+    reg(fdt, layout::WATCHDOG)?;
+    fdt.property_u32("clock-frequency", CLOCK_HZ)?;
+    fdt.property_u32("timeout-sec", TIMEOUT_SECONDS)?;
     fdt.end_node(node)
 }
 

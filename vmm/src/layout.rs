@@ -4,6 +4,7 @@
 //! ```text
 //! 0x0000_03F8  +8                16550 UART                      SPI 0, edge
 //! 0x0000_2000  +0x1000           PL031 real-time clock           SPI 1, edge
+//! 0x0000_3000  +0x1000           watchdogs, 0x10 a vCPU
 //! 0x0009_0000  +0x1000           test device (benchmarks, bare-metal tests)
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
@@ -45,6 +46,9 @@ pub const SERIAL_CLOCK_HZ: u32 = 1_843_200;
 pub const RTC: DeviceRange = DeviceRange { base: 0x2000, size: 0x1000 };
 /// SPI number of the clock.
 pub const RTC_SPI: u32 = 1;
+
+/// Watchdogs of the vCPUs.
+pub const WATCHDOG: DeviceRange = DeviceRange { base: 0x3000, size: 0x1000 };
 
 /// Test device, see [`crate::devices::testdev`].
 pub const TEST_DEVICE: DeviceRange = DeviceRange { base: 0x9_0000, size: 0x1000 };

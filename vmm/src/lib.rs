@@ -17,6 +17,7 @@
 pub mod bus;
 pub mod cli;
 pub mod console;
+pub mod control;
 pub mod devices;
 pub mod exit;
 pub mod fdt;
@@ -28,3 +29,4 @@ pub mod signals;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;
+pub mod watch;

@@ -6,10 +6,23 @@ use std::process::ExitCode;
 use clap::Parser;
 use gz::cli::{Cli, Command};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
-use gz::{terminal, vm};
+use gz::{control, terminal, vm};
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Run(options) } = Cli::parse();
+    let Cli { command } = Cli::parse();
+    if let Some((request, socket)) = command.request() {
+        return match control::ask(&socket.path, request) {
+            Ok(answer) => {
+                println!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("gz: {error:#}");
+                ExitCode::from(CODE_VMM_ERROR)
+            }
+        };
+    }
+    let Command::Run(options) = command else { return ExitCode::SUCCESS };
     tracing_subscriber::fmt()
         .with_max_level(options.log_level)
         .with_writer(std::io::stderr)

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use gzvm_abi::reg;
 
 use crate::bus::Bus;
+use crate::devices::watchdog::{Watchdog, cpu_time_of_this_thread};
 use crate::exit::EndReason;
 use crate::hypervisor::{Exit, Kick, Vcpu};
 use crate::signals;
@@ -41,6 +42,7 @@ impl Threads {
         vcpus: Vec<Box<dyn Vcpu>>,
         bus: &Arc<Bus>,
         end: &Sender<EndReason>,
+        watchdog: Option<&Arc<Watchdog>>,
     ) -> std::io::Result<Self> {
         let mut all = Self { stop: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
         // Secondary vCPUs wait in the hypervisor for the guest to turn them on: all must be there.
@@ -48,7 +50,11 @@ impl Threads {
         for (id, mut vcpu) in vcpus.into_iter().enumerate() {
             let kick = vcpu.kick();
             let (stop, barrier, bus, end) = (all.stop.clone(), barrier.clone(), bus.clone(), end.clone());
+            let watchdog = watchdog.cloned();
             let thread = thread::Builder::new().name(format!("gz-vcpu{id}")).spawn(move || {
+                if let (Some(watchdog), Some(time)) = (watchdog, cpu_time_of_this_thread()) {
+                    watchdog.runs(id, time);
+                }
                 barrier.wait();
                 if let Some(reason) = run(vcpu.as_mut(), &bus, &stop) {
                     // The receiver is gone when the VM ends for another reason.
@@ -202,7 +208,7 @@ mod tests {
         let (end, reasons) = mpsc::channel();
         let ran_on = Arc::default();
         let vcpus = vec![fake(None, &ran_on), fake(Some(9), &ran_on), fake(None, &ran_on)];
-        let threads = Threads::start(vcpus, &Arc::new(bus), &end).unwrap();
+        let threads = Threads::start(vcpus, &Arc::new(bus), &end, None).unwrap();
         assert_eq!(reasons.recv_timeout(Duration::from_secs(10)), Ok(EndReason::TestDevice(9)));
         threads.stop();
         assert!(!ran_on.load(Ordering::SeqCst), "a vCPU ran after the end");

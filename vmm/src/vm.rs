@@ -2,22 +2,26 @@
 //! From options to a running guest, and back: the order in which everything is made and unmade.
 //!
 //! ```text
-//!  signals ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
+//!  signals, control socket ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
 //!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
 //! ```
+//! With `--on-reset restart` a reset goes back to "files checked": memory, VM, vCPUs and devices are made anew, so that
+//! nothing of one life is seen in the next.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::Context;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
-use crate::cli::RunOptions;
+use crate::cli::{OnReset, RunOptions};
 use crate::devices::flash::Flash;
 use crate::devices::pl011::Pl011;
 use crate::devices::rtc::Pl031;
@@ -27,6 +31,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts, Vm};
 use crate::layout::{Map, SerialKind, virt};
@@ -34,25 +39,62 @@ use crate::loader::Loaded;
 use crate::memory::GuestRam;
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
-use crate::{console, fdt, layout, loader, signals};
+use crate::{console, control, fdt, layout, loader, signals};
 
 /// Runs a guest to its end.
 pub fn run(options: &RunOptions) -> EndReason {
     try_run(options).unwrap_or_else(|error| EndReason::VmmError(format!("{error:#}")))
 }
 
+/// What stays through the resets of a guest.
+struct Session {
+    end: Sender<EndReason>,
+    reasons: Receiver<EndReason>,
+    control: Option<control::Server>,
+    console: console::Current,
+    /// The console thread has been started, if there is to be one.
+    console_runs: Cell<bool>,
+}
+
 fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let (end, reasons) = mpsc::channel();
     signals::install(end.clone()).context("can't set up signals")?;
+    let control = match &options.control {
+        Some(path) => Some(control::Server::start(path, end.clone())?),
+        None => None,
+    };
+    let session = Session {
+        end,
+        reasons,
+        control,
+        console: console::Current::default(),
+        console_runs: Cell::new(false),
+    };
+    loop {
+        let reason = live(options, &session)?;
+        // Threads that were told of the same end say it again; who wants the run to end is heard.
+        let said_since = session.reasons.try_iter().find(|r| !matches!(r, EndReason::Reset));
+        match (reason, options.on_reset, said_since) {
+            (EndReason::Reset, OnReset::Restart, None) => tracing::info!("the guest starts again"),
+            (EndReason::Reset, OnReset::Restart, Some(reason)) | (reason, _, _) => return Ok(reason),
+        }
+    }
+}
 
+/// One life of the guest: nothing of it is left but the disks' contents.
+fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
+    let end = &session.end;
     let disks = open_disks(options)?;
     let mut guest = Guest::load(options)?;
     let variables = guest.variables.take();
     let parts = Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
-    let vm: Arc<dyn Vm> = vm.into();
+    if let Some(watch) = options.watch {
+        vm.set_watch(watch, options.on_exception)?;
+    }
     let balloon = options.balloon.map(|size| balloon(&vm, guest.ram()?, size.0)).transpose()?;
-    let extras = Extras { variables, disks, balloon };
+    let watchdog = Watchdog::start(options.cpus, end.clone()).context("can't start the watchdog")?;
+    let extras = Extras { variables, disks, balloon, watchdog };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
@@ -69,12 +111,23 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     if input == Input::Background {
         tracing::info!("in the background: the guest's console gets no input");
     } else {
-        console::start(devices.uart.clone(), end.clone()).context("can't start the console")?;
+        session.console.set(Some(devices.uart.clone()));
+        if !session.console_runs.replace(true) {
+            console::start(session.console.clone(), end.clone()).context("can't start the console")?;
+        }
     }
-    let threads = Threads::start(vcpus, &devices.bus, &end).context("can't start the vCPUs")?;
+    let threads =
+        Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
+    if let Some(control) = &session.control {
+        control.set(Some(control::Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
+    }
     // `end` lives, so that there is always a reason to come.
-    let reason = reasons.recv().context("nobody is left to end the VM")?;
+    let reason = session.reasons.recv().context("nobody is left to end the VM")?;
     tracing::debug!("ending: {reason}");
+    if let Some(control) = &session.control {
+        control.set(None);
+    }
+    session.console.set(None);
     threads.stop();
     devices.shut_down();
     Ok(reason)
@@ -90,15 +143,21 @@ fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
     Ok(disks?)
 }
 
-/// A balloon that should take `size` bytes of the guest's RAM.
-fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloon> {
-    if size >= ram.size() || !size.is_multiple_of(PAGE) {
+/// A balloon's size in pages, for a guest with so many bytes of RAM.
+fn balloon_pages(bytes: u64, ram: u64) -> anyhow::Result<u32> {
+    if bytes >= ram || !bytes.is_multiple_of(PAGE) {
         anyhow::bail!(
-            "--balloon {}K: must be whole pages, and less than the guest's {}M",
-            size >> 10,
-            ram.size() >> 20
+            "a balloon of {}K: must be whole pages, and less than the guest's {}M",
+            bytes >> 10,
+            ram >> 20
         );
     }
+    Ok(u32::try_from(bytes / PAGE)?)
+}
+
+/// A balloon that should take `bytes` of the guest's RAM, and how to change that.
+fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, bytes: u64) -> anyhow::Result<(Balloon, Arc<Size>)> {
+    let size = Size::new(balloon_pages(bytes, ram.size()).context("--balloon")?);
     if !vm.can_discard() {
         anyhow::bail!("--balloon: this hypervisor or its driver can't take pages back from a guest");
     }
@@ -110,7 +169,19 @@ fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, size: u64) -> anyhow::Result<Balloo
             tracing::warn!("balloon: {error:#}");
         }
     });
-    Ok(Balloon::new(Size::new(u32::try_from(size / PAGE).unwrap_or(u32::MAX)), give))
+    Ok((Balloon::new(size.clone(), give), size))
+}
+
+/// What the control socket does to a balloon behind `transport`.
+fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> control::Resize {
+    Arc::new(move |bytes| {
+        if let Some(bytes) = bytes {
+            size.set_target(balloon_pages(bytes, ram)?);
+            transport.config_change();
+        }
+        let kib = |pages: u32| u64::from(pages) * (PAGE >> 10);
+        Ok(format!("target {}K, actual {}K", kib(size.target()), kib(size.actual())))
+    })
 }
 
 /// What is in the guest's memory before it runs.
@@ -205,7 +276,8 @@ fn seed(number: Option<u64>) -> anyhow::Result<[u8; 64]> {
 struct Extras {
     variables: Option<Flash>,
     disks: Vec<Disk>,
-    balloon: Option<Balloon>,
+    balloon: Option<(Balloon, Arc<Size>)>,
+    watchdog: Arc<Watchdog>,
 }
 
 /// The devices, wired to the bus and the virtual GIC.
@@ -213,13 +285,15 @@ struct Devices {
     bus: Arc<Bus>,
     uart: Arc<dyn Terminal>,
     output: ConsoleOutput,
+    watchdog: Arc<Watchdog>,
     virtio: Vec<Arc<MmioTransport>>,
+    resize: Option<control::Resize>,
 }
 
 impl Devices {
     fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
         let map = guest.map;
-        let Extras { variables, disks, balloon } = extras;
+        let Extras { variables, disks, balloon, watchdog } = extras;
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
         let output = ConsoleOutput::stdout().context("standard output")?;
@@ -240,21 +314,26 @@ impl Devices {
             bus.insert(virt::VARIABLES, Arc::new(flash))?;
         }
         if !map.has_flash() {
+            bus.insert(layout::WATCHDOG, watchdog.clone())?;
             bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
         }
         let mut virtio = Vec::with_capacity(disks.len());
         let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
         // Behind the disks, so that they keep their places.
+        let (balloon, size) = balloon.unzip();
         let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
         for (index, device) in (0..).zip(disks.chain(balloon)) {
             let device = attach_virtio(vm, guest, index, device)?;
             bus.insert(map.virtio(index), device.clone())?;
             virtio.push(device);
         }
-        Ok(Self { bus: Arc::new(bus), uart, output, virtio })
+        let ram = guest.ram()?.size();
+        let resize = size.zip(virtio.last()).map(|(size, transport)| resize(transport.clone(), size, ram));
+        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio, resize })
     }
 
     fn shut_down(&mut self) {
+        self.watchdog.shut_down();
         self.virtio.iter().for_each(|device| device.shut_down());
         self.output.finish_line();
     }
@@ -342,6 +421,15 @@ mod tests {
         let mut all = String::new();
         io::Read::read_to_string(&mut reader, &mut all).unwrap();
         assert_eq!(all, "done\nprompt # \r\n");
+    }
+
+    #[test]
+    fn balloons_leave_something() {
+        assert_eq!(balloon_pages(0, 8 << 20).unwrap(), 0);
+        assert_eq!(balloon_pages((8 << 20) - 4096, 8 << 20).unwrap(), 2047);
+        for wrong in [8 << 20, u64::MAX, 4095, 1024] {
+            assert!(balloon_pages(wrong, 8 << 20).is_err(), "{wrong}");
+        }
     }
 
     #[test]

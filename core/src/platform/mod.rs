@@ -8,9 +8,11 @@
 //! | [`timer`] | the physical timer that a guest is shown |
 //! | [`host_calls`] | which SMCs of the host go to the firmware |
 //! | [`id_registers`] | what of the CPU a guest is told |
+//! | [`watch`] | which of a guest's exceptions somebody wants to know of |
 
 pub mod host_calls;
 pub mod id_registers;
 pub mod psci;
 pub mod smccc;
 pub mod timer;
+pub mod watch;

@@ -121,6 +121,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
     let answer: u64 = match uaccess::read::<u64>(arg)? {
         cap::PROTECTED_VM => 1,
         cap::VM_GPA_SIZE => pa_bits().into(),
+        cap::WATCH if has_function(Function::SetWatch) => call(Function::SetWatch, [0])?.x1,
         cap::CONTROL if has_function(Function::Control) => 1,
         extension::MAX_VCPUS if has_function(Function::ExtInfo) => gzvm_abi::MAX_VCPUS_EXTENDED as u64,
         extension::NR_MEMSLOTS => max_slots() as u64,

@@ -385,6 +385,10 @@ impl Fake {
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
                 (Status::Success, [self.sleepers, 0, 0])
             }
+            Function::SetWatch if a1 == 0 => (Status::Success, [0x73F, 0, 0]),
+            Function::SetWatch if a2 & !0x73F != 0 => (Status::NotSupported, [0; 3]),
+            Function::SetWatch if a3 > 3 => invalid,
+            Function::SetWatch => (Status::Success, [0x73F, 0, 0]),
             Function::Control => match self.vms.get_mut(&vm_of) {
                 Some(_) if self.control_busy > 0 => {
                     self.control_busy -= 1;

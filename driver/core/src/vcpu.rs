@@ -222,9 +222,12 @@ impl Vcpu {
                 vm.wake(u64::MAX);
                 Next::User
             }
-            exit::UNKNOWN | exit::DEBUG | exit::FAIL_ENTRY | exit::INTERNAL_ERROR | exit::SHUTDOWN => {
-                Next::User
-            }
+            exit::UNKNOWN
+            | exit::DEBUG
+            | exit::FAIL_ENTRY
+            | exit::INTERNAL_ERROR
+            | exit::SHUTDOWN
+            | exit::WATCH => Next::User,
             other => {
                 pr_warn!(
                     "vCPU {}.{}: exit {other:#x} is unknown ({status:?})",

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
-    UserspaceMemoryRegion, extension,
+    UserspaceMemoryRegion, Watch, extension,
 };
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
@@ -134,6 +134,7 @@ impl Vm {
             ioctl::ENABLE_CAP => this.enable_cap(arg).map(done),
             ioctl::CREATE_DEVICE => this.create_device(uaccess::read::<CreateDevice>(arg)?).map(done),
             ioctl::CONTROL => this.control(arg).map(done),
+            ioctl::SET_WATCH => this.set_watch(&uaccess::read::<Watch>(arg)?).map(done),
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
                 call(Function::SetDtbConfig, [this.id.into(), dtb.dtb_addr, dtb.dtb_size]).map(|_| 0)
@@ -209,6 +210,18 @@ impl Vm {
         request.state = reply.x1 as u32;
         request.events = reply.x2;
         uaccess::write(arg, &request)
+    }
+
+    /// SET_WATCH. EOPNOTSUPP: a kind that can't be watched; EINVAL: other values, or a vCPU has run.
+    fn set_watch(&self, watch: &Watch) -> Result {
+        if !has_function(Function::SetWatch) {
+            return Err(code::ENOTTY);
+        }
+        if watch.reserved != [0; 2] {
+            return Err(code::EINVAL);
+        }
+        let args = [self.id.into(), watch.kinds.into(), watch.action.into(), watch.stall_ms];
+        call(Function::SetWatch, args).map(drop)
     }
 
     /// ENABLE_CAP: only what makes a VM protected. EINVAL for all else.

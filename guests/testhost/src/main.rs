@@ -35,6 +35,8 @@ mod programs;
 mod unmap;
 #[cfg(target_os = "none")]
 mod vm;
+#[cfg(target_os = "none")]
+mod watch;
 
 #[cfg(target_os = "none")]
 gzvm_guest_kit::entry!(host_vm);
@@ -54,6 +56,7 @@ fn host_vm() {
         calls::CASES,
         guest_runs::CASES,
         life::CASES,
+        watch::CASES,
         unmap::CASES,
         addresses::CASES,
         levels::CASES,

@@ -61,6 +61,13 @@ programs! {
     /// vCPU 1 counts at RAM + 0x800 for ever; vCPU 0 starts it, tells that it counts, and calls the function
     /// that was in its x0 with 0x8000_0000 and 0x1234; tells the answer, should there be one.
     ends = (prog_ends, prog_ends_end);
+    /// Five exceptions: undefined, BRK 7, load from beyond the address space, undefined with new vectors, undefined at EL0. Notes the
+    /// address of each at RAM + 0x800 + 8n before, and tells n + 1 behind it. Vectors at RAM + 0x2000 and 0x3000.
+    faults = (prog_faults, prog_faults_end);
+    /// A vector for it: tells ESR_EL1 at 0x40 and steps over the instruction.
+    vector = (prog_vector, prog_vector_end);
+    /// An undefined instruction, with no vectors set.
+    crashes = (prog_crashes, prog_crashes_end);
     /// Writes the virtual count to RAM + 0x800, for ever.
     tells_time = (prog_time, prog_time_end);
     /// Tells where it runs, and the word at its x0; writes x0 behind that word, tells it from there, turns off.
@@ -86,6 +93,9 @@ global_asm!(
     .global prog_unknown, prog_unknown_end
     .global prog_ends, prog_ends_end
     .global prog_time, prog_time_end
+    .global prog_faults, prog_faults_end
+    .global prog_vector, prog_vector_end
+    .global prog_crashes, prog_crashes_end
     .global prog_reaches, prog_reaches_end
 
     .macro  prog_off
@@ -146,6 +156,67 @@ prog_ends:
     str     x5, [x4, #0x800]
     b       3b
 prog_ends_end:
+
+    .balign 16
+prog_faults:
+    mov     x1, #0x90000
+    mov     x4, #0x80000000
+    mov     x29, #0x2929
+    mov     x30, #0x3030
+    add     x9, x4, #2, lsl #12
+    msr     vbar_el1, x9
+    isb
+    // All notes first: the cache is off, and the host looks after each event.
+    adr     x5, 1f
+    str     x5, [x4, #0x800]
+    adr     x5, 2f
+    str     x5, [x4, #0x808]
+    adr     x5, 3f
+    str     x5, [x4, #0x810]
+    adr     x5, 4f
+    str     x5, [x4, #0x818]
+    adr     x5, 5f
+    str     x5, [x4, #0x820]
+    movz    x2, #0x10, lsl #48      // no CPU has so many address bits
+1:  udf     #0
+    mov     x6, #1
+    str     x6, [x1, #0x10]
+2:  brk     #7
+    mov     x6, #2
+    str     x6, [x1, #0x10]
+3:  ldr     x3, [x2]
+    mov     x6, #3
+    str     x6, [x1, #0x10]
+    add     x9, x4, #3, lsl #12
+    msr     vbar_el1, x9
+    isb
+4:  udf     #0
+    mov     x6, #4
+    str     x6, [x1, #0x10]
+    mov     x6, #0x3C0              // EL0t
+    msr     spsr_el1, x6
+    adr     x6, 5f
+    msr     elr_el1, x6
+    eret
+5:  udf     #0
+    mov     x6, #5
+    str     x6, [x1, #0x10]
+    b       .
+prog_faults_end:
+
+prog_vector:
+    mrs     x10, esr_el1
+    str     x10, [x1, #0x40]
+    mrs     x10, elr_el1
+    add     x10, x10, #4
+    msr     elr_el1, x10
+    eret
+prog_vector_end:
+
+    .balign 16
+prog_crashes:
+    udf     #0
+prog_crashes_end:
 
     .balign 16
 prog_time:

@@ -18,6 +18,8 @@
 //!   (`guest/sysreg.rs`), and [`Breakpoints::take`] for a guest does nothing.
 //! - Nothing in them matches at EL2: HMC and SSC are zero in whatever is taken.
 
+use gzvm_core::platform::watch::VECTORS;
+
 use super::barrier::isb;
 use super::sysreg::{read, write};
 
@@ -30,6 +32,17 @@ pub const WCR_MASK: u64 = 1 | 3 << 1 | 3 << 3 | 0xFF << 5 | 0xF << 16 | 1 << 20 
 /// OSLSR_EL1.OSLK.
 const OSLSR_LOCKED: u64 = 1 << 1;
 
+/// MDSCR_EL1.SS.
+pub const MDSCR_SS: u64 = 1;
+/// MDSCR_EL1.MDE.
+const MDSCR_MDE: u64 = 1 << 15;
+/// MDCR_EL2.TDE: debug exceptions come to EL2, whatever PSTATE.D says.
+const MDCR_TDE: u64 = 1 << 8;
+/// DBGBCR<n>_EL1: enabled, an address, all four bytes, EL1.
+const BCR_ON_EL1: u64 = 0xF << 5 | 0b01 << 1 | 1;
+/// HFGWTR_EL2.VBAR_EL1.
+const HFGW_VBAR: u64 = 1 << 38;
+
 /// Whose values the CPU holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
@@ -38,7 +51,6 @@ pub enum Owner {
     /// The running guest's.
     Guest,
     /// EL2's, to watch the running guest.
-    #[allow(dead_code)] // For exception watching.
     Watch,
 }
 
@@ -164,4 +176,94 @@ impl Breakpoints {
             isb();
         }
     }
+}
+
+impl Breakpoints {
+    /// Takes them to watch the guest, with its world in place. With `vbar` (the CPU has FEAT_FGT) writes of VBAR_EL1 trap.
+    pub fn begin_watch(&mut self, vbar: bool) {
+        self.take(Owner::Watch, &DebugRegs::default());
+        write!("mdcr_el2", read!("mdcr_el2") | MDCR_TDE);
+        if vbar {
+            write!("s3_4_c1_c1_5", read!("s3_4_c1_c1_5") | HFGW_VBAR);
+        }
+        isb();
+    }
+
+    /// Before the watched guest runs: breakpoints on its vectors as they are now, or one step without them. `mdscr` is
+    /// what the guest itself has in MDSCR_EL1.
+    pub fn arm_watch(&self, vectors: [bool; VECTORS.len()], step: bool, mdscr: u64) {
+        if self.owner != Owner::Watch {
+            return;
+        }
+        let vbar = read!("vbar_el1");
+        let mut regs = VECTORS.iter().zip(vectors).map(|(offset, wanted)| {
+            let control = if wanted && !step { BCR_ON_EL1 } else { 0 };
+            (vbar.wrapping_add(*offset), control)
+        });
+        macro_rules! arm {
+            ($($n:literal)*) => {
+                $(if let Some((value, control)) = regs.next() && $n < self.have.breakpoints {
+                    write!(concat!("s2_0_c0_c", $n, "_4"), value);
+                    write!(concat!("s2_0_c0_c", $n, "_5"), control);
+                })*
+            };
+        }
+        arm!(0 1 2);
+        write!("mdscr_el1", mdscr | MDSCR_MDE | if step { MDSCR_SS } else { 0 });
+    }
+
+    /// Gives them back, before the guest's world goes. `vbar` as in [`begin_watch`](Self::begin_watch), `mdscr` as the
+    /// guest has it.
+    pub fn end_watch(&mut self, vbar: bool, mdscr: u64) {
+        write!("mdscr_el1", mdscr);
+        isb();
+        self.give_back(Owner::Watch);
+        write!("mdcr_el2", read!("mdcr_el2") & !MDCR_TDE);
+        if vbar {
+            write!("s3_4_c1_c1_5", read!("s3_4_c1_c1_5") & !HFGW_VBAR);
+        }
+    }
+}
+
+/// What EL1 has been told of its last exception, and where its vectors are; with the guest's world in place.
+#[derive(Clone, Copy, Debug)]
+pub struct El1Exception {
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1.
+    pub far: u64,
+    /// ELR_EL1.
+    pub elr: u64,
+    /// SPSR_EL1.
+    pub spsr: u64,
+    /// VBAR_EL1.
+    pub vbar: u64,
+}
+
+impl El1Exception {
+    /// As it is now.
+    pub fn read() -> Self {
+        Self {
+            esr: read!("esr_el1"),
+            far: read!("far_el1"),
+            elr: read!("elr_el1"),
+            spsr: read!("spsr_el1"),
+            vbar: read!("vbar_el1"),
+        }
+    }
+}
+
+/// The guest's write of VBAR_EL1.
+pub fn set_guest_vbar(value: u64) {
+    write!("vbar_el1", value);
+}
+
+/// The guest's SP_EL0 and SP_EL1.
+pub fn guest_stacks() -> (u64, u64) {
+    (read!("sp_el0"), read!("sp_el1"))
+}
+
+/// The running guest has PSTATE.PAN set at its exceptions: FEAT_PAN (ID_AA64MMFR1_EL1.PAN), and SCTLR_EL1.SPAN = 0.
+pub fn guest_sets_pan() -> bool {
+    read!("id_aa64mmfr1_el1") >> 20 & 0xF != 0 && read!("sctlr_el1") >> 23 & 1 == 0
 }

@@ -70,7 +70,7 @@ pub fn arm_host_deadline(host: &VirtualTimer) {
     }
 }
 
-/// Arms the EL2 timer for the earlier of the host's deadline and a guest's (physical count).
+/// Arms the EL2 timer for the earlier of the host's deadline and EL2's own for a guest (physical count).
 pub fn arm_deadlines(host: &VirtualTimer, guest: Option<u64>) {
     match earlier(host.armed().then_some(host.cval), guest) {
         Some(deadline) => {

@@ -55,6 +55,7 @@ impl Running<'_> {
 
     fn psci(&mut self, fid: u64, args: [u64; 3]) -> Next {
         let id = self.vcpu.id;
+        self.progress();
         let outcome = self.vm.power.lock().call(id, fid, args, IPA_BITS);
         match outcome {
             Outcome::Return(value) => {

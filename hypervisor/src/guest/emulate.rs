@@ -42,33 +42,34 @@ impl Running<'_> {
     /// A data abort without syndrome at `fault`, which is a device's.
     pub(super) fn without_syndrome(&mut self, fault: Fault, esr: u64) -> Next {
         if self.vm.protected {
-            self.inject(esr, fault.far);
-            return Next::Resume;
+            return self.external_abort(esr, fault.far);
         }
-        let word = match self.fetch() {
+        let word = match self.fetch(self.vcpu.regs.pc) {
             Fetched::Word(word) => word,
             Fetched::Gone => return Next::Resume,
-            Fetched::Nowhere => {
-                self.inject(esr, fault.far);
-                return Next::Resume;
-            }
+            Fetched::Nowhere => return self.external_abort(esr, fault.far),
         };
         match decode::decode(word).ok().and_then(|access| self.begin(access, fault)) {
             Some(emulation) => {
                 count(Counter::GuestEmulated);
                 self.go_on(emulation)
             }
-            None => {
-                self.inject(esr, fault.far);
-                Next::Resume
-            }
+            None => self.external_abort(esr, fault.far),
         }
     }
 
-    /// The word at the guest's PC. Another vCPU may change the code, its translation or its memory
+    /// The instruction at `va`, where it can be read: as `fetch`.
+    pub(super) fn instruction(&self, va: u64) -> Option<u32> {
+        match self.fetch(va) {
+            Fetched::Word(word) => Some(word),
+            Fetched::Gone | Fetched::Nowhere => None,
+        }
+    }
+
+    /// The word at `va`, the guest's PC. Another vCPU may change the code, its translation or its memory
     /// all the while, so what is read may not be what faulted; `emulate` checks it against the fault.
-    fn fetch(&self) -> Fetched {
-        let Some(ipa) = cpu::guest_stage1(self.vcpu.regs.pc) else { return Fetched::Gone };
+    fn fetch(&self, va: u64) -> Fetched {
+        let Some(ipa) = cpu::guest_stage1(va) else { return Fetched::Gone };
         let memory = self.vm.memory.lock();
         let mut nobody = Account::new(0);
         let Walk::Mapped { pa, .. } = memory.stage2.walk(&Tables { account: &mut nobody }, ipa) else {

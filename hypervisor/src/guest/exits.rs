@@ -59,10 +59,13 @@ impl Running<'_> {
                 self.inject_undefined();
                 Next::Resume
             }
-            Cause::Other(_) => {
-                self.inject_undefined();
-                Next::Resume
-            }
+            Cause::Other(_) => match self.watched_sync(esr) {
+                Some(next) => next,
+                None => {
+                    self.inject_undefined();
+                    Next::Resume
+                }
+            },
         }
     }
 
@@ -71,6 +74,7 @@ impl Running<'_> {
         self.vcpu.regs.step();
     }
 
+    /// A synchronous exception at EL1.
     pub(super) fn inject(&mut self, esr: u64, far: u64) {
         let (pc, pstate) = cpu::inject_sync(esr, far, self.vcpu.regs.pc, self.vcpu.regs.pstate);
         self.vcpu.regs.pc = pc;
@@ -106,8 +110,7 @@ impl Running<'_> {
             }
             // Memory is mapped with all rights; what is left is an address past the IPA size, or
             // the machine's own trouble with the access. The guest is told as a bus would.
-            self.inject(esr, far);
-            return Next::Resume;
+            return self.external_abort(esr, far);
         }
         let ipa = syndrome::fault_ipa(cpu::fault_ipa_page(), far);
         if !abort.s1ptw
@@ -135,8 +138,7 @@ impl Running<'_> {
         let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
         let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
         if instruction || abort.s1ptw || abort.cm {
-            self.inject(esr, far);
-            return Next::Resume;
+            return self.external_abort(esr, far);
         }
         self.without_syndrome(Fault { ipa, far, write: abort.write }, esr)
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`]), and running a vCPU
-//! ([`run`]), and how it ends ([`life`]).
+//! ([`run`]), how it ends ([`life`]), and watching
+//! its exceptions ([`watch`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
@@ -20,3 +21,4 @@ mod sleep;
 mod sysreg;
 mod timer;
 pub mod vm;
+pub mod watch;

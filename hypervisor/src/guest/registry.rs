@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use gzvm_core::addr::VmId;
+use gzvm_core::memory::stage2::Progress;
 use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::vm::{CreateError, Vm};
@@ -21,6 +22,11 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 pub static VMS: AtomicU64 = AtomicU64::new(0);
 /// See [`VMS`].
 pub static VCPUS: AtomicU64 = AtomicU64::new(0);
+
+/// VMs that are [abandoned](Vm::abandoned).
+static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+/// Where the next search for one begins: none waits for another.
+static NEXT_ABANDONED: AtomicUsize = AtomicUsize::new(0);
 
 /// A VM that can't go away while this is held.
 pub struct VmRef {
@@ -60,6 +66,10 @@ pub fn create() -> Result<VmId, CreateError> {
     let start = NEXT.fetch_add(1, Ordering::Relaxed);
     for n in 0..MAX_VMS {
         let index = start.wrapping_add(n) % MAX_VMS;
+        // A VM that exists is not locked for writing, not even for a moment: a call that comes in meanwhile would miss it.
+        if SLOTS[index].try_read().is_none_or(|slot| slot.is_some()) {
+            continue;
+        }
         let Some(mut guard) = SLOTS[index].try_write() else { continue };
         if guard.is_none() {
             let id = VmId(index as u16 + 1);
@@ -76,4 +86,48 @@ pub fn lock_for_destruction(id: u64) -> Result<RwLockWriteGuard<'static, Option<
     let slot = slot(id).ok_or(LookupError::NoVm)?;
     let guard = slot.try_write().ok_or(LookupError::Busy)?;
     if guard.is_none() { Err(LookupError::NoVm) } else { Ok(guard) }
+}
+
+/// A step of taking the VM in a locked slot apart; the slot is empty when it is done.
+pub fn destroy_step(slot: &mut Option<PageBox<Vm>>, budget: u64) -> Progress {
+    let Some(vm) = slot.as_deref_mut() else { return Progress::Done };
+    let progress = vm.destroy_step(budget);
+    if progress == Progress::Done {
+        if vm.abandoned.load(Ordering::Relaxed) {
+            ABANDONED.fetch_sub(1, Ordering::Relaxed);
+        }
+        *slot = None;
+        VMS.fetch_sub(1, Ordering::Relaxed);
+    }
+    progress
+}
+
+/// The driver will not ask for the VM again.
+pub fn abandon(vm: &Vm) {
+    if !vm.abandoned.swap(true, Ordering::Relaxed) {
+        ABANDONED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A step of taking apart one of the VMs whose driver has called DESTROY_VM and does not come again.
+pub fn work_off(budget: u64) {
+    if ABANDONED.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let start = NEXT_ABANDONED.fetch_add(1, Ordering::Relaxed);
+    let abandoned =
+        |vm: &Option<PageBox<Vm>>| vm.as_deref().is_some_and(|vm| vm.abandoned.load(Ordering::Relaxed));
+    for n in 0..MAX_VMS {
+        let slot = &SLOTS[start.wrapping_add(n) % MAX_VMS];
+        // For others not even for a moment, as above.
+        if !slot.try_read().is_some_and(|vm| abandoned(&vm)) {
+            continue;
+        }
+        if let Some(mut vm) = slot.try_write()
+            && abandoned(&vm)
+        {
+            let _ = destroy_step(&mut vm, budget);
+            return;
+        }
+    }
 }

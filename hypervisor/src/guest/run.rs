@@ -25,6 +25,7 @@ use zerocopy::IntoBytes;
 use super::emulate;
 use super::sleep;
 use super::vm::{Pending, Vcpu, Vgic, Vm};
+use super::watch::Watched;
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};
 use crate::arch::gic::{self, CpuGic};
@@ -68,6 +69,8 @@ pub enum Exit {
     FailEntry(u64),
     /// Nothing: the driver comes again at once.
     Again,
+    /// Something watched has happened; the vCPU knows what.
+    Watch,
 }
 
 impl Exit {
@@ -84,6 +87,7 @@ impl Exit {
             Self::SystemEvent(..) => exit::SYSTEM_EVENT,
             Self::FailEntry(_) => exit::FAIL_ENTRY,
             Self::Again => exit::GZ,
+            Self::Watch => exit::WATCH,
         }
     }
 
@@ -116,6 +120,7 @@ impl Exit {
                 }
                 ended.write(&mut run);
             }
+            Self::Watch => vcpu.watch.event.write(&mut run),
             Self::Hypercall([function, argument]) => {
                 // The driver answers the time with the counter's offset, which a pause moves.
                 vcpu.publish_offset(vm.cntvoff());
@@ -180,6 +185,8 @@ pub struct Running<'a> {
     timer_active: bool,
     /// An SError came, which is handed to the host.
     serror: bool,
+    /// The VM's exceptions are watched.
+    pub watched: Option<Watched>,
 }
 
 /// RUN: x1 of the hypercall.
@@ -299,13 +306,17 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         filled: 0,
         timer_active: false,
         serror: false,
+        watched: None,
     };
     // From here on a kick reaches us; what was decided before is looked at now.
     let outcome = if vm.life.gate() == Gate::Open {
         if running.vcpu.ptimer.timer.enabled() {
             running.set_alarm();
         }
-        running.run_until_exit()
+        match vm.watch.mask() {
+            mask if mask.any() => running.run_watched(mask),
+            _ => running.run_until_exit(),
+        }
     } else {
         Exit::Again
     };
@@ -376,8 +387,15 @@ pub fn longest_idle() -> u64 {
     }
 }
 
+/// Whether an interrupt that was pending in a list register is so no longer.
+fn takes_interrupt(before: &[u64], after: &[u64]) -> bool {
+    const PENDING: u64 = 1 << 62;
+    before.iter().zip(after).any(|(before, after)| before & !after & PENDING != 0)
+}
+
 impl Running<'_> {
-    fn run_until_exit(&mut self) -> Exit {
+    /// The loop.
+    pub fn run_until_exit(&mut self) -> Exit {
         loop {
             if !self.loaded {
                 self.load();
@@ -385,16 +403,20 @@ impl Running<'_> {
             if !self.vcpu.resampled.is_empty() {
                 return Exit::Resampled;
             }
+            if self.watched.is_some() {
+                self.arm_watch();
+            }
             // SAFETY: `enter` put the guest's world in place; PSTATE is EL1 or EL0 (reset value,
             // checked in SET_ONE_REG, or the guest's own).
             let kind = unsafe { frame::run(&mut self.vcpu.regs) };
             count(Counter::GuestExit);
             let next = match kind {
                 ExitKind::Sync => self.handle_sync(),
+                ExitKind::Irq | ExitKind::Fiq if self.watched.is_some() => self.watched_interrupt(),
                 ExitKind::Irq | ExitKind::Fiq => self.handle_interrupt(),
                 ExitKind::SError => {
                     self.serror = true;
-                    Next::Exit(Exit::Irq)
+                    self.watched_serror()
                 }
             };
             match next {
@@ -447,6 +469,9 @@ impl Running<'_> {
     /// Takes them out again: the vGIC knows all there is to know about this vCPU.
     pub fn unload(&mut self) {
         if self.loaded {
+            if self.watched.is_some() {
+                self.look_for_progress();
+            }
             self.gic.read_lrs(&mut self.vcpu.gic);
             let kicks = {
                 let mut vgic = self.vm.vgic.lock();
@@ -456,6 +481,23 @@ impl Running<'_> {
             };
             self.loaded = false;
             self.vcpu.wake_others |= self.vm.kick(kicks);
+        }
+    }
+
+    /// Whether the guest has taken an interrupt since the list registers were written.
+    #[cold]
+    fn look_for_progress(&mut self) {
+        let before = self.vcpu.gic.lr;
+        self.gic.read_lrs(&mut self.vcpu.gic);
+        if takes_interrupt(&before, &self.vcpu.gic.lr) {
+            self.progress();
+        }
+    }
+
+    /// The guest gets somewhere: for a watch on stalls.
+    pub fn progress(&mut self) {
+        if let Some(watched) = &mut self.watched {
+            watched.progress = true;
         }
     }
 
@@ -492,10 +534,13 @@ impl Running<'_> {
         sysreg::read!("cntv_ctl_el0") & 7 == 5
     }
 
-    fn handle_interrupt(&mut self) -> Next {
+    /// A physical interrupt.
+    #[inline(always)]
+    pub fn handle_interrupt(&mut self) -> Next {
         let pending = self.gic.pending();
         if pending == self.gic.vtimer && self.timer_asserted() {
             count(Counter::GuestTimer);
+            self.progress();
             // It signals, so it is not active, whatever we set before.
             self.timer_active = false;
             self.unload();

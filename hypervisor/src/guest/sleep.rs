@@ -67,6 +67,7 @@ impl Running<'_> {
     /// WFI, or PSCI standby: goes on if there is something to do, else tells the driver until when
     /// there is not.
     pub fn wait_for_interrupt(&mut self) -> Next {
+        self.progress();
         self.unload();
         let vmcr = self.vcpu.gic.vmcr;
         let virt = timer_in_cpu();

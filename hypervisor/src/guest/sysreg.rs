@@ -51,7 +51,9 @@ impl Running<'_> {
     #[inline(never)]
     fn by_table(&mut self, access: SysregAccess) -> Next {
         let Some(trap) = registers::trap(access.key(), access.read) else {
-            self.inject_undefined();
+            if !self.watched_vbar(access) {
+                self.inject_undefined();
+            }
             return Next::Resume;
         };
         if trap == Trap::PhysicalTimer {

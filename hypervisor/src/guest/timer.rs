@@ -10,7 +10,7 @@
 //! it would move the host's CNTP as well.
 
 use gzvm_core::addr::IntId;
-use gzvm_core::platform::timer::{Register, Timer};
+use gzvm_core::platform::timer::{Register, Timer, earlier};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
 use super::run::{Next, Running};
@@ -87,13 +87,14 @@ impl Running<'_> {
         Next::Resume
     }
 
-    /// The EL2 timer fires at the earlier of the host's deadline and this vCPU's. With the guest's world
-    /// in the CPU.
+    /// The EL2 timer fires at the earliest of the host's deadline, this vCPU's, and its watch's. With the
+    /// guest's world in the CPU.
     #[cold]
     pub fn set_alarm(&self) {
         let deadline = self.vcpu.ptimer.timer.deadline(self.vm.count());
         let guest = deadline.map(|count| count.saturating_add(self.vm.cntvoff()));
-        PerCpu::this().with(|s| timer::arm_deadlines(&s.host_timer, guest));
+        let el2 = earlier(guest, self.watch_deadline());
+        PerCpu::this().with(|s| timer::arm_deadlines(&s.host_timer, el2));
     }
 
     /// The EL2 timer has fired. Whether it did so for the guest: its line has risen since the vGIC was told.

@@ -22,6 +22,7 @@ use zerocopy::IntoBytes;
 use super::life::Life;
 use super::registry;
 use super::timer::PhysicalTimer;
+use super::watch::{VcpuWatch, VmWatch};
 use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
 use crate::arch::fp::FpRegs;
@@ -116,6 +117,10 @@ pub struct Vm {
     pub idle: [AtomicBool; MAX_VCPUS],
     /// Whether it runs, is paused, is over.
     pub life: Life,
+    /// Which of its exceptions are watched.
+    pub watch: VmWatch,
+    /// Its driver has called DESTROY_VM and does not come again: see `registry::work_off`. Set under the slot's lock.
+    pub abandoned: AtomicBool,
     /// Guest physical addresses of distributor and first redistributor.
     pub gicd: AtomicU64,
     /// See [`gicd`](Self::gicd).
@@ -157,6 +162,8 @@ impl Vm {
             running: [const { AtomicU32::new(0) }; MAX_VCPUS],
             idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
             life: Life::new(),
+            watch: VmWatch::new(),
+            abandoned: AtomicBool::new(false),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
             last_vcpu: [const { AtomicU8::new(0) }; MAX_CPUS],
@@ -490,6 +497,8 @@ pub struct Vcpu {
     pub mdscr: u64,
     /// Breakpoints and watchpoints.
     pub debug: DebugRegs,
+    /// Its part of the VM's watch.
+    pub watch: VcpuWatch,
 }
 
 impl Vcpu {
@@ -511,6 +520,7 @@ impl Vcpu {
             os_lock: false,
             mdscr: 0,
             debug: DebugRegs::default(),
+            watch: VcpuWatch::default(),
         };
         vcpu.reset(0, 0);
         vcpu
@@ -532,6 +542,7 @@ impl Vcpu {
         self.os_lock = false;
         self.mdscr = 0;
         self.debug = DebugRegs::default();
+        self.watch = VcpuWatch::default();
     }
 
     /// Reset state, but for the timers, which count on in a power-down state.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! CONTROL: pause, resume and state of a VM.
 
+use core::sync::atomic::Ordering;
+
 use gzvm_abi::control::{PAUSE, RESUME, STATUS, state};
 use gzvm_core::vm::lifecycle::{Cause, State};
 
@@ -27,7 +29,7 @@ pub fn control([id, what, ..]: Args) -> Result<Results, Error> {
         RESUME => vm.resume().map_err(|_| Error::Invalid)?,
         _ => return Err(Error::Invalid),
     };
-    Ok([u64::from(number(now)), 0, 0])
+    Ok([u64::from(number(now)), vm.watch.events.load(Ordering::Relaxed), 0])
 }
 
 const fn number(of: State) -> u32 {

@@ -14,6 +14,7 @@ mod info;
 mod memory;
 mod vcpu;
 mod vm;
+mod watch;
 
 use gzvm_abi::hypercall::{Function, Status, Tuple};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
@@ -122,6 +123,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::ExtInfo => info::extensions(args),
         Function::ExtCounter => info::counter(args),
         Function::Control => control::control(args),
+        Function::SetWatch => watch::set(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),
     };

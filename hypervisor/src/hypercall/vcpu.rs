@@ -5,13 +5,16 @@ use gzvm_abi::run::{SHARED_AREA_SIZE, exit};
 use gzvm_core::addr::{Pa, VcpuId};
 use gzvm_core::memory::PaRange;
 
+use super::vm::DEFAULT_PER_CALL;
 use super::{Args, Error, Results, tuple};
 use crate::guest::one_reg;
+use crate::guest::registry;
 use crate::guest::run;
 use crate::guest::vm::Vcpu;
 
 /// CREATE_VCPU: x1 = tuple, x2 = PA of the two shared pages.
 pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {
+    registry::work_off(DEFAULT_PER_CALL);
     let (vm, id) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
     if !vm.life.state().can_grow() {

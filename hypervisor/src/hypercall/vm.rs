@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! CREATE_VM, DESTROY_VM, GET_STATISTICS, INFORM_EXIT.
 
-use core::sync::atomic::Ordering;
-
 use gzvm_core::memory::stage2::Progress;
 
 use super::{Args, Error, Results};
@@ -11,18 +9,20 @@ use crate::guest::registry;
 /// Most pages that one DESTROY_VM call works off, whatever the host asks.
 const MOST_PER_CALL: u64 = 4096;
 /// And for hosts that say nothing (before generation F).
-const DEFAULT_PER_CALL: u64 = 512;
+pub const DEFAULT_PER_CALL: u64 = 512;
 
 /// CREATE_VM: x1 = type; only type 0 exists. Result x1 = id.
 pub fn create([kind, ..]: Args) -> Result<Results, Error> {
     if kind != 0 {
         return Err(Error::Invalid);
     }
+    registry::work_off(DEFAULT_PER_CALL);
     let id = registry::create()?;
     Ok([u64::from(id.0), 0, 0])
 }
 
-/// DESTROY_VM: x1 = id, x2 = pages per call. Busy: call again.
+/// DESTROY_VM: x1 = id, x2 = pages per call. Busy: call again. Drivers before generation F say no number, and do not call
+/// again: what they leave is worked off by CREATE_VM and CREATE_VCPU, and here.
 pub fn destroy([id, pages, ..]: Args) -> Result<Results, Error> {
     let budget = if pages == 0 { DEFAULT_PER_CALL } else { pages.min(MOST_PER_CALL) };
     // Whoever is inside is told to leave; nobody comes in any more.
@@ -30,14 +30,18 @@ pub fn destroy([id, pages, ..]: Args) -> Result<Results, Error> {
         && let Some(vm) = vm.vm()
     {
         vm.condemn();
+        if pages == 0 {
+            registry::abandon(vm);
+        }
     }
     let mut slot = registry::lock_for_destruction(id)?;
-    let Some(vm) = slot.as_deref_mut() else { return Err(Error::Invalid) };
-    match vm.destroy_step(budget) {
+    match registry::destroy_step(&mut slot, budget) {
         Progress::More => Err(Error::Busy),
         Progress::Done => {
-            *slot = None;
-            registry::VMS.fetch_sub(1, Ordering::Relaxed);
+            drop(slot);
+            if pages == 0 {
+                registry::work_off(DEFAULT_PER_CALL);
+            }
             Ok([0; 3])
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Soak tier: a stock Linux guest gives memory back to the host, and takes it again: page by page, which is slow, and did not always
-//! end in time.
+//! A stock Linux guest gives memory back to the host, and takes it again.
+//!
+//! Soak tier: all of it, page by page, which is slow, and did not always end in time. System tier: the balloon's size, by the control socket.
 
 use std::time::Duration;
 
@@ -16,17 +17,22 @@ use crate::{
 /// The tests of this file.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    vec![Case::new(Tier::Soak, "balloon::gives_memory_back_and_takes_it", WHOLE, balloon)]
+    vec![
+        Case::new(Tier::Soak, "balloon::gives_memory_back_and_takes_it", WHOLE, |context| {
+            run(context, GUEST, HOST)
+        }),
+        Case::new(Tier::System, "balloon::resized_at_run_time", WHOLE, |context| run(context, IDLE, RESIZE)),
+    ]
 }
 
 /// The stock kernel's own driver of a balloon.
 const MODULE: &str = "host/modules/kernel/drivers/virtio/virtio_balloon.ko";
 
-fn balloon(context: &Context) -> Result<()> {
+fn run(context: &Context, guest: &str, host: &str) -> Result<()> {
     let module = Extra::file("/virtio_balloon.ko", 0o644, &context.layout.cache.join(MODULE))?;
-    let guest = initrd::guest(&context.layout, &[module, Extra::script(GUEST)])?;
+    let guest = initrd::guest(&context.layout, &[module, Extra::script(guest)])?;
     let extra = Extra { path: "/guest/balloon.cpio".to_owned(), mode: 0o644, content: guest };
-    let machine = scripted(context, Host::Gzvm, HOST, &[extra])?;
+    let machine = scripted(context, Host::Gzvm, host, &[extra])?;
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
     console.wait_for("[DONE]", Duration::from_secs(800))?;
@@ -95,6 +101,50 @@ holds guest_takes_it_again "no end of it" said STEP-taken-all
 holds pages_are_pinned_again "they are not" pinned -gt $((filled - 5000))
 echo "taken: $(counter driver_pinned_pages) pages pinned; $(grep STEP-taken /tmp/gz.out)"
 
+echo go >&3
+wait %1
+status=$?
+holds guest_ends_well "exit status $status" [ $status = 0 ]
+exec 3>&-
+held >/tmp/after
+diff /tmp/before /tmp/after
+holds counters_return "see the difference above" cmp -s /tmp/before /tmp/after
+finish"#;
+
+/// A guest that follows its balloon.
+const IDLE: &str = "insmod /virtio_balloon.ko
+echo STEP-ready
+read -r line
+";
+
+const RESIZE: &str = r#". /etc/test-library
+held >/tmp/before
+mkfifo /tmp/input
+gz run --kernel /guest/Image --initrd /guest/balloon.cpio --mem 128M --balloon 0 --control /tmp/vm \
+    --cmdline "console=ttyS0 panic=-1 quiet" </tmp/input >/tmp/gz.out 2>&1 &
+exec 3>/tmp/input
+follows() { # SIZE
+    n=0
+    until gz balloon /tmp/vm | grep -q "actual $1\$"; do
+        n=$((n + 1))
+        [ $n -gt 300 ] && { gz balloon /tmp/vm; tail -n 25 /tmp/gz.out; return 1; }
+        usleep 100000
+    done
+}
+n=0
+until grep -q STEP-ready /tmp/gz.out || [ $n -gt 600 ]; do usleep 200000; n=$((n + 1)); done
+holds starts_empty "$(gz balloon /tmp/vm)" [ "$(gz balloon /tmp/vm)" = "target 0K, actual 0K" ]
+holds accepted "refused" gz balloon /tmp/vm 24M
+holds grows "it does not" follows 24576K
+gz balloon /tmp/vm 32768K
+holds grows_further "it does not" follows 32768K
+gz balloon /tmp/vm 4M
+holds shrinks "it does not" follows 4096K
+for wrong in 128M 3K 1T; do
+    gz balloon /tmp/vm $wrong 2>/tmp/error
+    holds refuses_$wrong "exit status $?" grep -q "must be whole pages" /tmp/error
+done
+holds target_is_as_it_was "$(gz balloon /tmp/vm)" [ "$(gz balloon /tmp/vm)" = "target 4096K, actual 4096K" ]
 echo go >&3
 wait %1
 status=$?

@@ -13,8 +13,10 @@ pub mod firmware;
 pub mod guests;
 pub mod guests_linux;
 pub mod linux;
+pub mod power;
 pub mod stress;
 pub mod walkthrough;
+pub mod watch;
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -52,6 +54,8 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
     cases.extend(failures::cases());
+    cases.extend(power::cases());
+    cases.extend(watch::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
     cases

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use gzvm_abi::ioctl::{self, OneReg};
-use gzvm_abi::run::{Exception, FailEntry, InternalError, Mmio, SystemEvent, VcpuRun, exit};
+use gzvm_abi::run::{Exception, FailEntry, InternalError, Mmio, SystemEvent, VcpuRun, Watch, exit};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ref};
 use zerocopy::IntoBytes;
 
@@ -36,6 +36,8 @@ pub enum VcpuExit<'a> {
     SystemEvent(SystemEvent),
     /// The VM stops.
     Shutdown,
+    /// Something that [`VmFd::set_watch`](crate::VmFd::set_watch) names has happened; it has been acted on.
+    Watch(Watch),
     /// Reasons that the driver normally keeps to itself (interrupt, yield, idle, IPI): run again.
     Again(u32),
     /// A reason that this crate does not know.
@@ -230,6 +232,7 @@ fn decode(reason: u32, payload: &mut [u64; 32]) -> VcpuExit<'_> {
         exit::INTERNAL_ERROR => VcpuExit::InternalError(InternalError::read(&view(reason, payload))),
         exit::SYSTEM_EVENT => VcpuExit::SystemEvent(SystemEvent::read(&view(reason, payload))),
         exit::SHUTDOWN => VcpuExit::Shutdown,
+        exit::WATCH => VcpuExit::Watch(Watch::read(&view(reason, payload))),
         exit::IRQ | exit::GZ | exit::IDLE | exit::IPI => VcpuExit::Again(reason),
         other => VcpuExit::Unknown(other),
     }
@@ -296,6 +299,9 @@ mod tests {
         );
         let mut run = run_with(exit::IRQ, |_| ());
         assert!(matches!(decode(run.exit_reason, &mut run.payload), VcpuExit::Again(exit::IRQ)));
+        let watch = Watch { kind: 2, pc: 0x1234, lr: 9, ..Watch::default() };
+        let mut run = run_with(exit::WATCH, |run| watch.write(run));
+        assert!(matches!(decode(run.exit_reason, &mut run.payload), VcpuExit::Watch(w) if w == watch));
         let mut run = run_with(12, |_| ());
         assert!(matches!(decode(run.exit_reason, &mut run.payload), VcpuExit::Unknown(12)));
     }

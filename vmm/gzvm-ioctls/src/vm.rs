@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use gzvm_abi::ioctl::{
-    self, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, UserspaceMemoryRegion,
-    extension,
+    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
+    UserspaceMemoryRegion, Watch, extension,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -81,6 +81,30 @@ impl VmFd {
         let range = Discard { guest_phys_addr: address, size };
         // SAFETY: DISCARD reads exactly one `Discard`; the pages stay mapped in our address space.
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::DISCARD.into(), &range) })?;
+        Ok(())
+    }
+
+    /// Tells or changes the VM's power: `what` is one of [`gzvm_abi::control`]. A pause is complete when this
+    /// returns. Only where [`cap::CONTROL`](gzvm_abi::hypercall::cap::CONTROL) is 1.
+    ///
+    /// # Errors
+    /// EINVAL: the VM is over; EINTR; ENOTTY: not this driver.
+    pub fn control(&self, what: u32) -> Result<Control> {
+        let mut request = Control { what, state: 0, events: 0, reserved: [0; 2] };
+        // SAFETY: CONTROL reads and writes exactly one `Control`.
+        check(unsafe { ioctl_with_mut_ref(&self.vm, ioctl::CONTROL.into(), &mut request) })?;
+        Ok(request)
+    }
+
+    /// Watches exceptions of the guest (see [`gzvm_abi::watch`]); before any vCPU runs. `stall_ms` is 0 without
+    /// [`STALL`](gzvm_abi::watch::kind::STALL). [`cap::WATCH`](gzvm_abi::hypercall::cap::WATCH) tells the kinds there are.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: a kind that can't be watched; EINVAL: other values, or a vCPU has run; ENOTTY: not this driver.
+    pub fn set_watch(&self, kinds: u32, action: u32, stall_ms: u64) -> Result<()> {
+        let watch = Watch { kinds, action, stall_ms, reserved: [0; 2] };
+        // SAFETY: SET_WATCH reads exactly one `Watch`.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::SET_WATCH.into(), &watch) })?;
         Ok(())
     }
 

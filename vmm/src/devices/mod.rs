@@ -9,3 +9,4 @@ pub mod rtc;
 pub mod serial;
 pub mod testdev;
 pub mod virtio;
+pub mod watchdog;

@@ -5,17 +5,22 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use gzvm_abi::hypercall::purpose;
+use gzvm_abi::hypercall::{cap, purpose};
 use gzvm_abi::ioctl::{UserspaceMemoryRegion, extension};
 use gzvm_abi::run::{exception, reason};
-use gzvm_abi::{MAX_VCPUS, reg};
+use gzvm_abi::watch::action;
+use gzvm_abi::{MAX_VCPUS, control, reg};
 use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Vcpu, Vm, open_error, system_event};
+use super::{
+    BOOT_PSTATE, BootState, Exit, Kick, Machine, NO_CONTROL, Parts, Power, Status, Vcpu, Vm, open_error,
+    system_event,
+};
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::watch::{self, OnException, Watch};
 
 const MISSING: &str = "the host must run under the GenieZone hypervisor with gzvm.ko loaded \
     (`dmesg | grep gzvm` says why the driver did not start); `--hypervisor kvm` uses KVM instead";
@@ -65,13 +70,33 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
         let fd = vm.create_vcpu(id).with_context(|| format!("gzvm: can't create vCPU {id}"))?;
         machine.push(Box::new(GuestVcpu { fd, id, _memory: memory.to_vec() }) as Box<dyn Vcpu>);
     }
-    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _memory: memory.to_vec() }), vcpus: machine })
+    Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _memory: memory.to_vec() }), vcpus: machine })
 }
 
 struct GuestVm {
     fd: VmFd,
     // Keeps the RAM mapped as long as the VM lives.
     _memory: Vec<GuestRam>,
+}
+
+impl GuestVm {
+    fn control(&self, what: u32, name: &str) -> anyhow::Result<Status> {
+        if !matches!(self.fd.check_extension(cap::CONTROL), Ok(Some(1))) {
+            anyhow::bail!("{NO_CONTROL}");
+        }
+        let answer = self.fd.control(what).map_err(|error| match error.errno() {
+            libc::EINVAL => anyhow::anyhow!("{name}: the VM is over"),
+            _ => anyhow::anyhow!("{name}: {error}"),
+        })?;
+        let power = match answer.state {
+            control::state::CREATED => Power::Created,
+            control::state::RUNNING => Power::Running,
+            control::state::PAUSED => Power::Paused,
+            control::state::SUSPENDED => Power::Suspended,
+            _ => Power::Over,
+        };
+        Ok(Status { power, events: answer.events })
+    }
 }
 
 impl Vm for GuestVm {
@@ -100,6 +125,26 @@ impl Vm for GuestVm {
 
     fn set_fdt(&self, address: u64, size: u64) -> anyhow::Result<()> {
         self.fd.set_dtb_config(address, size).context("gzvm: the device tree's place was refused")
+    }
+
+    fn set_watch(&self, watch: Watch, action: OnException) -> anyhow::Result<()> {
+        let known = self.fd.check_extension(cap::WATCH).ok().flatten().unwrap_or(0);
+        if u64::from(watch.kinds) & !known != 0 {
+            anyhow::bail!("--watch: this hypervisor, driver or CPU can't watch all of these");
+        }
+        self.fd.set_watch(watch.kinds, action.action(), watch.stall_ms).context("--watch")
+    }
+
+    fn pause(&self) -> anyhow::Result<Status> {
+        self.control(control::PAUSE, "pause")
+    }
+
+    fn resume(&self) -> anyhow::Result<Status> {
+        self.control(control::RESUME, "resume")
+    }
+
+    fn status(&self) -> anyhow::Result<Status> {
+        self.control(control::STATUS, "status")
     }
 }
 
@@ -163,6 +208,14 @@ fn seldom(id: u8, exit: VcpuExit) -> Exit<'static> {
             system_event(id, event.type_, event.data.get(..count).unwrap_or_default())
         }
         VcpuExit::Shutdown => Exit::End(EndReason::PowerOff),
+        VcpuExit::Watch(event) => {
+            let report = watch::describe(id, &event);
+            if event.action == action::KILL {
+                return Exit::End(EndReason::Watched(report));
+            }
+            tracing::warn!("{report}{}", if event.action == action::PAUSE { "; paused" } else { "" });
+            Exit::Again
+        }
         VcpuExit::Hypercall(args) => {
             tracing::debug!("vCPU {id}: hypercall {args:x?} is nobody's");
             if let Some(x0) = args.first_mut() {

@@ -56,7 +56,7 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
     }
     // The GIC wants to know all vCPUs before it is initialised.
     let gic = create_gic(&vm, parts).context("kvm: can't create a GICv3")?;
-    Ok(Machine { vm: Box::new(GuestVm { fd: vm, _gic: gic, _memory: memory.to_vec() }), vcpus: machine })
+    Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _gic: gic, _memory: memory.to_vec() }), vcpus: machine })
 }
 
 /// 40 bits of guest physical address space as on gzvm, or what a smaller host has.

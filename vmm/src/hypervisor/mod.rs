@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::exit::EndReason;
 use crate::layout::Map;
 use crate::memory::GuestRam;
+use crate::watch::{OnException, Watch};
 
 /// Which hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -121,12 +122,86 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The hypervisor refused.
     fn set_fdt(&self, address: u64, size: u64) -> anyhow::Result<()>;
+
+    /// Watches the guest's exceptions; before any vCPU runs.
+    ///
+    /// # Errors
+    /// The hypervisor can't watch these.
+    fn set_watch(&self, _watch: Watch, _action: OnException) -> anyhow::Result<()> {
+        anyhow::bail!("--watch: {NO_CONTROL}")
+    }
+
+    /// Stops every vCPU where it is; none runs when this returns. The guest's clock stands still.
+    ///
+    /// # Errors
+    /// The VM is over, or the hypervisor can't.
+    fn pause(&self) -> anyhow::Result<Status> {
+        anyhow::bail!("{NO_CONTROL}")
+    }
+
+    /// Lets the vCPUs go on.
+    ///
+    /// # Errors
+    /// See [`pause`](Self::pause).
+    fn resume(&self) -> anyhow::Result<Status> {
+        anyhow::bail!("{NO_CONTROL}")
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    /// See [`pause`](Self::pause).
+    fn status(&self) -> anyhow::Result<Status> {
+        anyhow::bail!("{NO_CONTROL}")
+    }
+}
+
+const NO_CONTROL: &str = "this hypervisor (or its driver) has no such control";
+
+/// A VM's power, for [`Status`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Power {
+    /// Nothing has run yet.
+    Created,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// The guest has suspended itself.
+    Suspended,
+    /// It has ended, or is about to.
+    Over,
+}
+
+/// How a VM is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Its power.
+    pub power: Power,
+    /// Exceptions of the guest that `--watch` has seen.
+    pub events: u64,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.power {
+            Power::Created => "created",
+            Power::Running => "running",
+            Power::Paused => "paused",
+            Power::Suspended => "suspended",
+            Power::Over => "over",
+        })?;
+        if self.events != 0 {
+            write!(f, ", {} exceptions seen", self.events)?;
+        }
+        Ok(())
+    }
 }
 
 /// A VM and its vCPUs, in order.
 pub struct Machine {
     /// The VM.
-    pub vm: Box<dyn Vm>,
+    pub vm: Arc<dyn Vm>,
     /// Its vCPUs.
     pub vcpus: Vec<Box<dyn Vcpu>>,
 }

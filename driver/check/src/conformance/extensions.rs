@@ -11,7 +11,7 @@ use crate::sys::{self, errno};
 use crate::{Check, ensure};
 
 /// Errno and what stands in the caller's variable afterwards.
-fn ask(fd: &impl AsRawFd, mut capability: u64) -> (i32, u64) {
+pub fn ask(fd: &impl AsRawFd, mut capability: u64) -> (i32, u64) {
     (errno(&sys::ioctl_with(fd, nr::CHECK_EXTENSION, &mut capability)), capability)
 }
 

@@ -13,6 +13,7 @@ mod registers;
 mod runs;
 mod user_exits;
 mod vms;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,10 +43,13 @@ pub const CHECKS: &[Named] = &[
     ("ioctl::set_one_reg", registers::set_one_reg),
     ("ioctl::create_device", vms::create_device),
     ("ioctl::set_dtb_config", vms::set_dtb_config),
+    ("ioctl::control", watch::control),
+    ("ioctl::set_watch", watch::set_watch),
     ("ioctl::unknown", vms::unknown),
     ("extension::protected_vm_0xffbadab1", extensions::protected_vm),
     ("extension::vm_gpa_size_0xa5", extensions::vm_gpa_size),
     ("extension::mte_0", extensions::mte),
+    ("extension::watch_0x475a0010", watch::extension),
     ("extension::unknown", extensions::unknown),
     ("extension::number_as_pointer", extensions::number_as_pointer),
     ("register::x0_to_x30", registers::x0_to_x30),
@@ -57,6 +61,7 @@ pub const CHECKS: &[Named] = &[
     ("user_exit::exception", user_exits::exception),
     ("user_exit::system_event_shutdown", user_exits::system_event_shutdown),
     ("user_exit::system_event_reset", user_exits::system_event_reset),
+    ("user_exit::watch", watch::exit),
     ("driver_exit::hypercall_relinquish", user_exits::hypercall_relinquish),
     ("driver_exit::hypercall_ptp", user_exits::hypercall_ptp),
     ("driver_exit::irq_and_idle", user_exits::irq_and_idle),
@@ -78,6 +83,8 @@ mod nr {
     pub const ENABLE_CAP: u32 = 0x4030_92A3;
     pub const GET_ONE_REG: u32 = 0x4010_92AB;
     pub const SET_ONE_REG: u32 = 0x4010_92AC;
+    pub const CONTROL: u32 = 0xC020_92C8;
+    pub const SET_WATCH: u32 = 0x4020_92C9;
     pub const CREATE_DEVICE: u32 = 0xC030_92E0;
     pub const SET_DTB_CONFIG: u32 = 0x4010_92FF;
 }

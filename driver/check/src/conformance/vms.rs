@@ -26,6 +26,8 @@ pub fn numbers() -> Check {
         ("ENABLE_CAP", ioctl::ENABLE_CAP, nr::ENABLE_CAP),
         ("GET_ONE_REG", ioctl::GET_ONE_REG, nr::GET_ONE_REG),
         ("SET_ONE_REG", ioctl::SET_ONE_REG, nr::SET_ONE_REG),
+        ("CONTROL", ioctl::CONTROL, nr::CONTROL),
+        ("SET_WATCH", ioctl::SET_WATCH, nr::SET_WATCH),
         ("CREATE_DEVICE", ioctl::CREATE_DEVICE, nr::CREATE_DEVICE),
         ("SET_DTB_CONFIG", ioctl::SET_DTB_CONFIG, nr::SET_DTB_CONFIG),
     ] {

@@ -18,7 +18,7 @@ use crate::vm::{RAM_PAGES, Vm};
 pub const CASES: &[Case] = cases!["exit":
     mmio, hypercall_relinquish, hypercall_relinquish_refused, hypercall_ptp, hypercall_others_stay, irq,
     exception_page_fault, fail_entry, system_event_shutdown, system_event_reset, system_event_reset2, idle,
-    idle_with_timer, idle_of_a_vcpu_that_is_off, ipi, never_unknown_debug_internal_error_shutdown_gz,
+    idle_with_timer, idle_of_a_vcpu_that_is_off, ipi, watch, never_unknown_debug_internal_error_shutdown_gz,
 ];
 
 const MMIO: u32 = 0x9292_0001;
@@ -29,6 +29,7 @@ const FAIL_ENTRY: u32 = 0x9292_0006;
 const SYSTEM_EVENT: u32 = 0x9292_0008;
 const IDLE: u32 = 0x9292_000B;
 const IPI: u32 = 0x9292_000D;
+const WATCH: u32 = 0x9292_0041;
 
 fn word(vm: &Vm, offset: u64) -> u64 {
     pages::get(vm.shared[0] + offset)
@@ -386,6 +387,27 @@ fn ipi() -> Outcome {
         store(&mut vm, 0x18, 0, "the sender goes on")?;
         expect(&vm, 1, MMIO, "the receiver")?;
         check_eq!(pages::read(vm.shared[1] + 16), 3, "INTID it stored");
+        vm.destroy().map(drop)
+    })
+}
+
+/// Ours: kind @8, action @12, count @16, pc @24, pstate @32, esr @40, far @48, sp @56, x29 @64, x30 @72. Killed,
+/// the VM is over.
+fn watch() -> Outcome {
+    leaves_nothing(|| {
+        let vm = Vm::new(programs::breaks(), 1)?;
+        let set = call(Function::SetWatch, &[vm.id.into(), 1 << 3, 3, 0]);
+        check!(set.ok(), "SET_WATCH: x0 = {:#x}", set.x0);
+        expect(&vm, 0, WATCH, "BRK")?;
+        check_eq!((half(&vm, 8), half(&vm, 12), word(&vm, 16)), (1 << 3, 3, 1), "kind, action, count");
+        check_eq!((word(&vm, 24), word(&vm, 32) & 0xF), (RAM + 16, 5), "pc, mode");
+        check_eq!((word(&vm, 40), word(&vm, 48)), (0xF200_0009, 0), "esr, far");
+        check_eq!((word(&vm, 56), word(&vm, 64), word(&vm, 72)), (0x5000, 0x2929, 0x3030), "sp, x29, x30");
+        zero_from(&vm, 80, "WATCH")?;
+        for _ in 0..2 {
+            expect(&vm, 0, SYSTEM_EVENT, "after the event")?;
+            check_eq!(half(&vm, 8), 3, "type: crash");
+        }
         vm.destroy().map(drop)
     })
 }

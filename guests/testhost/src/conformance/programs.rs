@@ -19,6 +19,8 @@ programs! {
     resets_with_cookie = (conf_reset2, conf_reset2_end);
     /// BRK, an undefined instruction, HVC #1, SMC: tells how many exceptions its own vectors saw (3).
     own_exceptions = (conf_own, conf_own_end);
+    /// Sets x29, x30 and SP to 0x2929, 0x3030 and 0x5000; BRK 9.
+    breaks = (conf_brk, conf_brk_end);
     /// Gives back an address that is no page's, and one that is no memory: tells both answers.
     relinquishes_wrongly = (conf_bad, conf_bad_end);
     /// Interrupt lines by polling, see the listing; no WFI, no exception.
@@ -38,10 +40,20 @@ global_asm!(
     .global conf_ptp, conf_ptp_end
     .global conf_reset2, conf_reset2_end
     .global conf_own, conf_own_end
+    .global conf_brk, conf_brk_end
     .global conf_bad, conf_bad_end
     .global conf_lines, conf_lines_end
     .global conf_poll, conf_poll_end
     .global conf_kernel, conf_kernel_end
+
+    .balign 16
+conf_brk:
+    mov     x29, #0x2929
+    mov     x30, #0x3030
+    mov     x9, #0x5000
+    mov     sp, x9
+    brk     #9
+conf_brk_end:
 
     .macro  conf_off
     movz    w0, #0x0008

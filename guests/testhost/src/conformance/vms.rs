@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Rows 0, 1, 12, 14, 16, 19 of the hypercall table, and our extensions: the VM as a whole.
 
+use core::sync::atomic::Ordering::SeqCst;
+
 use gzvm_abi::counter;
 use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::{EXT_VERSION, Function, Status};
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, call};
-use gzvm_guest_kit::{cases, check, check_eq, fail};
+use gzvm_guest_kit::{cases, check, check_eq, fail, timer};
 
 use super::{Bare, answers, leaves_nothing, start_second, stop_second};
 use crate::pages;
@@ -14,8 +16,8 @@ use crate::programs::{self, RAM};
 use crate::vm::{self, Vm};
 
 pub const CASES: &[Case] = cases!["hypercall":
-    create_vm, destroy_vm, destroy_vm_while_running, probe, inform_exit, set_dtb_config, get_statistics,
-    enable_cap, get_regs, set_regs, ext_info, ext_counter,
+    create_vm, destroy_vm, destroy_vm_while_running, destroy_vm_by_older_drivers, probe, inform_exit, set_dtb_config, get_statistics,
+    enable_cap, get_regs, set_regs, ext_info, ext_counter, set_watch,
 ];
 
 const NO_VM: [u64; 7] = [0, 254, 0x7FFF, 0xFFFE, 0xFFFF, 0x1_0000, u64::MAX];
@@ -47,6 +49,63 @@ fn holey() -> Result<Vm, Verdict> {
         check!(vm.map(RAM + n * 4096).ok(), "MAP_GUEST of page {n}");
     }
     Ok(vm)
+}
+
+/// Before generation F: x2 = 0, and nobody calls again. What is left is worked off while other VMs are made.
+fn destroy_vm_by_older_drivers() -> Outcome {
+    leaves_nothing(|| {
+        let before = hypercall::counter(Counter::Vms);
+        let held = hypercall::counter(Counter::PagesShared);
+        let gone = |id: u64, what: &str| -> Outcome {
+            for calls in 0.. {
+                if hypercall::counter(Counter::Vms) == before {
+                    break;
+                }
+                check!(calls < 20, "{what}: still there");
+                let other = Bare::new()?;
+                drop(other);
+            }
+            let held_now = hypercall::counter(Counter::PagesShared);
+            check_eq!(held_now, held, "{what}: shared pages");
+            answers(
+                call(Function::DestroyVm, &[id, 0]),
+                Status::InvalidArgs,
+                format_args!("{what}: once more"),
+            )
+        };
+        // More pages than one call works off, each second so that no blocks come of them.
+        const PAGES: u64 = 1200;
+        let (memory, header) = (pages::take(PAGES, 4096), pages::take(2, 4096));
+        let vm = Bare::new()?;
+        answers(vm.set_region(header, 0, 2 * PAGES, RAM), Status::Success, format_args!("SET_MEMREGION"))?;
+        for n in 0..PAGES {
+            let reply = vm.call(Function::MapGuest, &[0, (memory >> 12) + n, (RAM >> 12) + 2 * n, 1]);
+            answers(reply, Status::Success, format_args!("MAP_GUEST of page {n}"))?;
+        }
+        let id = vm.id;
+        core::mem::forget(vm);
+        answers(call(Function::DestroyVm, &[id, 0]), Status::Busy, format_args!("DESTROY_VM"))?;
+        gone(id, "many pages")?;
+        // Somebody is inside.
+        let vm = Vm::new(programs::counts(), 1)?;
+        check!(vm.map(RAM).ok(), "MAP_GUEST");
+        start_second(vm.tuple(0))?;
+        let runs = timer::wait_ms(5000, || {
+            vm::clean(vm.memory + 0x800, 8);
+            pages::read(vm.memory + 0x800) > 0
+        });
+        let id = u64::from(vm.id);
+        core::mem::forget(vm);
+        let reply = call(Function::DestroyVm, &[id, 0]);
+        let left = timer::wait_ms(5000, || crate::guest_runs::LAST_EXIT.load(SeqCst) == 0x9292_0006);
+        stop_second()?;
+        check!(runs && left, "the guest runs ({runs}), and leaves ({left})");
+        // It may have left in time.
+        if reply.status() != Some(Status::Success) {
+            answers(reply, Status::Busy, format_args!("DESTROY_VM of one that runs"))?;
+        }
+        gone(id, "one that ran")
+    })
 }
 
 /// Row 1: restartable. Each call does as much as x2 says; -33 until all is done.
@@ -230,4 +289,37 @@ fn ext_counter() -> Outcome {
     let after = hypercall::counter(Counter::HostHvc).unwrap_or(0);
     check_eq!(after - before, 1, "hypercalls between two readings of their counter");
     Ok(())
+}
+
+/// Ours, 0x46: x1 = VM, x2 = kinds, x3 = action, x4 = ms to a stall. With VM 0 it only tells the kinds that can be watched.
+fn set_watch() -> Outcome {
+    leaves_nothing(|| {
+        let asked = call(Function::SetWatch, &[0]);
+        answers(asked, Status::Success, format_args!("what can be watched"))?;
+        let kinds = asked.values[0];
+        // Those of programs need breakpoints, which may be too few.
+        check!(kinds == 0x73F || kinds == 0x43F, "kinds {kinds:#x}");
+        check_eq!((asked.values[1], asked.values[2]), (0, 0), "x2 and x3");
+        for id in NO_VM.into_iter().filter(|id| *id != 0) {
+            answers(call(Function::SetWatch, &[id, 1]), Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        let vm = Vm::new(programs::tour(), 1)?;
+        let set = |kinds, action, ms| call(Function::SetWatch, &[vm.id.into(), kinds, action, ms]);
+        for kind in (0..64).map(|bit| 1 << bit).filter(|kind| kinds & kind == 0) {
+            answers(set(kind, 0, 0), Status::NotSupported, format_args!("kind {kind:#x}"))?;
+        }
+        for action in [4, 1 << 32, 1 << 32 | 1, u64::MAX] {
+            answers(set(1, action, 0), Status::InvalidArgs, format_args!("action {action:#x}"))?;
+        }
+        for (kinds, ms) in [(1 << 4, 0), (1 << 4, 3_600_001), (1 << 4, u64::MAX), (1, 1), (0, 1)] {
+            answers(set(kinds, 0, ms), Status::InvalidArgs, format_args!("kinds {kinds:#x}, {ms} ms"))?;
+        }
+        for (kinds, action, ms) in [(kinds, 1, 3_600_000), (1 << 4, 3, 1), (0, 0, 0)] {
+            let reply = set(kinds, action, ms);
+            answers(reply, Status::Success, format_args!("kinds {kinds:#x}, action {action}, {ms} ms"))?;
+        }
+        let _ = vm.run_once(0);
+        answers(set(1, 0, 0), Status::InvalidArgs, format_args!("after the first RUN"))?;
+        vm.destroy().map(drop)
+    })
 }

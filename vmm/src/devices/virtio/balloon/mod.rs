@@ -53,6 +53,16 @@ impl Size {
         Arc::new(Self { target: AtomicU32::new(pages), actual: AtomicU32::new(0) })
     }
 
+    /// What it should have.
+    pub fn target(&self) -> u32 {
+        self.target.load(Ordering::Relaxed)
+    }
+
+    /// It should have `pages` from now on; the driver is to be told of the change.
+    pub fn set_target(&self, pages: u32) {
+        self.target.store(pages, Ordering::Relaxed);
+    }
+
     /// What the guest says it has given back.
     pub fn actual(&self) -> u32 {
         self.actual.load(Ordering::Relaxed)
@@ -76,7 +86,7 @@ impl Balloon {
     fn config(&self) -> [u8; 8] {
         let mut config = [0; 8];
         let (target, actual) = config.split_at_mut(4);
-        target.copy_from_slice(&self.size.target.load(Ordering::Relaxed).to_le_bytes());
+        target.copy_from_slice(&self.size.target().to_le_bytes());
         actual.copy_from_slice(&self.size.actual().to_le_bytes());
         config
     }
@@ -196,8 +206,11 @@ mod tests {
         balloon.read_config(u64::MAX, &mut beyond);
         balloon.read_config(8, &mut beyond);
         assert_eq!(beyond, [5; 4]);
+        balloon.size.set_target(0x55);
+        balloon.read_config(0, &mut config);
+        assert_eq!(config, [0x55, 0, 0, 0, 7, 0, 0, 0]);
         balloon.reset();
-        assert_eq!(balloon.size.actual(), 0);
+        assert_eq!((balloon.size.actual(), balloon.size.target()), (0, 0x55));
     }
 
     /// One buffer in queue `index`; what was given back.
