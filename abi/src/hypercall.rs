@@ -84,6 +84,9 @@ functions! {
     /// Ours. x1 = VM id (0: only asks), x2 = [kinds](crate::watch::kind), x3 = [action](crate::watch::action), x4 = ms
     /// to a stall. Result x1 = kinds that can be watched.
     SetWatch = 0x46,
+    /// Ours. x1 = VM id, x2 = mask of [`vm_feature`]s to give it, before its first vCPU; x1 = x2 = 0 asks. Result
+    /// x1 = mask of those that the machine has.
+    VmFeatures = 0x4C,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).
@@ -195,6 +198,12 @@ impl Tuple {
     }
 }
 
+/// What a VM can be given beyond what all have; bits of x2 of [`Function::VmFeatures`].
+pub mod vm_feature {
+    /// SVE, with the longest vectors that all CPUs have.
+    pub const SVE: u64 = 1;
+}
+
 /// Capabilities, x2 of [`Function::EnableCap`].
 pub mod cap {
     /// CHECK_EXTENSION only: size of the guest physical space in bits.
@@ -216,6 +225,10 @@ pub mod cap {
     pub const WATCH: u64 = 0x475A_0010;
     /// CHECK_EXTENSION only, ours: 1 where [`CONTROL`](crate::ioctl::CONTROL) is there.
     pub const CONTROL: u64 = 0x475A_0011;
+
+    /// CHECK_EXTENSION only, ours: mask of the [`vm_feature`](super::vm_feature)s that a VM can be given by
+    /// [`VM_FEATURES`](crate::ioctl::VM_FEATURES).
+    pub const VM_FEATURES: u64 = 0x475A_0018;
 
     /// Sub-commands of [`PROTECTED_VM`].
     pub mod protected {

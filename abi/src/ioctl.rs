@@ -44,6 +44,9 @@ pub const SET_ONE_REG: u32 = iow::<OneReg>(0xAC);
 pub const CONTROL: u32 = iowr::<Control>(0xC8);
 /// VM, ours: watches exceptions; before the first RUN. See [`cap::WATCH`](crate::hypercall::cap::WATCH).
 pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
+/// VM, ours: gives it [`vm_feature`](crate::hypercall::vm_feature)s, before its first vCPU; see
+/// [`cap::VM_FEATURES`](crate::hypercall::cap::VM_FEATURES).
+pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.

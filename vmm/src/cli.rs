@@ -52,7 +52,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Runs a guest, its console on standard input and output.
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Stops a running guest's vCPUs where they are; its clock stands still
     Pause(Socket),
     /// Lets a paused guest go on
@@ -175,6 +175,9 @@ pub struct RunOptions {
     /// Listens at this socket for `gz pause`, `resume`, `stop`, `reset`, `status` and `balloon`
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
+    /// CPU features that guests don't have unless they are given: sve
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',')]
+    pub features: Vec<Feature>,
 
     /// An access to an unmapped address is a crash; otherwise it is logged, reads as all ones and
     /// writes nowhere
@@ -188,6 +191,13 @@ pub struct RunOptions {
     /// Messages on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: tracing::Level,
+}
+
+/// A CPU feature.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Feature {
+    /// Scalable vectors.
+    Sve,
 }
 
 /// `FILE[,ro]`.
@@ -245,7 +255,7 @@ mod tests {
     fn parse(arguments: &[&str]) -> Result<RunOptions, ErrorKind> {
         let all = ["gz", "run"].iter().chain(arguments);
         match Cli::try_parse_from(all).map_err(|error| error.kind())?.command {
-            Command::Run(options) => Ok(options),
+            Command::Run(options) => Ok(*options),
             other => panic!("{other:?}"),
         }
     }

@@ -87,7 +87,8 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let disks = open_disks(options)?;
     let mut guest = Guest::load(options)?;
     let variables = guest.variables.take();
-    let parts = Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus };
+    let parts =
+        Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus, features: &options.features };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
     if let Some(watch) = options.watch {
         vm.set_watch(watch, options.on_exception)?;

@@ -3,7 +3,9 @@
 //! through. Default deny: a field that is not named reads as zero (or, where zero means "present",
 //! as "absent").
 //!
-//! Hidden for now: EL2 and EL3, SVE, SME, MTE, RAS, MPAM, AMU, PMU, SPE, TRBE, trace, 52-bit
+//! SVE is shown to VMs that have been given it ([`Given`]).
+//!
+//! Hidden for now: EL2 and EL3, SME, MTE, RAS, MPAM, AMU, PMU, SPE, TRBE, trace, 52-bit
 //! addresses, permission indirection and overlays, GCS, MOPS, nested virtualisation.
 
 /// How a 4-bit field is shown.
@@ -97,9 +99,37 @@ const MMFR1: Fields = &[(0, Max(2)), (12, Max(2)), (20, Max(3)), (36, Max(2))];
 const MMFR2: Fields =
     &[(0, Max(1)), (4, Max(1)), (28, Max(1)), (32, Max(1)), (48, Max(1)), (52, Max(2)), (60, Max(1))];
 
+/// ID_AA64PFR0_EL1.SVE, for those that have been given it.
+const PFR0_SVE: Fields = &[(32, Max(1))];
+/// ID_AA64ZFR0_EL1, for them: SVEver (SVE2.1 at most), AES, BitPerm, BF16, B16B16, SHA3, SM4, I8MM, F32MM, F64MM.
+const ZFR0_SVE: Fields = &[
+    (0, Max(2)),
+    (4, Max(2)),
+    (16, Max(1)),
+    (20, Max(1)),
+    (24, Max(1)),
+    (32, Max(1)),
+    (40, Max(1)),
+    (44, Max(1)),
+    (52, Max(1)),
+    (56, Max(1)),
+];
+
+/// What a VM has been given beyond what every VM has.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Given {
+    /// SVE.
+    pub sve: bool,
+}
+
 /// The value of ID register S3_0_C0_C`crm`_`op2` for a guest, `hardware` being the CPU's.
 /// `crm` 1..=7; everything else, and AArch32's registers, reads as zero.
-pub fn filter(crm: u8, op2: u8, hardware: u64) -> u64 {
+pub fn filter(given: Given, crm: u8, op2: u8, hardware: u64) -> u64 {
+    let more = match (crm, op2) {
+        (4, 0) if given.sve => PFR0_SVE,
+        (4, 4) if given.sve => ZFR0_SVE,
+        _ => &[],
+    };
     let fields = match (crm, op2) {
         (4, 0) => PFR0,
         (4, 1) => PFR1,
@@ -112,7 +142,7 @@ pub fn filter(crm: u8, op2: u8, hardware: u64) -> u64 {
         (7, 2) => MMFR2,
         _ => &[],
     };
-    fields.iter().fold(0, |value, (shift, show)| value | apply(*shift, *show, hardware))
+    fields.iter().chain(more).fold(0, |value, (shift, show)| value | apply(*shift, *show, hardware))
 }
 
 fn apply(shift: u32, show: Show, hardware: u64) -> u64 {
@@ -130,6 +160,32 @@ fn apply(shift: u32, show: Show, hardware: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn filter(crm: u8, op2: u8, hardware: u64) -> u64 {
+        super::filter(Given::default(), crm, op2, hardware)
+    }
+
+    #[test]
+    fn sve_is_for_those_that_have_been_given_it() {
+        let shown = |hardware| super::filter(Given { sve: true }, 4, 0, hardware);
+        assert_eq!(shown(u64::MAX) >> 32 & 0xF, 1);
+        assert_eq!(shown(0) >> 32 & 0xF, 0, "a CPU without it");
+        assert_eq!(shown(u64::MAX) & !(0xF << 32), filter(4, 0, u64::MAX), "nothing else changes");
+        let details = super::filter(Given { sve: true }, 4, 4, u64::MAX);
+        assert_eq!(details, 0x0110_1101_0111_0022);
+    }
+
+    #[test]
+    fn what_is_shown_passes_the_filter_again() {
+        for given in [Given { sve: false }, Given { sve: true }] {
+            for (crm, op2) in (1..8).flat_map(|crm| (0..8).map(move |op2| (crm, op2))) {
+                for hardware in [0, u64::MAX, 0x1111_1111_1111_1111, 0x2222_2222_2222_2222] {
+                    let shown = super::filter(given, crm, op2, hardware);
+                    assert_eq!(super::filter(given, crm, op2, shown), shown, "C{crm}_{op2}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_not_switched_is_hidden() {

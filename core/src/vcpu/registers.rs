@@ -97,6 +97,17 @@ pub enum Presence {
         /// The least value that brings the register.
         least: u8,
     },
+    /// The same, but undefined otherwise: for VMs that have been given a feature.
+    Given {
+        /// CRm of the ID register.
+        crm: u8,
+        /// Its op2.
+        op2: u8,
+        /// Lowest bit of the field.
+        shift: u8,
+        /// The least value that brings the register.
+        least: u8,
+    },
     /// Where the CPU has it; guests are not told.
     Perhaps,
 }

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
-//! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`].
+//! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
+//! watches this process's own registers, see [`vectors`].
 
 mod arguments;
 mod conformance;
@@ -21,6 +22,7 @@ mod memory;
 mod processes;
 mod runs;
 mod sys;
+mod vectors;
 
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -80,6 +82,21 @@ const CHECKS: &[Named] = &[
 ];
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("vectors"), Some(Ok(seconds))) =
+        (arguments.next().as_deref(), arguments.next().map(|s| s.parse()))
+    {
+        return match vectors::run(seconds) {
+            Ok(rounds) => {
+                println!("vectors: {rounds} rounds");
+                ExitCode::SUCCESS
+            }
+            Err(reason) => {
+                println!("vectors: {reason}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let only = std::env::args().nth(1).unwrap_or_default();
     if only == "crosvm" {
         return crosvm::main(std::env::args().skip(2));

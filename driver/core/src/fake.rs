@@ -389,6 +389,10 @@ impl Fake {
             Function::SetWatch if a2 & !0x73F != 0 => (Status::NotSupported, [0; 3]),
             Function::SetWatch if a3 > 3 => invalid,
             Function::SetWatch => (Status::Success, [0x73F, 0, 0]),
+            Function::VmFeatures if a2 <= 1 && (a1 | a2 == 0 || self.vms.contains_key(&vm_of)) => {
+                (Status::Success, [1, 0, 0])
+            }
+            Function::VmFeatures => invalid,
             Function::Control => match self.vms.get_mut(&vm_of) {
                 Some(_) if self.control_busy > 0 => {
                     self.control_busy -= 1;

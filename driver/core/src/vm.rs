@@ -135,6 +135,10 @@ impl Vm {
             ioctl::CREATE_DEVICE => this.create_device(uaccess::read::<CreateDevice>(arg)?).map(done),
             ioctl::CONTROL => this.control(arg).map(done),
             ioctl::SET_WATCH => this.set_watch(&uaccess::read::<Watch>(arg)?).map(done),
+            ioctl::VM_FEATURES if has_function(Function::VmFeatures) => {
+                let mask = uaccess::read::<u64>(arg)?;
+                call(Function::VmFeatures, [this.id.into(), mask]).map(|_| 0)
+            }
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
                 call(Function::SetDtbConfig, [this.id.into(), dtb.dtb_addr, dtb.dtb_size]).map(|_| 0)

@@ -39,15 +39,24 @@ pub fn address() -> u64 {
 /// Runs `instructions` at EL0 with x0 = `x0`; an SVC stands behind them. Returns the ESR of the
 /// exception that ended them and x0.
 pub fn run(instructions: &[u32], x0: u64) -> (u64, u64) {
-    run_with(instructions, x0, 0x3C0) // EL0t, DAIF masked
+    run_with(instructions, x0, EL0T, 0)
+}
+
+/// As [`run`], in guarded memory (FEAT_BTI).
+pub fn run_guarded(instructions: &[u32], x0: u64) -> (u64, u64) {
+    const GP: u64 = 1 << 50;
+    run_with(instructions, x0, EL0T, GP)
 }
 
 /// As [`run`], with PSTATE.SS set: software step, if MDSCR_EL1 says so.
 pub fn run_stepped(instructions: &[u32], x0: u64) -> (u64, u64) {
-    run_with(instructions, x0, 0x3C0 | 1 << 21)
+    run_with(instructions, x0, EL0T | 1 << 21, 0)
 }
 
-fn run_with(instructions: &[u32], x0: u64, pstate: u64) -> (u64, u64) {
+/// EL0t, DAIF masked.
+const EL0T: u64 = 0x3C0;
+
+fn run_with(instructions: &[u32], x0: u64, pstate: u64, attributes: u64) -> (u64, u64) {
     let code = CODE.0.get().cast::<u32>();
     assert!(instructions.len() < 1023, "too much code for EL0");
     for (i, word) in instructions.iter().chain(&[SVC_0]).enumerate() {
@@ -57,7 +66,7 @@ fn run_with(instructions: &[u32], x0: u64, pstate: u64) -> (u64, u64) {
     let address = code as u64;
     arch::sync_code(address as usize, 4 * (instructions.len() + 1));
     // Read-only at both levels, EL0 may execute, EL1 not: AP = 11, PXN.
-    let entry = (address & !(BLOCK - 1)) | 0x7C1 | 1 << 53;
+    let entry = (address & !(BLOCK - 1)) | 0x7C1 | 1 << 53 | attributes;
     boot::alias(511, entry);
     RUNNING.store(true, SeqCst);
     // SAFETY: saves what the call may clobber; comes back through `returned`.

@@ -8,12 +8,15 @@
 //! - `hyp=gzvm|kvm|none`: what is below, where a case expects something of one of them only.
 //!   Without it: `none` if there is no vendor hypervisor UID.
 //! - `granule=16|64`: runs on pages of so many KiB, if the CPU has them.
+//! - `given=sve`: the VM was given SVE.
 //! - `crash=NAME`: no cases; the guest ends in the way that [`crash`] describes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 // A failure carries its text: there is no heap, and failures are rare.
 #![allow(clippy::result_large_err)]
 
+#[cfg(target_os = "none")]
+mod branch;
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
@@ -45,6 +48,8 @@ mod sgi;
 #[cfg(target_os = "none")]
 mod suspend;
 #[cfg(target_os = "none")]
+mod sve;
+#[cfg(target_os = "none")]
 mod sweep;
 #[cfg(target_os = "none")]
 mod sysregs;
@@ -69,6 +74,8 @@ fn guest() {
     case::run(&[
         granules::CASES,
         registers::CASES,
+        branch::CASES,
+        sve::CASES,
         sysregs::CASES,
         sweep::CASES,
         debug::CASES,

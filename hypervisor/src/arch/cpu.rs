@@ -6,7 +6,7 @@ use gzvm_core::addr::Ipa;
 use super::barrier::{isb, tlbi_alle1};
 use super::debug::{Breakpoints, DebugRegs, Owner};
 use super::el1::El1Regs;
-use super::fp::{FpRegs, HostFp};
+use super::fp::{self, GuestFp, HostFp};
 use super::gic::CpuGic;
 use super::id::Features;
 use super::sysreg::{read, write};
@@ -249,8 +249,10 @@ impl CpuState {
         write!("cptr_el2", self.cptr_host);
         isb();
         if f.sve {
-            write!("s3_4_c1_c2_0", 0xF);
+            write!("s3_4_c1_c2_0", fp::ZCR_LONGEST);
+            isb();
         }
+        fp::note_vector_length(&f);
         if f.sme {
             let fa64 = if f.sme_fa64 { 1 << 31 } else { 0 };
             let ezt0 = if f.sme2 { 1 << 30 } else { 0 };
@@ -343,7 +345,7 @@ impl CpuState {
     }
 
     /// Gives the CPU back to the host; `fp` gets the guest's FP registers if it used them.
-    pub fn leave_guest_world(&mut self, el1: &mut El1Regs, timer: &mut VirtualTimer, fp: &mut FpRegs) {
+    pub fn leave_guest_world(&mut self, el1: &mut El1Regs, timer: &mut VirtualTimer, fp: &mut GuestFp) {
         let f = self.features;
         write!("vbar_el2", &raw const host_vectors as u64);
         el1.save(&f);
@@ -412,7 +414,7 @@ impl CpuState {
     }
 
     /// The running guest's first use of FP: puts its registers in place and lets it go on.
-    pub fn guest_uses_fp(&mut self, fp: &FpRegs) {
+    pub fn guest_uses_fp(&mut self, fp: &GuestFp) {
         match self.fp {
             FpHolder::Guest => {}
             FpHolder::Host => {
@@ -422,14 +424,15 @@ impl CpuState {
             FpHolder::Leftover => {}
         }
         self.fp = FpHolder::Guest;
-        write!("cptr_el2", self.cptr_guest & !CPTR_TFP);
+        let sve = if fp.has_sve() { CPTR_TZ } else { 0 };
+        write!("cptr_el2", self.cptr_guest & !CPTR_TFP & !sve);
         isb();
         fp.restore();
     }
 
     /// The running guest's FP registers are needed at EL2, or will be changed: if they are in the CPU,
     /// they are saved, and its next use brings them back.
-    pub fn take_guest_fp(&mut self, fp: &mut FpRegs) {
+    pub fn take_guest_fp(&mut self, fp: &mut GuestFp) {
         if self.fp == FpHolder::Guest {
             fp.save();
             self.fp = FpHolder::Leftover;

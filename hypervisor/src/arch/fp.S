@@ -94,3 +94,9 @@ sve_restore:
     msr     fpsr, x1
     msr     fpcr, x2
     ret
+
+// sve_vector_bytes() -> bytes of a vector at the length in force.
+.global sve_vector_bytes
+sve_vector_bytes:
+    rdvl    x0, #1
+    ret

@@ -87,10 +87,24 @@ impl Running<'_> {
     }
 
     fn use_fp(&mut self) -> Next {
-        // SVE and SME trap for good: they are hidden. FP and SIMD (EC 0x07) come once.
-        if cpu::esr() >> 26 & 0x3F != 0x07 {
-            self.inject_undefined();
-            return Next::Resume;
+        const FP: u64 = 0x07;
+        const SVE: u64 = 0x19;
+        let class = cpu::esr() >> 26 & 0x3F;
+        let sve = self.vcpu.fp.has_sve();
+        match class {
+            // The VM was given SVE before this CPU came up, which has none.
+            _ if sve && !PerCpu::this().with(|s| s.features.sve) => {
+                self.inject_undefined();
+                return Next::Resume;
+            }
+            // They come once, and are switched together.
+            FP => {}
+            SVE if sve => {}
+            // SME, and SVE of those that were not given it, trap for good: they are hidden.
+            _ => {
+                self.inject_undefined();
+                return Next::Resume;
+            }
         }
         count(Counter::GuestFp);
         let fp = &self.vcpu.fp;

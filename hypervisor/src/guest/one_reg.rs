@@ -23,18 +23,25 @@ pub type Value = [u64; 2];
 enum Place<'a> {
     Word(&'a mut u64),
     Half(&'a mut u32),
-    Vector(&'a mut Value),
+}
+
+/// The vector register that an identifier names.
+fn vector(id: u64) -> Option<u8> {
+    let offset = id.checked_sub(reg::V0)?;
+    if offset.is_multiple_of(4) && id <= reg::V31 { u8::try_from(offset / 4).ok() } else { None }
 }
 
 /// What the register holds; nothing for an identifier that names none.
 pub fn get(vcpu: &mut Vcpu, id: u64) -> Option<Value> {
+    if let Some(n) = vector(id) {
+        return Some(vcpu.fp.vector(n));
+    }
     let word = match id {
         reg::MPIDR_EL1 => vcpu.mpidr(),
         reg::MDSCR_EL1 => vcpu.mdscr,
         _ => match place(vcpu, id)? {
             Place::Word(word) => *word,
             Place::Half(half) => u64::from(*half),
-            Place::Vector(vector) => return Some(*vector),
         },
     };
     Some([word, 0])
@@ -52,10 +59,13 @@ pub fn set(vcpu: &mut Vcpu, id: u64, value: Value) -> Option<()> {
     if !allowed {
         return None;
     }
+    if let Some(n) = vector(id) {
+        vcpu.fp.set_vector(n, value);
+        return Some(());
+    }
     match place(vcpu, id)? {
         Place::Word(word) => *word = low,
         Place::Half(half) => *half = u32::try_from(low).ok()?,
-        Place::Vector(vector) => *vector = value,
     }
     Some(())
 }
@@ -70,7 +80,6 @@ fn place(vcpu: &mut Vcpu, id: u64) -> Option<Place<'_>> {
         reg::X0..=reg::X30 => vcpu.regs.x.get_mut(index(reg::X0, 2)?)?,
         reg::PC => &mut vcpu.regs.pc,
         reg::PSTATE => &mut vcpu.regs.pstate,
-        reg::V0..=reg::V31 => return Some(Place::Vector(vcpu.fp.vector_mut(index(reg::V0, 4)?)?)),
         reg::FPSR => return Some(Place::Half(vcpu.fp.control().0)),
         reg::FPCR => return Some(Place::Half(vcpu.fp.control().1)),
         reg::SP_EL0 => &mut el1.sp_el0,

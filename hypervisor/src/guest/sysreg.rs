@@ -3,7 +3,7 @@
 //! not name is undefined to the guest.
 
 use gzvm_core::addr::IntId;
-use gzvm_core::platform::id_registers;
+use gzvm_core::platform::id_registers::{self, Given};
 use gzvm_core::vcpu::registers::{self, Trap};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
@@ -88,7 +88,8 @@ impl Running<'_> {
         Some(match trap {
             Trap::Constant(value) => value,
             Trap::IdRegister => {
-                id_registers::filter(access.crm, access.op2, cpu::id_register(access.crm, access.op2))
+                let given = Given { sve: self.vcpu.fp.has_sve() };
+                id_registers::filter(given, access.crm, access.op2, cpu::id_register(access.crm, access.op2))
             }
             // OS lock implemented (OSLM = 0b10).
             Trap::OsLockStatus => 1 << 3 | u64::from(self.vcpu.os_lock) << 1,

@@ -25,7 +25,7 @@ use super::timer::PhysicalTimer;
 use super::watch::{VcpuWatch, VmWatch};
 use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
-use crate::arch::fp::FpRegs;
+use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::frame::{GuestRegs, PSTATE_EL1H_MASKED};
 use crate::arch::percpu::{PerCpu, kick};
 use crate::arch::timer::VirtualTimer;
@@ -103,6 +103,8 @@ pub struct Vm {
     pub vtcr_fields: (u8, u8),
     /// Protected: the host may know nothing of it, so its instructions are not decoded for the host.
     pub protected: bool,
+    /// Its vCPUs have SVE.
+    pub sve: AtomicBool,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -155,6 +157,7 @@ impl Vm {
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
             protected: false,
+            sve: AtomicBool::new(false),
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
@@ -184,8 +187,9 @@ impl Vm {
         }
         let nr_lrs = platform::fewest_lrs();
         let gic_state = PageBox::new(VcpuState::default())?;
+        let fp = GuestFp::new(self.sve.load(Ordering::SeqCst))?;
         share(area).map_err(|_| CreateError::BadPages)?;
-        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area))) {
+        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area), fp)) {
             Ok(vcpu) => vcpu,
             Err(e) => {
                 unshare(area);
@@ -257,10 +261,11 @@ impl Vm {
             memory.account.used().saturating_add(memory.root_pages as u64)
         };
         let vcpus = self.vcpus.iter().filter(|v| v.try_lock().is_none_or(|v| v.is_some())).count() as u64;
+        let sve = if self.sve.load(Ordering::SeqCst) { pages_of::<SveRegs>() } else { 0 };
         let fixed = (pages_of::<Self>() + pages_of::<Vgic>()) as u64;
         tables
             .saturating_add(fixed)
-            .saturating_add(vcpus.saturating_mul((pages_of::<Vcpu>() + pages_of::<VcpuState>()) as u64))
+            .saturating_add(vcpus.saturating_mul((pages_of::<Vcpu>() + pages_of::<VcpuState>() + sve) as u64))
             .saturating_mul(PAGE_SIZE)
     }
 
@@ -476,7 +481,7 @@ pub struct Vcpu {
     /// Physical timer.
     pub ptimer: PhysicalTimer,
     /// FP registers while they are not in a CPU.
-    pub fp: FpRegs,
+    pub fp: GuestFp,
     /// Virtual CPU interface.
     pub gic: CpuInterface,
     /// What it shares with the driver.
@@ -502,14 +507,14 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    fn new(id: VcpuId, shared: SharedPages) -> Self {
+    fn new(id: VcpuId, shared: SharedPages, fp: GuestFp) -> Self {
         let mut vcpu = Self {
             id,
             regs: GuestRegs::default(),
             el1: El1Regs::default(),
             timer: VirtualTimer::default(),
             ptimer: PhysicalTimer::default(),
-            fp: FpRegs::default(),
+            fp,
             gic: CpuInterface::default(),
             shared,
             pending: None,
@@ -535,7 +540,7 @@ impl Vcpu {
         self.el1 = El1Regs { sctlr: SCTLR_EL1_RESET, ..El1Regs::default() };
         self.timer = VirtualTimer::default();
         self.ptimer.reset();
-        self.fp = FpRegs::default();
+        self.fp.reset();
         self.gic = CpuInterface { vmcr: gic::VMCR_RESET, ..CpuInterface::default() };
         self.pending = None;
         self.resume = None;

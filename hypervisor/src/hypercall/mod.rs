@@ -10,6 +10,7 @@ mod control;
 #[cfg(feature = "crash-test")]
 mod crash;
 mod device;
+mod features;
 mod info;
 mod memory;
 mod vcpu;
@@ -124,6 +125,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::ExtCounter => info::counter(args),
         Function::Control => control::control(args),
         Function::SetWatch => watch::set(args),
+        Function::VmFeatures => features::give(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),
     };

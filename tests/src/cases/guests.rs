@@ -8,10 +8,13 @@ use anyhow::{Result, ensure};
 use super::{BOOT_LIMIT, Host, boot::CPUS, scripted};
 use crate::{
     harness::{Case, Context, Tier},
+    initrd::Extra,
     results::Results,
 };
 
 const ON_GZVM: &[&str] = &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "guest-testguest.Image"];
+const WITH_CHECK: &[&str] =
+    &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "guest-testguest.Image", "gzvm-check"];
 const ON_KVM: &[&str] = &["gz", "host-initrd.cpio", "guest-testguest.Image"];
 
 /// Lines of the hypervisor's log from the guest's start to the machine's end: one says that the host powers off.
@@ -60,6 +63,7 @@ pub fn cases() -> Vec<Case> {
             },
         ));
     }
+    cases.push(Case::new(Tier::System, "guests::testguest::sve", WITH_CHECK, sve));
     // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
     cases.push(Case::new(Tier::System, "guests::testguest::kvm", ON_KVM, |context| {
         testguest(context, Host::Kvm, "max", 4)
@@ -93,4 +97,27 @@ echo \"gz ended with $?\""
     ensure!(lines <= MOST_LINES, "the hypervisor logged {lines} lines while the guest ran");
     Results::read(&text)?.check()?;
     Ok(text)
+}
+
+/// A VM that was given SVE, with more vCPUs than CPUs, beside a host process that uses it too.
+fn sve(context: &Context) -> Result<()> {
+    let script = ". /etc/test-library
+gzvm-check vectors 20 >/tmp/vectors & patterns=$!
+run_gz --kernel /guest/testguest.Image --features sve --cpus 6 --mem 128M --cmdline 'hyp=gzvm given=sve filter=sve::,registers::,sysregs::id,sysregs::every_m,decoded::' </dev/null
+echo \"gz ended with $?\"
+wait $patterns; echo \"host patterns ended with $?: $(cat /tmp/vectors)\"
+run_gz --kernel /guest/testguest.Image --features mte </dev/null; echo \"unknown feature: $?\"
+";
+    let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
+    let machine = scripted(context, Host::Gzvm, script, &[check])?;
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("gzvm test guest:", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", Duration::from_secs(480))?;
+    console.wait_for("gz ended with 0", Duration::from_secs(30))?;
+    console.wait_for("host patterns ended with 0: vectors: ", Duration::from_secs(120))?;
+    console.wait_for("unknown feature: 2", Duration::from_secs(60))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    let results = Results::read(&console.text())?;
+    ensure!(console.text().contains("[PASS] sve::state_survives"), "SVE was not tested");
+    results.check()
 }

@@ -53,6 +53,17 @@ impl VmFd {
         Ok(())
     }
 
+    /// Gives the VM features ([`vm_feature`](gzvm_abi::hypercall::vm_feature)), before its first vCPU. Which there
+    /// are, [`cap::VM_FEATURES`](gzvm_abi::hypercall::cap::VM_FEATURES) tells.
+    ///
+    /// # Errors
+    /// EINVAL: unknown, or there is a vCPU; EOPNOTSUPP: the machine lacks one; ENOTTY: an older driver or hypervisor.
+    pub fn give_features(&self, mask: u64) -> Result<()> {
+        // SAFETY: VM_FEATURES reads exactly one `u64`.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::VM_FEATURES.into(), &mask) })?;
+        Ok(())
+    }
+
     /// Gives the VM a memory slot; with `memory_size` 0, takes the slot back
     /// ([`extension::REMOVE_SLOT`](gzvm_abi::ioctl::extension::REMOVE_SLOT)).
     ///

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use gzvm_abi::hypercall::{cap, purpose};
+use gzvm_abi::hypercall::{cap, purpose, vm_feature};
 use gzvm_abi::ioctl::{UserspaceMemoryRegion, extension};
 use gzvm_abi::run::{exception, reason};
 use gzvm_abi::watch::action;
@@ -17,6 +17,7 @@ use super::{
     BOOT_PSTATE, BootState, Exit, Kick, Machine, NO_CONTROL, Parts, Power, Status, Vcpu, Vm, open_error,
     system_event,
 };
+use crate::cli::Feature;
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -33,9 +34,15 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { map, memory, vcpus } = parts;
+    let Parts { map, memory, vcpus, features } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
+    let mask = features.iter().fold(0, |mask, feature| match feature {
+        Feature::Sve => mask | vm_feature::SVE,
+    });
+    if mask != 0 {
+        vm.give_features(mask).context("gzvm: --features: this CPU, or this hypervisor, lacks one")?;
+    }
     if usize::from(vcpus) > MAX_VCPUS {
         // Asking is what raises the limit.
         let limit =

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use gzvm_abi::run::system_event;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::cli::Feature;
 use crate::exit::EndReason;
 use crate::layout::Map;
 use crate::memory::GuestRam;
@@ -215,6 +216,8 @@ pub struct Parts<'a> {
     pub memory: &'a [GuestRam],
     /// Its number of vCPUs.
     pub vcpus: u8,
+    /// What it is given of the CPU beyond what every VM has.
+    pub features: &'a [Feature],
 }
 
 /// Makes a VM of these parts.
@@ -224,6 +227,8 @@ pub struct Parts<'a> {
 pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
     match kind {
         Kind::Gzvm => gzvm::create(parts),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Kvm if !parts.features.is_empty() => anyhow::bail!("--features: for gzvm only"),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm => kvm::create(parts),
         #[cfg(not(target_arch = "aarch64"))]

@@ -32,6 +32,10 @@ impl Register {
         Self { presence: Presence::Field { crm, op2, shift, least }, ..self }
     }
 
+    const fn given(self, crm: u8, op2: u8, shift: u8, least: u8) -> Self {
+        Self { presence: Presence::Given { crm, op2, shift, least }, ..self }
+    }
+
     const fn perhaps(self) -> Self {
         Self { presence: Perhaps, ..self }
     }
@@ -75,7 +79,7 @@ pub static TABLE: &[Register] = &[
     one("CPACR_EL1", (3, 0, 1, 0, 2), ReadWrite, Switched),
     hidden("SCTLR2_EL1", (3, 0, 1), (0, 0), (3, 3)),
     hidden("RGSR_EL1, GCR_EL1 (MTE)", (3, 0, 1), (0, 0), (5, 6)),
-    hidden("ZCR_EL1 (SVE)", (3, 0, 1), (2, 2), (0, 0)),
+    one("ZCR_EL1", (3, 0, 1, 2, 0), ReadWrite, Switched).given(4, 0, 32, 1),
     hidden("TRFCR_EL1, TRCITECR_EL1", (3, 0, 1), (2, 2), (1, 3)),
     hidden("SMPRI_EL1, SMCR_EL1 (SME)", (3, 0, 1), (2, 2), (4, 6)),
     many("TTBR0_EL1, TTBR1_EL1, TCR_EL1", (3, 0, 2), (0, 0), (0, 2), (ReadWrite, Switched)),

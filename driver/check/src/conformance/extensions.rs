@@ -50,6 +50,15 @@ pub fn mte() -> Check {
     Ok(())
 }
 
+/// Ours: the features that a VM can be given. Bit 0 is SVE.
+pub fn vm_features() -> Check {
+    // SAFETY: asks the kernel about the CPU.
+    let sve = unsafe { libc::getauxval(libc::AT_HWCAP) } >> 22 & 1;
+    let answer = ask(&device()?, 0x475A_0018);
+    ensure!(answer == (0, sve), "{answer:x?}, and the host has SVE: {sve}");
+    Ok(())
+}
+
 /// EOPNOTSUPP, and the variable is untouched.
 pub fn unknown() -> Check {
     let device = device()?;

@@ -30,6 +30,7 @@ pub fn numbers() -> Check {
         ("SET_WATCH", ioctl::SET_WATCH, nr::SET_WATCH),
         ("CREATE_DEVICE", ioctl::CREATE_DEVICE, nr::CREATE_DEVICE),
         ("SET_DTB_CONFIG", ioctl::SET_DTB_CONFIG, nr::SET_DTB_CONFIG),
+        ("VM_FEATURES", ioctl::VM_FEATURES, nr::VM_FEATURES),
     ] {
         ensure!(ours == number, "{name} is {ours:#x}, not {number:#x}");
     }
@@ -183,6 +184,26 @@ pub fn set_dtb_config() -> Check {
     for _ in 0..2 {
         let args = Args::<2>::new().q(0, RAM).q(8, 0x20_0000);
         gives(args.call(&vm, nr::SET_DTB_CONFIG), 0, "as crosvm")?;
+    }
+    Ok(())
+}
+
+/// Ours: a mask @0, for a VM that has had no vCPU yet.
+pub fn vm_features() -> Check {
+    let vm = vm().map_err(|e| e.to_string())?;
+    needs_memory(&vm, nr::VM_FEATURES)?;
+    let give = |vm: &OwnedFd, mask| Args::<1>::new().q(0, mask).call(vm, nr::VM_FEATURES);
+    // SAFETY: asks the kernel about the CPU.
+    let sve = unsafe { libc::getauxval(libc::AT_HWCAP) } >> 22 & 1 != 0;
+    gives(give(&vm, 1), if sve { 0 } else { EOPNOTSUPP }, "SVE")?;
+    gives(give(&vm, 0), 0, "nothing")?;
+    for mask in [2, 3, 1 << 32, u64::MAX] {
+        gives(give(&vm, mask), EINVAL, format_args!("mask {mask:#x}"))?;
+    }
+    let machine = Machine::new(BUSY, &[])?;
+    gives(give(&machine.vm, 0), EINVAL, "with a vCPU")?;
+    for (fd, what) in [(&machine.vcpu, "vCPU"), (&device()?.into(), "device")] {
+        gives(give(fd, 0), ENOTTY, format_args!("on the {what}"))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod control;
 mod eventfds;
+mod features;
 mod lifecycle;
 mod memory;
 mod run;

@@ -8,7 +8,7 @@ use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::{EXT_VERSION, Function, Status};
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, call};
-use gzvm_guest_kit::{cases, check, check_eq, fail, timer};
+use gzvm_guest_kit::{cases, check, check_eq, fail, read_sysreg, timer};
 
 use super::{Bare, answers, leaves_nothing, start_second, stop_second};
 use crate::pages;
@@ -17,7 +17,7 @@ use crate::vm::{self, Vm};
 
 pub const CASES: &[Case] = cases!["hypercall":
     create_vm, destroy_vm, destroy_vm_while_running, destroy_vm_by_older_drivers, probe, inform_exit, set_dtb_config, get_statistics,
-    enable_cap, get_regs, set_regs, ext_info, ext_counter, set_watch,
+    enable_cap, get_regs, set_regs, ext_info, ext_counter, set_watch, vm_features,
 ];
 
 const NO_VM: [u64; 7] = [0, 254, 0x7FFF, 0xFFFE, 0xFFFF, 0x1_0000, u64::MAX];
@@ -321,5 +321,50 @@ fn set_watch() -> Outcome {
         let _ = vm.run_once(0);
         answers(set(1, 0, 0), Status::InvalidArgs, format_args!("after the first RUN"))?;
         vm.destroy().map(drop)
+    })
+}
+
+/// 0x4C: x1 = x2 = 0 asks; else x2 is given to a VM that has had no vCPU yet. 1 is SVE.
+fn vm_features() -> Outcome {
+    const SVE: u64 = 1;
+    leaves_nothing(|| {
+        let reply = call(Function::VmFeatures, &[0, 0]);
+        answers(reply, Status::Success, format_args!("what there is"))?;
+        let have = reply.values[0];
+        let this_cpu = read_sysreg!("id_aa64pfr0_el1") >> 32 & 0xF != 0;
+        check_eq!(reply.values, [if this_cpu { SVE } else { 0 }, 0, 0], "what there is");
+        let vm = Bare::new()?;
+        for mask in [2, 3, 1 << 31, 1 << 32 | 1, 1 << 63, u64::MAX] {
+            let reply = vm.call(Function::VmFeatures, &[mask]);
+            answers(reply, Status::InvalidArgs, format_args!("unknown ones, {mask:#x}"))?;
+        }
+        let expected = if have == 0 { Status::NotSupported } else { Status::InvalidArgs };
+        for id in NO_VM {
+            answers(call(Function::VmFeatures, &[id, SVE]), expected, format_args!("VM {id:#x}"))?;
+        }
+        if have == 0 {
+            let reply = vm.call(Function::VmFeatures, &[SVE]);
+            return answers(reply, Status::NotSupported, format_args!("what the machine lacks"));
+        }
+        // The last word counts, until there is a vCPU; which costs what it was given.
+        let cost = |mask: &[u64]| {
+            let vm = Bare::new()?;
+            for mask in mask {
+                let reply = vm.call(Function::VmFeatures, &[*mask]);
+                answers(reply, Status::Success, format_args!("mask {mask}"))?;
+                check_eq!(reply.values, [have, 0, 0], "x1 to x3 for mask {mask}");
+            }
+            let shared = pages::take(2, 4096);
+            check!(call(Function::CreateVcpu, &[vm.tuple(0), shared]).ok(), "CREATE_VCPU");
+            for mask in [0, SVE] {
+                let reply = vm.call(Function::VmFeatures, &[mask]);
+                answers(reply, Status::InvalidArgs, format_args!("mask {mask} with a vCPU"))?;
+            }
+            Ok::<u64, Verdict>(vm.call(Function::GetStatistics, &[0]).values[0])
+        };
+        let (plain, given, taken) = (cost(&[])?, cost(&[0, SVE])?, cost(&[SVE, 0])?);
+        check!(given >= plain + 8704, "a vCPU with SVE costs {given} bytes, one without {plain}");
+        check_eq!(taken, plain, "bytes of a VM that was given SVE and then nothing");
+        Ok(())
     })
 }
