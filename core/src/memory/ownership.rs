@@ -452,6 +452,12 @@ impl Dirty {
         self.0
     }
 
+    /// The first `pages` of it and the rest, to be scrubbed one after the other; at least one page.
+    pub fn split_first(self, pages: u64) -> (Self, Option<Self>) {
+        let (first, rest) = self.0.split_first(pages.max(1));
+        (Self(first), rest.map(Self))
+    }
+
     /// Overwrite the memory with `zero`, which also cleans the data cache to the point of coherency,
     /// and returns only when that is done.
     pub fn scrub(self, zero: impl FnOnce(PaRange)) -> Scrubbed {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Calls that guests make by HVC, besides PSCI (SMCCC 1.2, Arm DEN0028).
 
+use crate::addr::PAGE_SIZE;
 use gzvm_abi::guest;
 use gzvm_abi::hypercall::strip_sve_hint;
 
@@ -44,6 +45,16 @@ pub enum Answer {
     Ptp,
     /// The guest gives the page at this IPA back.
     Relinquish(u64),
+    /// A protected guest lets the host see the page at this IPA.
+    Share(u64),
+    /// It takes that back.
+    Unshare(u64),
+    /// From now on, only MMIO pages that it names go to the VMM.
+    GuardEnroll,
+    /// It names the MMIO page at this IPA.
+    GuardMap(u64),
+    /// It takes that back.
+    GuardUnmap(u64),
 }
 
 /// Whether `fid` is PSCI's (owner 4, functions 0..=0x1F).
@@ -52,8 +63,10 @@ pub const fn is_psci(fid: u32) -> bool {
 }
 
 /// Decides on the call with x0 = `fid` (low 32 bits count) and x1 = `arg`, of which a 32-bit call has
-/// the low half. Default deny; yielding calls (bit 31 clear) and reserved owners are among the denied.
-pub fn decide(fid: u64, arg: u64) -> Answer {
+/// the low half. Default deny; yielding calls (bit 31 clear) and reserved owners are among the denied. `protected`: the
+/// guest's VM is.
+#[inline(always)]
+pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
     let fid = strip_sve_hint(fid as u32);
     let narrow = arg as u32;
     match fid {
@@ -61,9 +74,15 @@ pub fn decide(fid: u64, arg: u64) -> Answer {
         VERSION => Answer::One(0x0001_0002),
         ARCH_FEATURES | ARCH_WORKAROUND_1 | ARCH_WORKAROUND_3 => Answer::Arch { fid, arg: narrow },
         guest::VENDOR_HYP_UID => Answer::Four(guest::KVM_UID.map(u64::from)),
-        // Bit n: function n. The features call itself, the wall clock, relinquish. Sharing and MMIO guard
-        // (2 to 8) are not there, as in KVM for a VM that is not protected.
-        guest::VENDOR_HYP_FEATURES => Answer::One(1 << 9 | 0b11),
+        // Bit n: function n. The features call itself, the wall clock, relinquish; sharing and MMIO guard
+        // (2 to 8) as in KVM: not for a VM that is not protected.
+        guest::VENDOR_HYP_FEATURES => Answer::One(1 << 9 | 0b11 | if protected { 0x7F << 2 } else { 0 }),
+        guest::HYP_MEMINFO | guest::MMIO_GUARD_INFO if protected => Answer::One(PAGE_SIZE),
+        guest::MEM_SHARE if protected => Answer::Share(arg),
+        guest::MEM_UNSHARE if protected => Answer::Unshare(arg),
+        guest::MMIO_GUARD_ENROLL if protected => Answer::GuardEnroll,
+        guest::MMIO_GUARD_MAP if protected => Answer::GuardMap(arg),
+        guest::MMIO_GUARD_UNMAP if protected => Answer::GuardUnmap(arg),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
         _ => Answer::One(NOT_SUPPORTED),
@@ -121,18 +140,43 @@ mod tests {
             0x8400_0060,
         ];
         for fid in unknown {
-            assert_eq!(decide(fid, 0), Answer::One(NOT_SUPPORTED), "{fid:#x}");
+            assert_eq!(decide(fid, 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }
 
     #[test]
     fn protected_vms_services_are_neither_answered_nor_promised() {
-        let Answer::One(features) = decide(guest::VENDOR_HYP_FEATURES.into(), 0) else { panic!("features") };
+        let Answer::One(features) = decide(guest::VENDOR_HYP_FEATURES.into(), 0, false) else {
+            panic!("features")
+        };
         for n in 2..=8u32 {
             assert_eq!(features >> n & 1, 0, "bit {n}");
             for base in [0x8600_0000u32, 0xC600_0000] {
-                assert_eq!(decide((base | n).into(), 0), Answer::One(NOT_SUPPORTED), "{base:#x} + {n}");
+                assert_eq!(
+                    decide((base | n).into(), 0, false),
+                    Answer::One(NOT_SUPPORTED),
+                    "{base:#x} + {n}"
+                );
             }
+        }
+    }
+
+    #[test]
+    fn protected_vms_share_and_guard() {
+        let Answer::One(features) = decide(guest::VENDOR_HYP_FEATURES.into(), 0, true) else {
+            panic!("features")
+        };
+        assert_eq!(features, 0b11_1111_1111);
+        for (fid, answer) in [
+            (guest::HYP_MEMINFO, Answer::One(4096)),
+            (guest::MMIO_GUARD_INFO, Answer::One(4096)),
+            (guest::MEM_SHARE, Answer::Share(0x5000)),
+            (guest::MEM_UNSHARE, Answer::Unshare(0x5000)),
+            (guest::MMIO_GUARD_ENROLL, Answer::GuardEnroll),
+            (guest::MMIO_GUARD_MAP, Answer::GuardMap(0x5000)),
+            (guest::MMIO_GUARD_UNMAP, Answer::GuardUnmap(0x5000)),
+        ] {
+            assert_eq!(decide(fid.into(), 0x5000, true), answer, "{fid:#x}");
         }
     }
 
@@ -141,21 +185,21 @@ mod tests {
         for owner in 0..64u64 {
             for n in [0u64, 1, 0x50, 0xFF01] {
                 for yielding in [owner << 24 | n, 1 << 30 | owner << 24 | n] {
-                    assert_eq!(decide(yielding, 0), Answer::One(NOT_SUPPORTED), "{yielding:#x}");
+                    assert_eq!(decide(yielding, 0, false), Answer::One(NOT_SUPPORTED), "{yielding:#x}");
                 }
             }
         }
         for bit in 17..24 {
-            assert_eq!(decide(0x8000_0000 | 1 << bit, 0), Answer::One(NOT_SUPPORTED), "bit {bit}");
+            assert_eq!(decide(0x8000_0000 | 1 << bit, 0, false), Answer::One(NOT_SUPPORTED), "bit {bit}");
         }
     }
 
     #[test]
     fn upper_halves_are_ignored() {
-        assert_eq!(decide(0xDEAD_0000_8000_0000, 0), Answer::One(0x10002));
-        assert_eq!(decide(guest::PTP.into(), 0xDEAD_0000_0000_0001), Answer::Ptp);
-        assert_eq!(decide(guest::PTP.into(), 2), Answer::One(NOT_SUPPORTED));
-        let dirty = decide(ARCH_FEATURES.into(), 0xDEAD_0000_0000_0000 | u64::from(VERSION));
+        assert_eq!(decide(0xDEAD_0000_8000_0000, 0, false), Answer::One(0x10002));
+        assert_eq!(decide(guest::PTP.into(), 0xDEAD_0000_0000_0001, false), Answer::Ptp);
+        assert_eq!(decide(guest::PTP.into(), 2, false), Answer::One(NOT_SUPPORTED));
+        let dirty = decide(ARCH_FEATURES.into(), 0xDEAD_0000_0000_0000 | u64::from(VERSION), false);
         assert_eq!(dirty, Answer::Arch { fid: ARCH_FEATURES, arg: VERSION });
     }
 

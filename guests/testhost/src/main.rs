@@ -32,6 +32,8 @@ mod pages;
 #[cfg(target_os = "none")]
 mod programs;
 #[cfg(target_os = "none")]
+mod protected;
+#[cfg(target_os = "none")]
 mod unmap;
 #[cfg(target_os = "none")]
 mod vm;
@@ -60,6 +62,7 @@ fn host_vm() {
         unmap::CASES,
         addresses::CASES,
         levels::CASES,
+        protected::CASES,
         abuse::CASES,
     ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();

@@ -68,6 +68,12 @@ programs! {
     vector = (prog_vector, prog_vector_end);
     /// An undefined instruction, with no vectors set.
     crashes = (prog_crashes, prog_crashes_end);
+    /// A protected guest's services, each answer told: see the listing.
+    private = (prog_private, prog_private_end);
+    /// Names the device's page, enrols, loads from a page that it has not named; tells the syndrome.
+    guarded = (prog_guarded, prog_guarded_end);
+    /// Writes 0x5EC2_E75E_C2E7 to each of 512 pages but the first, from RAM on, then turns off.
+    keeps_secrets = (prog_secrets, prog_secrets_end);
     /// Writes the virtual count to RAM + 0x800, for ever.
     tells_time = (prog_time, prog_time_end);
     /// Tells where it runs, and the word at its x0; writes x0 behind that word, tells it from there, turns off.
@@ -97,6 +103,9 @@ global_asm!(
     .global prog_vector, prog_vector_end
     .global prog_crashes, prog_crashes_end
     .global prog_reaches, prog_reaches_end
+    .global prog_private, prog_private_end
+    .global prog_guarded, prog_guarded_end
+    .global prog_secrets, prog_secrets_end
 
     .macro  prog_off
     movz    w0, #0x0008
@@ -156,6 +165,105 @@ prog_ends:
     str     x5, [x4, #0x800]
     b       3b
 prog_ends_end:
+
+    .macro  prog_service number
+    movz    w0, #\number
+    movk    w0, #0xC600, lsl #16
+    mov     x2, #0
+    mov     x3, #0
+    hvc     #0
+    .endm
+
+    .macro  prog_secret
+    movz    x5, #0xC2E7
+    movk    x5, #0xE75E, lsl #16
+    movk    x5, #0x5EC2, lsl #32
+    .endm
+
+    .balign 16
+prog_private:
+    mov     x20, #0x80000000
+    mov     x19, #0x90000
+    add     x21, x20, #0x1000
+    prog_secret
+    str     x5, [x21]
+    str     xzr, [x19, #0x10]       // written
+    mov     x1, x21
+    prog_service 3
+    str     x0, [x19, #0x18]        // MEM_SHARE
+    mov     x1, x21
+    prog_service 3
+    str     x0, [x19, #0x20]        // again
+    ldr     x6, [x21]
+    str     x6, [x19, #0x28]        // what is there
+    mov     x1, x21
+    prog_service 4
+    str     x0, [x19, #0x30]        // MEM_UNSHARE
+    ldr     x6, [x21]
+    str     x6, [x19, #0x38]        // what is there
+    add     x1, x20, #0x5000
+    prog_service 3
+    str     x0, [x19, #0x40]        // MEM_SHARE of a page that is not there yet
+    mov     x1, #0x1000
+    prog_service 3
+    str     x0, [x19, #0x48]        // of none
+    add     x1, x21, #8
+    prog_service 3
+    str     x0, [x19, #0x50]        // of half a page
+    mov     x1, #0
+    prog_service 2
+    str     x0, [x19, #0x58]        // HYP_MEMINFO
+    mov     x1, x21
+    prog_service 9
+    str     x0, [x19, #0x60]        // MEM_RELINQUISH
+    ldr     x6, [x21]
+    str     x6, [x19, #0x68]        // what is there
+    prog_off
+prog_private_end:
+
+    .balign 16
+prog_guarded:
+    mov     x20, #0x80000000
+    mov     x19, #0x90000
+    add     x6, x20, #0x800
+    msr     vbar_el1, x6
+    isb
+    mov     x1, x19
+    prog_service 7                  // MMIO_GUARD_MAP
+    mov     x21, x0
+    mov     x1, #0
+    prog_service 6                  // MMIO_GUARD_ENROLL
+    orr     x21, x21, x0
+    str     x21, [x19, #0x10]
+    mov     x1, x20
+    prog_service 7
+    str     x0, [x19, #0x18]        // of memory
+    mov     x1, #0
+    prog_service 5
+    str     x0, [x19, #0x20]        // MMIO_GUARD_INFO
+    mov     x1, #0xA0000
+    ldr     x2, [x1]
+    prog_off
+    .skip   0xA00 - (. - prog_guarded)
+    mrs     x2, esr_el1
+    str     x2, [x19, #0x28]
+    mov     x1, x19
+    prog_service 8                  // MMIO_GUARD_UNMAP
+    str     x0, [x20, #0x100]
+    prog_off
+prog_guarded_end:
+
+    .balign 16
+prog_secrets:
+    mov     x20, #0x80000000
+    prog_secret
+    mov     x6, #511
+1:  add     x20, x20, #0x1000
+    str     x5, [x20]
+    subs    x6, x6, #1
+    b.ne    1b
+    prog_off
+prog_secrets_end:
 
     .balign 16
 prog_faults:

@@ -72,8 +72,17 @@ impl Vm {
         Self::with_memory(program, vcpus, memory)
     }
 
+    /// As [`new`](Self::new), a protected VM.
+    pub fn protected(program: &[u8], vcpus: u16) -> Result<Self, Verdict> {
+        Self::make(program, vcpus, pages::take(RAM_PAGES, 2 << 20), true)
+    }
+
     /// As [`new`](Self::new), in memory the caller has.
     pub fn with_memory(program: &[u8], vcpus: u16, memory: u64) -> Result<Self, Verdict> {
+        Self::make(program, vcpus, memory, false)
+    }
+
+    fn make(program: &[u8], vcpus: u16, memory: u64, protected: bool) -> Result<Self, Verdict> {
         for (i, byte) in program.iter().enumerate() {
             pages::put(memory + i as u64, *byte);
         }
@@ -89,7 +98,7 @@ impl Vm {
             on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
-        vm.set_up(vcpus)?;
+        vm.set_up(vcpus, protected)?;
         Ok(vm)
     }
 
@@ -103,7 +112,7 @@ impl Vm {
         hypercall::call(function, &all)
     }
 
-    fn set_up(&mut self, vcpus: u16) -> Result<(), Verdict> {
+    fn set_up(&mut self, vcpus: u16, protected: bool) -> Result<(), Verdict> {
         must(self.call(Function::EnableCap, &[cap::ENABLE_DEMAND_PAGING]), "ENABLE_CAP demand paging")?;
         let block = self.call(Function::EnableCap, &[cap::BLOCK_BASED_DEMAND_PAGING, 2 << 20, self.mailbox]);
         must(block, "ENABLE_CAP block paging")?;
@@ -133,6 +142,10 @@ impl Vm {
             };
             pages::put(page, device);
             must(self.call(Function::CreateDevice, &[page]), "CREATE_DEVICE")?;
+        }
+        if protected {
+            let call = self.call(Function::EnableCap, &[cap::PROTECTED_VM, cap::protected::SET_PROTECTED_VM]);
+            must(call, "ENABLE_CAP protected")?;
         }
         for vcpu in 0..vcpus {
             let tuple = self.tuple(vcpu);

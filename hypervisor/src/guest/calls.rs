@@ -13,7 +13,7 @@ use gzvm_core::vgic::Kicks;
 use gzvm_core::vm::lifecycle::Cause;
 
 use super::run::{Exit, Next, Running};
-use super::vm::{IPA_BITS, Pending};
+use super::vm::{IPA_BITS, NoPage, Pending};
 use crate::arch::cpu;
 use crate::arch::percpu::count;
 
@@ -21,7 +21,7 @@ impl Running<'_> {
     /// HVC #0. The return address is behind the instruction already.
     pub fn call(&mut self) -> Next {
         let [x0, x1, x2, x3, ..] = self.vcpu.regs.x;
-        match smccc::decide(x0, x1) {
+        match smccc::decide(x0, x1, self.vm.protected()) {
             Answer::One(value) => self.vcpu.regs.x[0] = value,
             Answer::Four(values) => self.vcpu.regs.x[..4].copy_from_slice(&values),
             Answer::Psci => return self.psci(x0, [x1, x2, x3]),
@@ -38,8 +38,36 @@ impl Running<'_> {
                 return Next::Exit(Exit::Hypercall([u64::from(guest::PTP), counter]));
             }
             Answer::Relinquish(ipa) => return self.relinquish(ipa),
+            Answer::Share(ipa) => return self.expose(ipa, true),
+            Answer::Unshare(ipa) => return self.expose(ipa, false),
+            Answer::GuardEnroll => {
+                self.vm.memory.lock().guard();
+                self.vcpu.regs.x[0] = 0;
+            }
+            Answer::GuardMap(ipa) => self.name_mmio(ipa, true),
+            Answer::GuardUnmap(ipa) => self.name_mmio(ipa, false),
         }
         Next::Resume
+    }
+
+    /// A protected guest lets the host see a page, or takes that back.
+    fn expose(&mut self, ipa: u64, visible: bool) -> Next {
+        let done = self.vm.memory.lock().expose(Ipa(ipa), visible);
+        self.vcpu.regs.x[0] = match done {
+            Ok(()) => 0,
+            Err(NoPage::Absent) => {
+                // The driver brings it, and the guest calls again.
+                self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_sub(4);
+                return Next::Exit(Exit::PageFault(ipa));
+            }
+            Err(NoPage::Nowhere) => smccc::INVALID_PARAMETER,
+        };
+        Next::Resume
+    }
+
+    fn name_mmio(&mut self, ipa: u64, named: bool) {
+        let done = self.vm.memory.lock().name_mmio(Ipa(ipa), named);
+        self.vcpu.regs.x[0] = if done.is_ok() { 0 } else { smccc::INVALID_PARAMETER };
     }
 
     /// The guest gives a page back; the driver then unpins it.

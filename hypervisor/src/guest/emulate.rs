@@ -41,7 +41,7 @@ enum Fetched {
 impl Running<'_> {
     /// A data abort without syndrome at `fault`, which is a device's.
     pub(super) fn without_syndrome(&mut self, fault: Fault, esr: u64) -> Next {
-        if self.vm.protected {
+        if self.vm.protected() {
             return self.external_abort(esr, fault.far);
         }
         let word = match self.fetch(self.vcpu.regs.pc) {

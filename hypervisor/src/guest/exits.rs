@@ -170,6 +170,12 @@ impl Running<'_> {
     }
 
     fn device_access(&mut self, ipa: Ipa, access: DataAccess) -> Next {
+        let protected = self.vm.protected();
+        if protected && self.vm.memory.lock().refuses_mmio(ipa) {
+            let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
+            return self
+                .external_abort(syndrome::esr_external_abort(false, from_el0, access.write), cpu::far());
+        }
         let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
             Some(x) if access.write => truncate(*x, access.size),
             _ => 0,
@@ -178,7 +184,8 @@ impl Running<'_> {
             phys_addr: ipa.0,
             data: value.to_le_bytes(),
             size: u64::from(access.size),
-            reg_nr: u32::from(access.rt),
+            // For information; of a protected guest's instructions the host has none.
+            reg_nr: if protected { 31 } else { u32::from(access.rt) },
             is_write: u8::from(access.write),
             pad: [0; 3],
         };

@@ -15,6 +15,7 @@ mod emulate;
 mod exits;
 pub mod life;
 pub mod one_reg;
+pub mod private;
 pub mod registry;
 pub mod run;
 mod sleep;

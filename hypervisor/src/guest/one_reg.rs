@@ -31,6 +31,11 @@ fn vector(id: u64) -> Option<u8> {
     if offset.is_multiple_of(4) && id <= reg::V31 { u8::try_from(offset / 4).ok() } else { None }
 }
 
+/// Whether the register is part of how a vCPU starts, which of a protected VM too is the host's to say, until it runs.
+pub const fn is_initial(id: u64) -> bool {
+    matches!(id, reg::X0..=reg::X30 | reg::PC | reg::PSTATE)
+}
+
 /// What the register holds; nothing for an identifier that names none.
 pub fn get(vcpu: &mut Vcpu, id: u64) -> Option<Value> {
     if let Some(n) = vector(id) {

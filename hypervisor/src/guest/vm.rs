@@ -9,17 +9,19 @@ use gzvm_abi::MAX_VCPUS_EXTENDED as MAX_VCPUS;
 use gzvm_abi::run::HWSTATE_OFFSET;
 use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
-use gzvm_core::memory::ownership::{Ownership, Transition};
+use gzvm_core::memory::ownership::{Dirty, Ownership, Transition};
 use gzvm_core::memory::slots::Slots;
-use gzvm_core::memory::stage2::{Attrs, MapError, Progress, Stage2, Walk};
+use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, Progress, Stage2, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vcpu::decode::emulate::Emulation;
 use gzvm_core::vcpu::mmio::PendingLoad;
 use gzvm_core::vgic::{self, CpuInterface, Kicks, VcpuState};
+use gzvm_core::vm::lifecycle::State;
 use zerocopy::IntoBytes;
 
 use super::life::Life;
+use super::private;
 use super::registry;
 use super::timer::PhysicalTimer;
 use super::watch::{VcpuWatch, VmWatch};
@@ -93,7 +95,20 @@ pub struct VmMemory {
     /// Page of MAP_GUEST_BLOCK's page frame numbers, shared by the host.
     pub mailbox: Option<SharedPages>,
     root_pages: usize,
+    /// The VM if it is protected: pages are donated to it, not shared with it.
+    owner: Option<VmId>,
+    /// Taken from the VM, to be scrubbed.
+    dirty: ArrayVec<Dirty, MOST_DIRTY>,
+    /// MMIO goes to the VMM only where the guest has named the page.
+    guarded: bool,
 }
+
+/// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
+const MOST_DIRTY: usize = 16;
+/// Pages that it scrubs: some 64 KiB.
+const SCRUB_PAGES: u64 = 64;
+/// The note in stage 2 at an MMIO page that the guest has named.
+const NAMED: Annotation = Annotation(1);
 
 /// A VM.
 pub struct Vm {
@@ -101,10 +116,9 @@ pub struct Vm {
     pub vttbr: u64,
     /// See [`vttbr`](Self::vttbr).
     pub vtcr_fields: (u8, u8),
-    /// Protected: the host may know nothing of it, so its instructions are not decoded for the host.
-    pub protected: bool,
     /// Its vCPUs have SVE.
     pub sve: AtomicBool,
+    protected: AtomicBool,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -152,12 +166,15 @@ impl Vm {
             slots: Slots::new(bits),
             mailbox: None,
             root_pages,
+            owner: None,
+            dirty: ArrayVec::new(),
+            guarded: false,
         };
         PageBox::new(Self {
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
-            protected: false,
             sve: AtomicBool::new(false),
+            protected: AtomicBool::new(false),
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
@@ -176,6 +193,24 @@ impl Vm {
             pool::free(root, root_pages);
             e.into()
         })
+    }
+
+    /// Protected: the host may know nothing of it.
+    #[inline(always)]
+    pub fn protected(&self) -> bool {
+        self.protected.load(Ordering::Relaxed)
+    }
+
+    /// Makes it protected for life: a VM that has not run, with nothing in it yet.
+    pub fn protect(&self, id: VmId) -> Result<(), MapFailure> {
+        let mut memory = self.memory.lock();
+        let fresh = self.life.state() == State::Created && self.vcpu_count.load(Ordering::SeqCst) == 0;
+        if !fresh || memory.owner.is_some() || !memory.is_empty() {
+            return Err(MapFailure::Invalid);
+        }
+        memory.owner = Some(id);
+        self.protected.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Adds a vCPU with its shared area.
@@ -240,8 +275,15 @@ impl Vm {
             unshare(page.range());
         }
         let root = memory.stage2.root();
-        let mut tables = Tables { account: &mut memory.account };
         let mut tlb = VmTlb { root };
+        if let Some(vm) = memory.owner {
+            let progress = memory.dismantle(vm, &mut tlb, budget.min(SCRUB_PAGES));
+            if progress == Progress::Done {
+                pool::free(root, memory.root_pages);
+            }
+            return progress;
+        }
+        let mut tables = Tables { account: &mut memory.account };
         // Locked once for the step, not once a page: other CPUs may be taking VMs apart as well.
         let mut ownership = platform::ownership().lock();
         let progress = memory.stage2.teardown_step(&mut tables, &mut tlb, budget, |_, mapped| {
@@ -317,6 +359,18 @@ pub fn unshare(range: PaRange) {
     unshare_in(&mut platform::ownership().lock(), range);
 }
 
+/// The VM does not reach this memory any more, or never did: it is the host's alone.
+fn release(owner: Option<VmId>, range: PaRange) {
+    match owner {
+        Some(vm) => {
+            if let Some(dirty) = private::take(vm, range) {
+                private::give_back(dirty);
+            }
+        }
+        None => unshare(range),
+    }
+}
+
 fn unshare_in(ownership: &mut Ownership<'_>, range: PaRange) {
     if let Err(e) = ownership.apply(range, Transition::UnshareWithVm) {
         log::error!("unshare {range:?}: {e} (hypervisor bug)");
@@ -357,19 +411,121 @@ impl VmMemory {
     }
 
     fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange) -> Result<(), MapFailure> {
-        share(pa).map_err(|_| MapFailure::NotHosts)?;
+        let owner = self.owner;
+        match owner {
+            Some(vm) => private::donate(vm, pa)?,
+            None => share(pa).map_err(|_| MapFailure::NotHosts)?,
+        }
         // The guest may look with its caches off at what the VMM wrote with caches on.
         barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
         barrier::ic_ialluis();
         let root = self.stage2.root();
         let mut tables = Tables { account: &mut self.account };
         self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, pa.start(), Attrs::RAM).map_err(|e| {
-            unshare(pa);
+            release(owner, pa);
             match e {
                 MapError::OutOfTables(_) => MapFailure::NoMemory,
                 _ => MapFailure::Invalid,
             }
         })
+    }
+
+    /// Whether nothing is mapped.
+    fn is_empty(&mut self) -> bool {
+        let mut empty = true;
+        let all = 1u64.wrapping_shl(self.stage2.ipa_bits().into());
+        if let Ok(all) = IpaRange::new(Ipa(0), all) {
+            self.stage2.for_each(&Tables { account: &mut self.account }, all, |_| {
+                empty = false;
+                false
+            });
+        }
+        empty
+    }
+
+    /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first.
+    fn dismantle(&mut self, vm: VmId, tlb: &mut VmTlb, budget: u64) -> Progress {
+        let mut left = budget;
+        loop {
+            while left > 0
+                && let Some(dirty) = self.dirty.pop()
+            {
+                let (first, rest) = dirty.split_first(left);
+                left = left.saturating_sub(first.range().pages());
+                private::give_back(first);
+                self.keep_dirty(rest);
+            }
+            if left == 0 {
+                return Progress::More;
+            }
+            // An entry costs at least one of the budget, so there is room for what comes.
+            let entries = left.min(MOST_DIRTY as u64);
+            left = left.saturating_sub(entries);
+            let mut taken = ArrayVec::<_, MOST_DIRTY>::new();
+            let tables = &mut Tables { account: &mut self.account };
+            let progress = self.stage2.teardown_step(tables, tlb, entries, |_, mapped| {
+                if let Err(e) = taken.try_push(mapped.pa) {
+                    log::error!("teardown: {e} (hypervisor bug; the pages are lost)");
+                }
+            });
+            for memory in &taken {
+                self.keep_dirty(private::take(vm, *memory));
+            }
+            if progress == Progress::Done && taken.is_empty() {
+                return Progress::Done;
+            }
+        }
+    }
+
+    fn keep_dirty(&mut self, dirty: Option<Dirty>) {
+        if let Some(Err(e)) = dirty.map(|dirty| self.dirty.try_push(dirty)) {
+            log::error!("teardown: {e} (hypervisor bug; the pages are lost)");
+        }
+    }
+
+    /// The page of a protected VM at `ipa`; none if there is none yet, or no slot.
+    fn private_page(&mut self, ipa: Ipa) -> Result<PaRange, NoPage> {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        match walk {
+            Walk::Mapped { pa, .. } if ipa.is_aligned(PAGE_SIZE) => {
+                PaRange::page_of(pa).ok_or(NoPage::Nowhere)
+            }
+            Walk::Unmapped { .. } if ipa.is_aligned(PAGE_SIZE) && self.slots.find(ipa).is_some() => {
+                Err(NoPage::Absent)
+            }
+            _ => Err(NoPage::Nowhere),
+        }
+    }
+
+    /// A protected guest lets the host see its page, or takes that back.
+    pub fn expose(&mut self, ipa: Ipa, visible: bool) -> Result<(), NoPage> {
+        let Some(vm) = self.owner else { return Err(NoPage::Nowhere) };
+        let page = self.private_page(ipa)?;
+        let done = if visible { private::share(vm, page) } else { private::unshare(vm, page) };
+        done.map_err(|_| NoPage::Nowhere)
+    }
+
+    /// From now on MMIO goes to the VMM only where the guest says so.
+    pub fn guard(&mut self) {
+        self.guarded = true;
+    }
+
+    /// The guest names an MMIO page, or takes that back.
+    pub fn name_mmio(&mut self, ipa: Ipa, named: bool) -> Result<(), NoPage> {
+        if !ipa.is_aligned(PAGE_SIZE) || self.slots.find(ipa).is_some() {
+            return Err(NoPage::Nowhere);
+        }
+        let page = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| NoPage::Nowhere)?;
+        let note = if named { NAMED } else { Annotation::NONE };
+        let root = self.stage2.root();
+        let tables = &mut Tables { account: &mut self.account };
+        self.stage2.annotate(tables, &mut VmTlb { root }, page, note).map_err(|_| NoPage::Nowhere)
+    }
+
+    /// Whether an access to a device at `ipa` is not for the VMM.
+    pub fn refuses_mmio(&mut self, ipa: Ipa) -> bool {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        self.guarded && !matches!(walk, Walk::Unmapped { note: NAMED, .. })
     }
 
     /// Takes a page of the guest's back from it. True if there was one.
@@ -387,7 +543,7 @@ impl VmMemory {
         if self.stage2.unmap(&mut tables, &mut VmTlb { root }, range).is_err() {
             return false;
         }
-        unshare(target);
+        release(self.owner, target);
         true
     }
 
@@ -397,6 +553,10 @@ impl VmMemory {
     /// Restartable by being called again with the same range: emptied tables are gone, so getting past what
     /// was done before takes a look at three tables at the most.
     pub fn unmap_step(&mut self, range: IpaRange, budget: u64) -> Result<Progress, MapFailure> {
+        // A protected guest's pages can't be replaced by others behind its back.
+        if self.owner.is_some() {
+            return Err(MapFailure::Protected);
+        }
         let mut left = budget;
         let mut rest = Some(range);
         while let Some(part) = rest {
@@ -455,6 +615,17 @@ pub enum MapFailure {
     NotHosts,
     /// No page for a table.
     NoMemory,
+    /// The host may not do that to a protected VM.
+    Protected,
+}
+
+/// Why a page of a guest's can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPage {
+    /// It is in a slot: the driver has to bring it.
+    Absent,
+    /// It is nowhere, or the call makes no sense for it.
+    Nowhere,
 }
 
 /// What a vCPU waits for when it comes back from the host.

@@ -324,6 +324,11 @@ impl Running<'_> {
                 }
             }
         }
+        if self.vm.protected() {
+            // The kind is all that the host gets to know.
+            self.vcpu.watch.event = abi::Watch { kind, action, count, ..Default::default() };
+            return Next::Exit(Exit::Watch);
+        }
         let (sp_el0, sp_el1) = debug::guest_stacks();
         let [.., fp, lr] = self.vcpu.regs.x;
         self.vcpu.watch.event = abi::Watch {

@@ -2,6 +2,7 @@
 //! The host VM: Linux with the machine to itself, less what is not its own.
 //!
 //! - Its stage 2 is an identity map of everything but the hypervisor's memory, in the largest blocks.
+//! - Memory that a protected VM is given leaves it, and comes back scrubbed.
 //! - It comes to EL2 for HVC, SMC, faults on memory that is not its own, and its first FP use after
 //!   a guest's. Interrupts never come here while it runs ([`Counter::HostIrq`] proves it).
 
@@ -12,11 +13,12 @@ use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::strip_sve_hint;
 use gzvm_core::addr::{Ipa, Pa};
 use gzvm_core::fdt::machine::Region;
-use gzvm_core::memory::IpaRange;
+use gzvm_core::memory::ownership::State;
 use gzvm_core::memory::stage2::{Attrs, MapError, Stage2};
+use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::host_calls::{self, HostCall};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
-use gzvm_core::vcpu::syndrome::{self, Cause};
+use gzvm_core::vcpu::syndrome::{self, Cause, FaultKind};
 use spin::Once;
 
 use crate::arch::lock::Mutex;
@@ -25,9 +27,11 @@ use crate::arch::frame::HostFrame;
 use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{cpu, smc};
+use crate::guest::vm::MapFailure;
 use crate::hypercall;
 use crate::mem::pool::{self, Account};
 use crate::mem::tables::{Tables, VmTlb};
+use crate::platform;
 
 /// `reason` of an SError.
 const SERROR: u64 = 3;
@@ -101,7 +105,46 @@ pub fn init(banks: &[Region], own: &[Region], features: &Features) -> Result<(),
     Ok(())
 }
 
+/// Does `f` with the host's stage 2.
+pub fn with<R>(f: impl FnOnce(&mut Host) -> Result<R, MapFailure>) -> Result<R, MapFailure> {
+    HOST.lock().as_mut().map_or(Err(MapFailure::Invalid), f)
+}
+
+/// The host has nothing at `ipa` just now. Whether it does from now on: memory that is its own, or that it may see, and
+/// that another CPU was about to move, or that came back when there was no page for a table.
+pub fn repair(ipa: Ipa) -> bool {
+    let Some(page) = PaRange::page_of(Pa(ipa.0)) else { return false };
+    let repaired = with(|host| {
+        let state = platform::ownership().lock().state(page.start());
+        match state {
+            Ok(State::Host | State::HostShared(_) | State::VmShared(_)) => host
+                .map(Region { base: page.start().0, size: page.size() }, Attrs::RAM)
+                .map_err(|_| MapFailure::NoMemory),
+            _ => Err(MapFailure::NotHosts),
+        }
+    });
+    repaired.is_ok()
+}
+
 impl Host {
+    /// Takes memory out of the host's sight, on all CPUs. Nothing has changed if there is no page for a table.
+    pub fn hide(&mut self, memory: PaRange) -> Result<(), MapError> {
+        let ipa = IpaRange::new(Ipa(memory.start().0), memory.size()).map_err(|_| MapError::IpaOutOfRange)?;
+        let root = self.stage2.root();
+        self.stage2.unmap(&mut Tables { account: &mut self.account }, &mut VmTlb { root }, ipa)
+    }
+
+    /// Puts it there again, in big blocks where all around is there; see [`repair`] for what can't be.
+    pub fn show(&mut self, memory: PaRange) {
+        let region = Region { base: memory.start().0, size: memory.size() };
+        let Ok(ipa) = IpaRange::new(Ipa(region.base), region.size) else { return };
+        if self.map(region, Attrs::RAM).is_ok() {
+            let root = self.stage2.root();
+            let tables = &mut Tables { account: &mut self.account };
+            let _ = self.stage2.coalesce(tables, &mut VmTlb { root }, ipa);
+        }
+    }
+
     fn map(&mut self, region: Region, attrs: Attrs) -> Result<(), MapError> {
         let ipa = IpaRange::new(Ipa(region.base), region.size).map_err(|_| MapError::IpaOutOfRange)?;
         let root = self.stage2.root();
@@ -150,6 +193,11 @@ extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
         Cause::Fp => {
             count(Counter::HostFp);
             PerCpu::this().with(|state| state.host_uses_fp());
+        }
+        Cause::DataAbort(abort, _) | Cause::InstructionAbort(abort)
+            if abort.kind == FaultKind::Translation && repair(Ipa(cpu::fault_ipa_page())) =>
+        {
+            count(Counter::HostFault);
         }
         Cause::DataAbort(abort, _) => {
             abort_host(frame, syndrome::esr_external_abort(false, from_el0(frame), abort.write));

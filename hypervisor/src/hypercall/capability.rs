@@ -2,7 +2,7 @@
 //! ENABLE_CAP.
 
 use gzvm_abi::hypercall::cap;
-use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
+use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa, VmId};
 use gzvm_core::memory::PaRange;
 
 use super::memory::MOST_PAGES;
@@ -24,7 +24,12 @@ pub fn enable([id, capability, arg0, arg1, ..]: Args) -> Result<Results, Error> 
             Ok([0; 3])
         }
         cap::BLOCK_BASED_DEMAND_PAGING => block_paging(id, arg0, arg1),
-        // Protected VMs are not built yet.
+        cap::PROTECTED_VM if arg0 == cap::protected::SET_PROTECTED_VM => {
+            let vm = registry::get(id)?;
+            vm.vm().ok_or(Error::Invalid)?.protect(VmId(id as u16))?;
+            Ok([0; 3])
+        }
+        // Firmware of protected VMs is not there yet.
         _ => {
             registry::get(id)?;
             Err(Error::NotSupported)

@@ -85,6 +85,7 @@ impl From<MapFailure> for Error {
             MapFailure::Invalid => Self::Invalid,
             MapFailure::NotHosts => Self::Fault,
             MapFailure::NoMemory => Self::NoMemory,
+            MapFailure::Protected => Self::NotSupported,
         }
     }
 }

@@ -4,6 +4,7 @@
 use gzvm_abi::run::{SHARED_AREA_SIZE, exit};
 use gzvm_core::addr::{Pa, VcpuId};
 use gzvm_core::memory::PaRange;
+use gzvm_core::vm::lifecycle::State;
 
 use super::vm::DEFAULT_PER_CALL;
 use super::{Args, Error, Results, tuple};
@@ -45,10 +46,13 @@ pub fn run([x1, ..]: Args) -> Result<Results, Error> {
     Ok([u64::from(reason), 0, 0])
 }
 
-/// Does `f` with a vCPU that does not run.
-fn with_vcpu<R>(x1: u64, f: impl FnOnce(&mut Vcpu) -> Option<R>) -> Result<R, Error> {
+/// Does `f` with a vCPU that does not run. A protected VM's only if `protected`, and until it first runs.
+fn with_vcpu<R>(x1: u64, protected: bool, f: impl FnOnce(&mut Vcpu) -> Option<R>) -> Result<R, Error> {
     let (vm, n) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
+    if vm.protected() && !(protected && vm.life.state() == State::Created) {
+        return Err(Error::NotSupported);
+    }
     let slot = vm.vcpus.get(usize::from(n)).ok_or(Error::Invalid)?;
     let mut slot = slot.try_lock().ok_or(Error::Busy)?;
     f(slot.as_deref_mut().ok_or(Error::Invalid)?).ok_or(Error::Invalid)
@@ -56,12 +60,12 @@ fn with_vcpu<R>(x1: u64, f: impl FnOnce(&mut Vcpu) -> Option<R>) -> Result<R, Er
 
 /// GET_ONE_REG: x1 = tuple, x2 = register. Results x1, x2: the value, the lower half first.
 pub fn get_register([x1, id, ..]: Args) -> Result<Results, Error> {
-    let [low, high] = with_vcpu(x1, |vcpu| one_reg::get(vcpu, id))?;
+    let [low, high] = with_vcpu(x1, false, |vcpu| one_reg::get(vcpu, id))?;
     Ok([low, high, 0])
 }
 
 /// SET_ONE_REG: x1 = tuple, x2 = register, x3 = value, x4 = its upper half where it has one.
 pub fn set_register([x1, id, low, high, ..]: Args) -> Result<Results, Error> {
-    with_vcpu(x1, |vcpu| one_reg::set(vcpu, id, [low, high]))?;
+    with_vcpu(x1, one_reg::is_initial(id), |vcpu| one_reg::set(vcpu, id, [low, high]))?;
     Ok([0; 3])
 }

@@ -18,7 +18,9 @@ pub mod tables;
 use core::ops::Range;
 
 use gzvm_core::fdt::machine::Region;
+use gzvm_core::memory::ownership::{Dirty, Scrubbed};
 
+use crate::arch::barrier;
 use crate::arch::mmio::Frame;
 use crate::arch::percpu::PerCpu;
 
@@ -58,6 +60,16 @@ pub unsafe fn boot_device_tree(address: usize) -> Option<&'static [u8]> {
 unsafe fn zero(address: u64, bytes: u64) {
     // SAFETY: the caller's promise.
     unsafe { core::ptr::write_bytes(address as *mut u8, 0, bytes as usize) };
+}
+
+/// Overwrites memory that was taken from a VM, down to the point of coherency.
+pub fn scrub(memory: Dirty) -> Scrubbed {
+    memory.scrub(|range| {
+        // SAFETY: RAM that the ownership table has as nobody's; the VM does not reach it any more, and what the host
+        // still sees of it is its to lose.
+        unsafe { zero(range.start().0, range.size()) };
+        barrier::clean_invalidate(range.start().0 as usize, range.size() as usize);
+    })
 }
 
 /// A range of the hypervisor's reserved memory as a slice, for the life of the system. Only boot

@@ -336,3 +336,29 @@ fn setup() {
     assert_eq!(make(&[run(1 << 52, 4096)], 0), Some(SetupError::OutOfReach));
     assert_eq!(Sizes::of(&[run(0x401f_f000, 0x2000)]), Sizes { blocks: 2, pages: 1024 });
 }
+
+#[test]
+fn dirty_memory_comes_back_in_parts() {
+    let mut t = table(&banks());
+    let memory = run(0x4020_0000, 2 * MIB);
+    let vm = VmId(7);
+    t.apply(memory, Transition::HypervisorToHost).unwrap();
+    t.apply(memory, Transition::DonateToVm(vm)).unwrap();
+    let (first, rest) = t.take(memory, vm).unwrap().split_first(3);
+    assert_eq!(first.range(), run(0x4020_0000, 0x3000));
+    let rest = rest.unwrap();
+    assert_eq!(rest.range(), run(0x4020_3000, 2 * MIB - 0x3000));
+    t.give_back(first.scrub(|_| {})).unwrap();
+    assert_eq!(t.state(Pa(0x4020_2000)), Ok(State::Host));
+    assert_eq!(t.state(Pa(0x4020_3000)), Ok(State::Dirty));
+    // Never nothing, and no more than there is.
+    let (one, rest) = rest.split_first(0);
+    assert_eq!(one.range().pages(), 1);
+    let (all, none) = rest.unwrap().split_first(u64::MAX);
+    assert!(none.is_none());
+    for dirty in [one, all] {
+        t.give_back(dirty.scrub(|_| {})).unwrap();
+    }
+    assert_eq!(t.state(Pa(0x403F_F000)), Ok(State::Host));
+    assert_eq!(t.counts().dirty, 0);
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Memory of protected VMs: how it leaves the host's sight, and how it comes back.
+//!
+//! ```text
+//!   host's page --donate--> VM's page --share--> host sees it too --unshare--> VM's page
+//!        ^                      |                       |
+//!        +---- give_back -------+------- take ----------+     scrubbed in between
+//! ```
+//! The content goes along with a donation (the host loads a VM's first image), never with the way back. The host's stage-2
+//! entry is gone, TLB included, before a page counts as the VM's; a page that is the host's again may be missing in the
+//! host's tables, and is put there when the host touches it ([`crate::host::repair`]).
+//!
+//! Lock order: VM, host's stage 2, ownership, pool.
+
+use gzvm_core::addr::VmId;
+use gzvm_core::memory::PaRange;
+use gzvm_core::memory::ownership::{Dirty, Transition};
+
+use super::vm::MapFailure;
+use crate::host;
+use crate::mem;
+use crate::platform;
+
+/// The host's memory becomes a protected VM's.
+pub fn donate(vm: VmId, memory: PaRange) -> Result<(), MapFailure> {
+    leave_host(memory, Transition::DonateToVm(vm))
+}
+
+/// A protected VM lets the host see its page.
+pub fn share(vm: VmId, page: PaRange) -> Result<(), MapFailure> {
+    host::with(|host| {
+        let shared = platform::ownership().lock().apply(page, Transition::VmShare(vm));
+        shared.map_err(|_| MapFailure::Invalid)?;
+        host.show(page);
+        Ok(())
+    })
+}
+
+/// It takes that back.
+pub fn unshare(vm: VmId, page: PaRange) -> Result<(), MapFailure> {
+    leave_host(page, Transition::VmUnshare(vm))
+}
+
+/// Out of the host's tables, and then out of its hands.
+fn leave_host(memory: PaRange, transition: Transition) -> Result<(), MapFailure> {
+    host::with(|host| {
+        let mut ownership = platform::ownership().lock();
+        let permit = ownership.check(memory, transition).map_err(|_| MapFailure::NotHosts)?;
+        host.hide(memory).map_err(|_| MapFailure::NoMemory)?;
+        permit.commit();
+        Ok(())
+    })
+}
+
+/// Takes memory from a VM that does not reach it any more. What it shared stays in the host's tables: of that the host
+/// knows the content.
+pub fn take(vm: VmId, memory: PaRange) -> Option<Dirty> {
+    let taken = platform::ownership().lock().take(memory, vm);
+    taken.inspect_err(|e| log::error!("take {memory:?}: {e} (hypervisor bug)")).ok()
+}
+
+/// Scrubs memory and gives it to the host.
+pub fn give_back(dirty: Dirty) {
+    let scrubbed = mem::scrub(dirty);
+    let _ = host::with(|host| {
+        match platform::ownership().lock().give_back(scrubbed) {
+            Ok(memory) => host.show(memory),
+            Err(e) => log::error!("give back: {e} (hypervisor bug)"),
+        }
+        Ok(())
+    });
+}
