@@ -12,8 +12,10 @@ use gzvm_core::platform::smccc::{self, Answer};
 use gzvm_core::vgic::Kicks;
 use gzvm_core::vm::lifecycle::Cause;
 
+use super::memory::NoPage;
 use super::run::{Exit, Next, Running};
-use super::vm::{IPA_BITS, NoPage, Pending};
+use super::vcpu::Pending;
+use super::vm::IPA_BITS;
 use crate::arch::cpu;
 use crate::arch::percpu::count;
 

@@ -14,7 +14,7 @@ use gzvm_core::vcpu::decode;
 use gzvm_core::vcpu::decode::emulate::{self, Completion, Emulation, Fault, Registers, Step, Update};
 
 use super::run::{Exit, Next, Running};
-use super::vm::{Pending, Vcpu};
+use super::vcpu::{Pending, Vcpu};
 use crate::arch::cpu;
 use crate::arch::percpu::{PerCpu, count};
 use crate::mem::host;

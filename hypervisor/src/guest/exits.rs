@@ -14,7 +14,8 @@ use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
 use gzvm_core::vgic::{Kicks, REDIST_SIZE};
 
 use super::run::{Exit, Next, Running};
-use super::vm::{Pending, Vgic};
+use super::vcpu::Pending;
+use super::vm::Vgic;
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{barrier, cpu};
 use crate::mem::pool::Account;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`]), and running a vCPU
-//! ([`run`]), how it ends ([`life`]), and watching
-//! its exceptions ([`watch`]).
+//! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`], [`memory`], [`vcpu`]), running a vCPU
+//! ([`run`]), how it ends ([`life`]), and watching its exceptions ([`watch`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
@@ -14,6 +13,7 @@ mod calls;
 mod emulate;
 mod exits;
 pub mod life;
+pub mod memory;
 pub mod one_reg;
 pub mod private;
 pub mod registry;
@@ -21,5 +21,6 @@ pub mod run;
 mod sleep;
 mod sysreg;
 mod timer;
+pub mod vcpu;
 pub mod vm;
 pub mod watch;

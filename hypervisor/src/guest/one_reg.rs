@@ -7,7 +7,7 @@
 
 use gzvm_abi::reg;
 
-use super::vm::Vcpu;
+use super::vcpu::Vcpu;
 
 /// PSTATE bits that user space may choose: NZCV, DAIF, and EL1t, EL1h or EL0t.
 const PSTATE_SETTABLE: u64 = 0xF000_0000 | 0x3C0 | 0xF;

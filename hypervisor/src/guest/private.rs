@@ -16,7 +16,7 @@ use gzvm_core::addr::VmId;
 use gzvm_core::memory::PaRange;
 use gzvm_core::memory::ownership::{Dirty, Transition};
 
-use super::vm::MapFailure;
+use super::memory::MapFailure;
 use crate::host;
 use crate::mem;
 use crate::platform;

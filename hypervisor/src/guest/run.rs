@@ -24,7 +24,8 @@ use zerocopy::IntoBytes;
 
 use super::emulate;
 use super::sleep;
-use super::vm::{Pending, Vcpu, Vgic, Vm};
+use super::vcpu::{Pending, Vcpu};
+use super::vm::{Vgic, Vm};
 use super::watch::Watched;
 use crate::arch::cpu::{self, GuestWorld};
 use crate::arch::frame::{self, ExitKind};

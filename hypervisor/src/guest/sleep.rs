@@ -16,7 +16,8 @@ use core::sync::atomic::Ordering;
 use gzvm_core::platform::timer::{Timer, earlier};
 
 use super::run::{Exit, GUEST_VTIMER, Next, Running, longest_idle};
-use super::vm::{Vcpu, Vm};
+use super::vcpu::Vcpu;
+use super::vm::Vm;
 use crate::arch::percpu::PerCpu;
 use crate::arch::sysreg;
 

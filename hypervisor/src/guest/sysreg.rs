@@ -8,7 +8,7 @@ use gzvm_core::vcpu::registers::{self, Trap};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
 use super::run::{Next, Running};
-use super::vm::Vcpu;
+use super::vcpu::Vcpu;
 use crate::arch::cpu;
 use crate::arch::debug::{BCR_MASK, Owner, WCR_MASK};
 use crate::arch::percpu::PerCpu;

@@ -14,7 +14,8 @@ use gzvm_core::platform::timer::{Register, Timer, earlier};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
 use super::run::{Next, Running};
-use super::vm::{Vcpu, Vm};
+use super::vcpu::Vcpu;
+use super::vm::Vm;
 use crate::arch::percpu::PerCpu;
 use crate::arch::timer;
 

@@ -27,7 +27,7 @@ use crate::arch::frame::HostFrame;
 use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{cpu, smc};
-use crate::guest::vm::MapFailure;
+use crate::guest::memory::MapFailure;
 use crate::hypercall;
 use crate::mem::pool::{self, Account};
 use crate::mem::tables::{Tables, VmTlb};

@@ -7,8 +7,8 @@ use gzvm_core::memory::PaRange;
 
 use super::memory::MOST_PAGES;
 use super::{Args, Error, Results};
+use crate::guest::memory::share;
 use crate::guest::registry;
-use crate::guest::vm;
 use crate::mem::host::SharedPages;
 
 /// Pages per DESTROY_VM call that we advise.
@@ -49,7 +49,7 @@ fn block_paging(id: u64, size: u64, mailbox: u64) -> Result<Results, Error> {
     if memory.mailbox.is_some() {
         return Err(Error::Invalid);
     }
-    vm::share(page).map_err(|_| Error::Fault)?;
+    share(page).map_err(|_| Error::Fault)?;
     memory.mailbox = Some(SharedPages::new(page));
     Ok([0; 3])
 }

@@ -8,8 +8,8 @@ use gzvm_core::memory::slots::{RegionBuffer, SetRegion};
 use gzvm_core::memory::stage2::Progress;
 
 use super::{Args, Error, Results};
+use crate::guest::memory::VmMemory;
 use crate::guest::registry;
-use crate::guest::vm::VmMemory;
 use crate::mem::host;
 use crate::platform;
 

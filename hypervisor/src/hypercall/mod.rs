@@ -21,8 +21,9 @@ use gzvm_abi::hypercall::{Function, Status, Tuple};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
 
 use crate::arch::frame::HostFrame;
+use crate::guest::memory::MapFailure;
 use crate::guest::registry::{self, LookupError, VmRef};
-use crate::guest::vm::{CreateError, MapFailure};
+use crate::guest::vm::CreateError;
 
 /// x1..x7.
 type Args = [u64; 7];

@@ -11,7 +11,7 @@ use super::{Args, Error, Results, tuple};
 use crate::guest::one_reg;
 use crate::guest::registry;
 use crate::guest::run;
-use crate::guest::vm::Vcpu;
+use crate::guest::vcpu::Vcpu;
 
 /// CREATE_VCPU: x1 = tuple, x2 = PA of the two shared pages.
 pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {

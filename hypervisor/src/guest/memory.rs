@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A VM's memory: slots, stage 2, and what the host gave. Plain VMs share the host's pages; protected ones own theirs, see
+//! [`private`].
+
+use arrayvec::ArrayVec;
+use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VmId};
+use gzvm_core::memory::ownership::{Dirty, Ownership, OwnershipError, Transition};
+use gzvm_core::memory::slots::Slots;
+use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, Progress, Stage2, Walk};
+use gzvm_core::memory::{IpaRange, PaRange};
+
+use super::private;
+use crate::arch::barrier;
+use crate::mem::host::SharedPages;
+use crate::mem::pool::{self, Account, Exhausted};
+use crate::mem::tables::{Tables, VmTlb};
+use crate::platform;
+
+/// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes; but
+/// no more than half of the pool.
+const TABLE_LIMIT: u64 = 8192 + 256;
+/// Pages in a block of 2 MiB.
+const BLOCK_PAGES: u64 = 512;
+/// A VM's memory.
+pub struct VmMemory {
+    /// What the guest sees.
+    pub stage2: Stage2,
+    /// What its tables cost.
+    pub account: Account,
+    /// Memory slots.
+    pub slots: Slots,
+    /// Page of MAP_GUEST_BLOCK's page frame numbers, shared by the host.
+    pub mailbox: Option<SharedPages>,
+    root_pages: usize,
+    /// The VM if it is protected: pages are donated to it, not shared with it.
+    owner: Option<VmId>,
+    /// Taken from the VM, to be scrubbed.
+    dirty: ArrayVec<Dirty, MOST_DIRTY>,
+    /// MMIO goes to the VMM only where the guest has named the page.
+    guarded: bool,
+}
+
+/// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
+const MOST_DIRTY: usize = 16;
+/// Pages that it scrubs: some 64 KiB.
+const SCRUB_PAGES: u64 = 64;
+/// The note in stage 2 at an MMIO page that the guest has named.
+const NAMED: Annotation = Annotation(1);
+
+/// Marks pages of the host as shared with a VM.
+pub fn share(range: PaRange) -> Result<(), OwnershipError> {
+    platform::ownership().lock().apply(range, Transition::ShareWithVm)
+}
+
+/// Takes such a mark back.
+pub fn unshare(range: PaRange) {
+    unshare_in(&mut platform::ownership().lock(), range);
+}
+
+/// The VM does not reach this memory any more, or never did: it is the host's alone.
+fn release(owner: Option<VmId>, range: PaRange) {
+    match owner {
+        Some(vm) => {
+            if let Some(dirty) = private::take(vm, range) {
+                private::give_back(dirty);
+            }
+        }
+        None => unshare(range),
+    }
+}
+
+fn unshare_in(ownership: &mut Ownership<'_>, range: PaRange) {
+    if let Err(e) = ownership.apply(range, Transition::UnshareWithVm) {
+        log::error!("unshare {range:?}: {e} (hypervisor bug)");
+    }
+}
+
+impl VmMemory {
+    /// No memory, and no slots: for the VM `id`, with so many bits of addresses.
+    pub fn new(id: VmId, bits: u8, pa_bits: u8) -> Result<Self, Exhausted> {
+        let root_pages = Stage2::root_pages(bits);
+        let root = pool::alloc(root_pages, root_pages)?;
+        let Ok(stage2) = Stage2::new(root, bits, pa_bits, id.0) else {
+            pool::free(root, root_pages);
+            return Err(Exhausted);
+        };
+        Ok(Self {
+            stage2,
+            account: Account::new(TABLE_LIMIT.min(pool::usage().1 / 2)),
+            slots: Slots::new(bits),
+            mailbox: None,
+            root_pages,
+            owner: None,
+            dirty: ArrayVec::new(),
+            guarded: false,
+        })
+    }
+
+    /// The root of a memory that never held anything.
+    pub fn free_root(root: Pa, bits: u8) {
+        pool::free(root, Stage2::root_pages(bits));
+    }
+
+    /// From now on pages are the VM's own. Only with nothing mapped, and once.
+    pub fn protect(&mut self, id: VmId) -> Result<(), MapFailure> {
+        if self.owner.is_some() || !self.is_empty() {
+            return Err(MapFailure::Invalid);
+        }
+        self.owner = Some(id);
+        Ok(())
+    }
+
+    /// Pages that the hypervisor spends on it.
+    pub fn table_pages(&self) -> u64 {
+        self.account.used().saturating_add(self.root_pages as u64)
+    }
+
+    /// One step of taking it apart, with nobody inside the VM.
+    pub fn destroy_step(&mut self, budget: u64) -> Progress {
+        if let Some(page) = self.mailbox.take() {
+            unshare(page.range());
+        }
+        let root = self.stage2.root();
+        let mut tlb = VmTlb { root };
+        let progress = match self.owner {
+            Some(vm) => self.dismantle(vm, &mut tlb, budget.min(SCRUB_PAGES)),
+            None => {
+                let mut tables = Tables { account: &mut self.account };
+                // Locked once for the step, not once a page: other CPUs may be taking VMs apart as well.
+                let mut ownership = platform::ownership().lock();
+                self.stage2.teardown_step(&mut tables, &mut tlb, budget, |_, mapped| {
+                    unshare_in(&mut ownership, mapped.pa);
+                })
+            }
+        };
+        if progress == Progress::Done {
+            pool::free(root, self.root_pages);
+        }
+        progress
+    }
+
+    /// Maps host memory at `ipa`, which lies in a slot. Mapping the same again is fine.
+    pub fn map(&mut self, ipa: IpaRange, pa: Pa) -> Result<(), MapFailure> {
+        let target = PaRange::new(pa, ipa.size()).map_err(|_| MapFailure::Invalid)?;
+        let mut occupied = false;
+        {
+            let tables = Tables { account: &mut self.account };
+            self.stage2.for_each(&tables, ipa, |_| {
+                occupied = true;
+                false
+            });
+        }
+        if !occupied {
+            return self.map_fresh(ipa, target);
+        }
+        // Another vCPU was here first, at least for a part.
+        for page in 0..ipa.pages() {
+            let offset = page.wrapping_mul(PAGE_SIZE);
+            let (ipa, pa) = (Ipa(ipa.start().0.wrapping_add(offset)), Pa(pa.0.wrapping_add(offset)));
+            let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+            match walk {
+                Walk::Mapped { pa: have, .. } if have == pa => {}
+                Walk::Mapped { .. } | Walk::OutOfRange => return Err(MapFailure::Invalid),
+                Walk::Unmapped { .. } => {
+                    let one = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
+                    let target = PaRange::new(pa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
+                    self.map_fresh(one, target)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange) -> Result<(), MapFailure> {
+        let owner = self.owner;
+        match owner {
+            Some(vm) => private::donate(vm, pa)?,
+            None => share(pa).map_err(|_| MapFailure::NotHosts)?,
+        }
+        // The guest may look with its caches off at what the VMM wrote with caches on.
+        barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
+        barrier::ic_ialluis();
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, pa.start(), Attrs::RAM).map_err(|e| {
+            release(owner, pa);
+            match e {
+                MapError::OutOfTables(_) => MapFailure::NoMemory,
+                _ => MapFailure::Invalid,
+            }
+        })
+    }
+
+    /// Whether nothing is mapped.
+    fn is_empty(&mut self) -> bool {
+        let mut empty = true;
+        let all = 1u64.wrapping_shl(self.stage2.ipa_bits().into());
+        if let Ok(all) = IpaRange::new(Ipa(0), all) {
+            self.stage2.for_each(&Tables { account: &mut self.account }, all, |_| {
+                empty = false;
+                false
+            });
+        }
+        empty
+    }
+
+    /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first.
+    fn dismantle(&mut self, vm: VmId, tlb: &mut VmTlb, budget: u64) -> Progress {
+        let mut left = budget;
+        loop {
+            while left > 0
+                && let Some(dirty) = self.dirty.pop()
+            {
+                let (first, rest) = dirty.split_first(left);
+                left = left.saturating_sub(first.range().pages());
+                private::give_back(first);
+                self.keep_dirty(rest);
+            }
+            if left == 0 {
+                return Progress::More;
+            }
+            // An entry costs at least one of the budget, so there is room for what comes.
+            let entries = left.min(MOST_DIRTY as u64);
+            left = left.saturating_sub(entries);
+            let mut taken = ArrayVec::<_, MOST_DIRTY>::new();
+            let tables = &mut Tables { account: &mut self.account };
+            let progress = self.stage2.teardown_step(tables, tlb, entries, |_, mapped| {
+                if let Err(e) = taken.try_push(mapped.pa) {
+                    log::error!("teardown: {e} (hypervisor bug; the pages are lost)");
+                }
+            });
+            for memory in &taken {
+                self.keep_dirty(private::take(vm, *memory));
+            }
+            if progress == Progress::Done && taken.is_empty() {
+                return Progress::Done;
+            }
+        }
+    }
+
+    fn keep_dirty(&mut self, dirty: Option<Dirty>) {
+        if let Some(Err(e)) = dirty.map(|dirty| self.dirty.try_push(dirty)) {
+            log::error!("teardown: {e} (hypervisor bug; the pages are lost)");
+        }
+    }
+
+    /// The page of a protected VM at `ipa`; none if there is none yet, or no slot.
+    fn private_page(&mut self, ipa: Ipa) -> Result<PaRange, NoPage> {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        match walk {
+            Walk::Mapped { pa, .. } if ipa.is_aligned(PAGE_SIZE) => {
+                PaRange::page_of(pa).ok_or(NoPage::Nowhere)
+            }
+            Walk::Unmapped { .. } if ipa.is_aligned(PAGE_SIZE) && self.slots.find(ipa).is_some() => {
+                Err(NoPage::Absent)
+            }
+            _ => Err(NoPage::Nowhere),
+        }
+    }
+
+    /// A protected guest lets the host see its page, or takes that back.
+    pub fn expose(&mut self, ipa: Ipa, visible: bool) -> Result<(), NoPage> {
+        let Some(vm) = self.owner else { return Err(NoPage::Nowhere) };
+        let page = self.private_page(ipa)?;
+        let done = if visible { private::share(vm, page) } else { private::unshare(vm, page) };
+        done.map_err(|_| NoPage::Nowhere)
+    }
+
+    /// From now on MMIO goes to the VMM only where the guest says so.
+    pub fn guard(&mut self) {
+        self.guarded = true;
+    }
+
+    /// The guest names an MMIO page, or takes that back.
+    pub fn name_mmio(&mut self, ipa: Ipa, named: bool) -> Result<(), NoPage> {
+        if !ipa.is_aligned(PAGE_SIZE) || self.slots.find(ipa).is_some() {
+            return Err(NoPage::Nowhere);
+        }
+        let page = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| NoPage::Nowhere)?;
+        let note = if named { NAMED } else { Annotation::NONE };
+        let root = self.stage2.root();
+        let tables = &mut Tables { account: &mut self.account };
+        self.stage2.annotate(tables, &mut VmTlb { root }, page, note).map_err(|_| NoPage::Nowhere)
+    }
+
+    /// Whether an access to a device at `ipa` is not for the VMM.
+    pub fn refuses_mmio(&mut self, ipa: Ipa) -> bool {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        self.guarded && !matches!(walk, Walk::Unmapped { note: NAMED, .. })
+    }
+
+    /// Takes a page of the guest's back from it. True if there was one.
+    pub fn unmap_page(&mut self, ipa: Ipa) -> bool {
+        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        let Walk::Mapped { pa, .. } = walk else { return false };
+        let page = ipa.align_down(PAGE_SIZE);
+        let (Ok(range), Ok(target)) =
+            (IpaRange::new(page, PAGE_SIZE), PaRange::new(pa.align_down(PAGE_SIZE), PAGE_SIZE))
+        else {
+            return false;
+        };
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        if self.stage2.unmap(&mut tables, &mut VmTlb { root }, range).is_err() {
+            return false;
+        }
+        release(self.owner, target);
+        true
+    }
+
+    /// Takes some `budget` pages of `range` back from the guest; pages that are not there cost nothing. Its
+    /// vCPUs may run: the TLB is clean before a page counts as the host's alone.
+    ///
+    /// Restartable by being called again with the same range: emptied tables are gone, so getting past what
+    /// was done before takes a look at three tables at the most.
+    pub fn unmap_step(&mut self, range: IpaRange, budget: u64) -> Result<Progress, MapFailure> {
+        // A protected guest's pages can't be replaced by others behind its back.
+        if self.owner.is_some() {
+            return Err(MapFailure::Protected);
+        }
+        let mut left = budget;
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            let Some(first) = self.first_mapped(part) else { break };
+            if left == 0 {
+                return Ok(Progress::More);
+            }
+            // From there to the end of its 2 MiB: one invalidation for all of it.
+            let start = first.max(part.start());
+            let to_block_end = BLOCK_PAGES.wrapping_sub(start.0.wrapping_shr(PAGE_SHIFT) % BLOCK_PAGES);
+            let behind = part.end().0.wrapping_sub(start.0);
+            let behind = IpaRange::new(start, behind).map_err(|_| MapFailure::Invalid)?;
+            let (window, after) = behind.split_first(to_block_end);
+            left = left.saturating_sub(self.unmap_window(window)?);
+            rest = after;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Where the first block or page that overlaps `range` starts.
+    fn first_mapped(&mut self, range: IpaRange) -> Option<Ipa> {
+        let mut first = None;
+        self.stage2.for_each(&Tables { account: &mut self.account }, range, |mapped| {
+            first = Some(mapped.ipa.start());
+            false
+        });
+        first
+    }
+
+    /// Unmaps `window`, which lies in one block of 2 MiB; how many pages that were.
+    fn unmap_window(&mut self, window: IpaRange) -> Result<u64, MapFailure> {
+        let mut runs = ArrayVec::<PaRange, { BLOCK_PAGES as usize }>::new();
+        self.stage2.for_each(&Tables { account: &mut self.account }, window, |mapped| {
+            mapped.within(window).is_none_or(|run| runs.try_push(run).is_ok())
+        });
+        let root = self.stage2.root();
+        let mut tables = Tables { account: &mut self.account };
+        self.stage2.unmap(&mut tables, &mut VmTlb { root }, window).map_err(|e| match e {
+            MapError::OutOfTables(_) => MapFailure::NoMemory,
+            _ => MapFailure::Invalid,
+        })?;
+        let mut ownership = platform::ownership().lock();
+        for run in &runs {
+            unshare_in(&mut ownership, *run);
+        }
+        Ok(runs.iter().fold(0, |pages, run| pages.saturating_add(run.pages())))
+    }
+}
+
+/// Why memory can't be mapped, or taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapFailure {
+    /// A range is bad, or something else is mapped there.
+    Invalid,
+    /// It is not the host's RAM.
+    NotHosts,
+    /// No page for a table.
+    NoMemory,
+    /// The host may not do that to a protected VM.
+    Protected,
+}
+
+/// Why a page of a guest's can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPage {
+    /// It is in a slot: the driver has to bring it.
+    Absent,
+    /// It is nowhere, or the call makes no sense for it.
+    Nowhere,
+}
