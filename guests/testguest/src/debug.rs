@@ -9,7 +9,7 @@ use gzvm_guest_kit::{
 };
 
 use crate::sysregs::{encoding, execute, execute_with, mrs};
-use crate::util::{Below, below, everywhere, exit_of_kind};
+use crate::util::{Below, below, everywhere, exit_of_kind, test_device};
 
 pub const CASES: &[Case] = cases!["debug":
     as_many_as_the_id_register_says, registers_hold_what_is_written, breakpoint_at_el0, watchpoint_at_el0,
@@ -87,6 +87,9 @@ fn breakpoint_at_el0() -> Outcome {
     let (esr, x0) = enabled(MDE, || {
         // It survives exits.
         (0..20).for_each(exit_of_kind);
+        if let Some(device) = test_device() {
+            device.read32(0);
+        }
         user::run(&[ADD_X0_1, ADD_X0_1, ADD_X0_1], 0)
     });
     check_eq!(esr >> 26, BREAKPOINT_BELOW, "class");

@@ -14,6 +14,8 @@ mod abuse;
 #[cfg(target_os = "none")]
 mod addresses;
 #[cfg(target_os = "none")]
+mod breakpoints;
+#[cfg(target_os = "none")]
 mod calls;
 #[cfg(target_os = "none")]
 mod conformance;
@@ -57,6 +59,7 @@ fn host_vm() {
         host::CASES,
         calls::CASES,
         guest_runs::CASES,
+        breakpoints::CASES,
         life::CASES,
         watch::CASES,
         unmap::CASES,
