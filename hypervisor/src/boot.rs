@@ -21,6 +21,7 @@ use crate::arch::gic::CpuGic;
 use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, STACKS_PAGES, power};
 use crate::arch::{barrier, cpu, frame};
+use crate::guest;
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::{self, pool, stage1};
 use crate::platform::{self, Platform};
@@ -147,13 +148,14 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let own = [layout.own, image_pages()];
     host::init(&banks, &own, &features).map_err(|_| BootError::NoRoom(layout.own.size))?;
     let firmware = machine.psci == Some(PsciMethod::Smc);
+    let firmware_trng = firmware && guest::random::firmware_has_it();
     if !firmware {
         warn!("no PSCI by SMC: the host gets one CPU, and can't power off");
     }
     if !machine.smmu {
         warn!("no SMMUv3: DMA of host devices is not isolated");
     }
-    platform::init(Platform { gic, timers, cpus: published, firmware }, ownership);
+    platform::init(Platform { gic, timers, cpus: published, firmware, firmware_trng }, ownership);
 
     let this = start_cpu(cpu::mpidr_affinity())?;
     this.power.store(power::ON, core::sync::atomic::Ordering::SeqCst);

@@ -21,6 +21,8 @@ pub struct Platform {
     pub cpus: ArrayVec<&'static PerCpu, MAX_CPUS>,
     /// Whether firmware answers SMCs.
     pub firmware: bool,
+    /// Whether firmware has random numbers.
+    pub firmware_trng: bool,
 }
 
 static PLATFORM: Once<Platform> = Once::new();

@@ -5,14 +5,17 @@
 //! |---|---|
 //! | [`psci`] | a guest's power states and calls (PSCI 1.1) |
 //! | [`smccc`] | which firmware and hypervisor calls a guest is answered |
+//! | [`trng`], [`entropy`] | random numbers for guests: the calls, and what tests and conditions the source |
 //! | [`timer`] | the physical timer that a guest is shown |
 //! | [`host_calls`] | which SMCs of the host go to the firmware |
 //! | [`id_registers`] | what of the CPU a guest is told |
 //! | [`watch`] | which of a guest's exceptions somebody wants to know of |
 
+pub mod entropy;
 pub mod host_calls;
 pub mod id_registers;
 pub mod psci;
 pub mod smccc;
 pub mod timer;
+pub mod trng;
 pub mod watch;

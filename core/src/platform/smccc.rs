@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Calls that guests make by HVC, besides PSCI (SMCCC 1.2, Arm DEN0028).
 
+use super::trng;
 use crate::addr::PAGE_SIZE;
 use gzvm_abi::guest;
 use gzvm_abi::hypercall::strip_sve_hint;
@@ -43,6 +44,13 @@ pub enum Answer {
     },
     /// Wall clock: the driver answers.
     Ptp,
+    /// A call of the [`trng`](super::trng).
+    Trng {
+        /// The call.
+        fid: u32,
+        /// x1.
+        arg: u64,
+    },
     /// The guest gives the page at this IPA back.
     Relinquish(u64),
     /// A protected guest lets the host see the page at this IPA.
@@ -85,6 +93,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::MMIO_GUARD_UNMAP if protected => Answer::GuardUnmap(arg),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
+        _ if trng::is_trng(fid) => Answer::Trng { fid, arg },
         _ => Answer::One(NOT_SUPPORTED),
     }
 }

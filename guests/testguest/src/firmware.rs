@@ -12,7 +12,7 @@ use crate::util::{Below, below, known_of_kvm, vendor_uid};
 pub const CASES: &[Case] = cases!["firmware":
     smccc_version, arch_features, workarounds_match_the_id_register, unknown_functions_are_not_supported, unknown_functions_keep_registers,
     smc_is_answered_or_undefined, host_functions_are_not_supported, hvc_with_a_number, vendor_uid_is_known,
-    vendor_features_match_calls,
+    vendor_features_match_calls, random_numbers,
 ];
 
 /// A call by the conduit of the device tree that must be answered.
@@ -150,6 +150,66 @@ fn vendor_features_match_calls() -> Outcome {
             check_eq!(answer, 4096, "granule of {function:#x}, which the bitmap has");
         } else {
             check!(answer < 0, "{function:#x} gives {answer:#x}, but the bitmap lacks it");
+        }
+    }
+    Ok(())
+}
+
+/// TRNG 1.0. On gzvm it is there where the CPU has a source.
+fn random_numbers() -> Outcome {
+    const VERSION: u64 = 0x8400_0050;
+    const FEATURES: u64 = 0x8400_0051;
+    const UUID: u64 = 0x8400_0052;
+    const RND32: u64 = 0x8400_0053;
+    const RND64: u64 = 0xC400_0053;
+    if below() == Below::Nothing {
+        skip!("QEMU's own PSCI knows no TRNG");
+    }
+    let version = call(VERSION, &[])[0] as i32;
+    if below() == Below::Gzvm {
+        let rng = gzvm_guest_kit::read_sysreg!("id_aa64isar0_el1") >> 60 != 0;
+        check_eq!(version == 0x1_0000, rng, "version {version:#x}, FEAT_RNG");
+    }
+    if version < 0x1_0000 {
+        for (function, argument) in [(FEATURES, RND64), (UUID, 0), (RND32, 32), (RND64, 64)] {
+            check_eq!(call(function, &[argument])[0] as i32, -1, "{function:#x} without a source");
+        }
+        return Ok(());
+    }
+    for (function, there) in
+        [(VERSION, 0), (FEATURES, 0), (UUID, 0), (RND32, 0), (RND64, 0), (0x8400_0054, -1)]
+    {
+        check_eq!(call(FEATURES, &[function])[0] as i32, there, "feature {function:#x}");
+    }
+    let uuid = call(UUID, &[]);
+    check!(uuid[0] as i32 != -1 && uuid != [0; 4] && uuid == call(UUID, &[]), "UUID {uuid:x?}");
+    for (function, most, width) in [(RND32, 96, 32), (RND64, 192, 64)] {
+        for count in [most + 1, 255, 1 << 20] {
+            check_eq!(call(function, &[count])[0] as i32, -2, "{count} bits");
+        }
+        if below() == Below::Gzvm {
+            check_eq!(call(function, &[0])[0] as i32, -2, "no bits");
+        }
+        let (mut ones, mut zeroes) = ([0u64; 3], [0u64; 3]);
+        for count in [1, 7, width - 1, width, width + 1, 2 * width, most - 1].into_iter().chain([most; 40]) {
+            let [status, words @ ..] = call(function, &[count]);
+            check_eq!(status, 0, "{count} bits");
+            for (n, word) in words.into_iter().rev().enumerate() {
+                let here = count.saturating_sub(n as u64 * width).min(width);
+                check!(here == 64 || word >> here == 0, "{count} bits: {words:x?}");
+                if count == most {
+                    ones[n] |= word;
+                    zeroes[n] |= !word;
+                }
+            }
+        }
+        let all = u64::MAX >> (64 - width);
+        for n in 0..3 {
+            check_eq!(
+                (ones[n], zeroes[n] & all),
+                (all, all),
+                "bits that are never 1 or never 0, register {n}"
+            );
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! EL2 control registers: what the host may do, what a guest may do, and the step between the two.
 
 use gzvm_core::addr::Ipa;
+use gzvm_core::platform::entropy::Generator;
 
 use super::barrier::{isb, tlbi_alle1};
 use super::debug::{Breakpoints, DebugRegs, Owner};
@@ -132,6 +133,8 @@ pub struct CpuState {
     pub host_timer: VirtualTimer,
     /// Hardware breakpoints and watchpoints.
     pub debug: Breakpoints,
+    /// Random numbers for guests.
+    pub random: Generator,
     host_fp: HostFp,
     fp: FpHolder,
     cptr_host: u64,
@@ -157,6 +160,7 @@ impl Default for CpuState {
             host_el1: El1Regs::default(),
             host_timer: VirtualTimer::default(),
             debug: Breakpoints::default(),
+            random: Generator::new(),
             host_fp: HostFp::default(),
             fp: FpHolder::Host,
             cptr_host: 0,

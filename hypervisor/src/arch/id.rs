@@ -40,6 +40,8 @@ pub struct Features {
     pub trf: bool,
     /// FEAT_RAS.
     pub ras: bool,
+    /// FEAT_RNG.
+    pub rng: bool,
 }
 
 const fn field(register: u64, shift: u32) -> u64 {
@@ -53,6 +55,7 @@ impl Features {
         let pfr1 = read!("id_aa64pfr1_el1");
         let mmfr0 = read!("id_aa64mmfr0_el1");
         let mmfr1 = read!("id_aa64mmfr1_el1");
+        let isar0 = read!("id_aa64isar0_el1");
         let isar1 = read!("id_aa64isar1_el1");
         let isar2 = read!("s3_0_c0_c6_2");
         let dfr0 = read!("id_aa64dfr0_el1");
@@ -84,6 +87,7 @@ impl Features {
             trbe: field(dfr0, 44) != 0,
             trf: field(dfr0, 40) != 0,
             ras: field(pfr0, 28) != 0,
+            rng: field(isar0, 60) != 0,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod mmio;
 pub mod percpu;
 #[cfg(feature = "crash-test")]
 pub mod provoke;
+pub mod rng;
 pub mod smc;
 pub mod sysreg;
 pub mod timer;

@@ -39,6 +39,7 @@ impl Running<'_> {
                 let counter = x1 & 0xFFFF_FFFF;
                 return Next::Exit(Exit::Hypercall([u64::from(guest::PTP), counter]));
             }
+            Answer::Trng { fid, arg } => return self.trng(fid, arg),
             Answer::Relinquish(ipa) => return self.relinquish(ipa),
             Answer::Share(ipa) => return self.expose(ipa, true),
             Answer::Unshare(ipa) => return self.expose(ipa, false),

@@ -16,6 +16,7 @@ pub mod life;
 pub mod memory;
 pub mod one_reg;
 pub mod private;
+pub mod random;
 pub mod registry;
 pub mod run;
 mod sleep;
