@@ -36,6 +36,8 @@ mod programs;
 #[cfg(target_os = "none")]
 mod protected;
 #[cfg(target_os = "none")]
+mod random;
+#[cfg(target_os = "none")]
 mod unmap;
 #[cfg(target_os = "none")]
 mod vm;
@@ -62,6 +64,7 @@ fn host_vm() {
         breakpoints::CASES,
         life::CASES,
         watch::CASES,
+        random::CASES,
         unmap::CASES,
         addresses::CASES,
         levels::CASES,

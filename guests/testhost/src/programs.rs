@@ -58,6 +58,8 @@ programs! {
     asks_time = (prog_ptp, prog_ptp_end);
     /// Calls a function nobody knows, by HVC and SMC, tells both answers, turns off.
     calls_unknown = (prog_unknown, prog_unknown_end);
+    /// TRNG_RND of 192 bits, twice: tells x0 to x3 at 0x10, 0x18, 0x20, 0x28.
+    random = (prog_random, prog_random_end);
     /// vCPU 1 counts at RAM + 0x800 for ever; vCPU 0 starts it, tells that it counts, and calls the function
     /// that was in its x0 with 0x8000_0000 and 0x1234; tells the answer, should there be one.
     ends = (prog_ends, prog_ends_end);
@@ -97,6 +99,7 @@ global_asm!(
     .global prog_watch, prog_watch_end
     .global prog_ptp, prog_ptp_end
     .global prog_unknown, prog_unknown_end
+    .global prog_random, prog_random_end
     .global prog_ends, prog_ends_end
     .global prog_time, prog_time_end
     .global prog_faults, prog_faults_end
@@ -612,5 +615,24 @@ prog_unknown:
     str     x0, [x19, #0x18]
     prog_off
 prog_unknown_end:
+
+    .balign 16
+prog_random:
+    mov     x19, #0x90000
+    mov     x20, #2
+1:  movz    w0, #0x0053
+    movk    w0, #0xC400, lsl #16
+    mov     x1, #192
+    mov     x2, #0x2222
+    mov     x3, #0x3333
+    hvc     #0
+    str     x0, [x19, #0x10]
+    str     x1, [x19, #0x18]
+    str     x2, [x19, #0x20]
+    str     x3, [x19, #0x28]
+    subs    x20, x20, #1
+    b.ne    1b
+    prog_off
+prog_random_end:
     "#
 );
