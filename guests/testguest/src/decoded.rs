@@ -16,7 +16,7 @@ use crate::util::{Below, below, everywhere, test_device};
 
 pub const CASES: &[Case] = cases!["decoded":
     pairs_of_words, pairs_of_double_words, write_back, write_back_in_user_space, stack_pointer, vectors,
-    vectors_in_user_space, unprivileged, at_el0, on_all_cpus, refused_forms_abort, page_end_aborts,
+    vectors_in_user_space, unprivileged, at_el0, on_all_cpus, refused_forms_abort, page_end,
     fetch_from_a_device_aborts,
 ];
 
@@ -367,16 +367,28 @@ fn refused_forms_abort() -> Outcome {
     Ok(())
 }
 
-/// An access that goes on in the next page, of which nobody knows whose it is.
-fn page_end_aborts() -> Outcome {
+/// An access that goes on in the next page: a load does where that is the device's too; all else is refused.
+fn page_end() -> Outcome {
     if below() != Below::Gzvm {
         skip!("gzvm's policy");
     }
-    // The last words of a page of the distributor; the next is the distributor's too.
-    let last = gic::distributor().base() + 0x1000 - 8;
-    aborts![last; "ldp x1, x2, [x0]", "stp xzr, xzr, [x0]", "ldr q0, [x0]"];
+    // The last word of the first frame, and the reserved first one of the next.
+    let Some(redistributor) = gic::redistributor(arch::mpidr()) else { skip!("no redistributor") };
+    let last = redistributor.base() + 0x1_0000 - 4;
+    let (mut low, mut high): (u64, u64);
+    // SAFETY: loads without side effects.
+    unsafe { asm!("ldp {l:w}, {h:w}, [{a}]", l = out(reg) low, h = out(reg) high, a = in(reg) last) };
+    check_eq!([low, high], [0xB1, 0], "LDP Wt of GICR_CIDR3 and what is behind");
+    let mut at = last + 64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("ldp {l:w}, {h:w}, [{a}, #-64]!", l = out(reg) low, h = out(reg) high, a = inout(reg) at);
+    }
+    check_eq!([low, high, at], [0xB1, 0, last], "LDP Wt with write-back");
+    aborts![last; "stp wzr, wzr, [x0]", "stp wzr, wzr, [x0], #8"];
+    // Behind the distributor's last page is no device of the hypervisor; the VMM says what is there.
     let Some(device) = test_device() else { skip!("no test device") };
-    aborts![device.base() + 0xFF8; "ldp x1, x2, [x0]", "ldr q0, [x0]"];
+    aborts![device.base() + 0xFF8; "stp x1, x2, [x0]", "str q0, [x0]"];
     Ok(())
 }
 

@@ -9,9 +9,12 @@
 
 use gzvm_abi::counter::Counter;
 use gzvm_abi::run as abi;
+use gzvm_core::addr::{Ipa, PAGE_SIZE};
 use gzvm_core::memory::stage2::Walk;
 use gzvm_core::vcpu::decode;
-use gzvm_core::vcpu::decode::emulate::{self, Completion, Emulation, Fault, Registers, Step, Update};
+use gzvm_core::vcpu::decode::emulate::{
+    self, Completion, Emulation, Fault, Mismatch, Registers, Step, Update,
+};
 
 use super::run::{Exit, Next, Running};
 use super::vcpu::{Pending, Vcpu};
@@ -49,7 +52,13 @@ impl Running<'_> {
             Fetched::Gone => return Next::Resume,
             Fetched::Nowhere => return self.external_abort(esr, fault.far),
         };
-        match decode::decode(word).ok().and_then(|access| self.begin(access, fault)) {
+        let begun = decode::decode(word).ok().and_then(|access| match self.begin(access, fault) {
+            Err(Mismatch::CrossesPage) if self.goes_on(&fault) => {
+                self.begin(access, Fault { onward: true, ..fault }).ok()
+            }
+            begun => begun.ok(),
+        });
+        match begun {
             Some(emulation) => {
                 count(Counter::GuestEmulated);
                 self.go_on(emulation)
@@ -85,7 +94,24 @@ impl Running<'_> {
         }
     }
 
-    fn begin(&mut self, access: decode::Access, fault: Fault) -> Option<Emulation> {
+    /// Is the page behind the one that faulted its neighbour in the guest's physical addresses too, and no memory? Only
+    /// asked for loads at EL1, whose right to read is the one that AT S1E1R checks.
+    fn goes_on(&self, fault: &Fault) -> bool {
+        let page = |address: u64| address & !PAGE_SIZE.wrapping_sub(1);
+        if fault.write || self.vcpu.regs.pstate & 0xF == 0 {
+            return false;
+        }
+        let next = Ipa(page(fault.ipa.0).wrapping_add(PAGE_SIZE));
+        if cpu::guest_stage1(page(fault.far).wrapping_add(PAGE_SIZE)) != Some(next) {
+            return false;
+        }
+        let memory = self.vm.memory.lock();
+        let mut nobody = Account::new(0);
+        let walk = memory.stage2.walk(&Tables { account: &mut nobody }, next);
+        matches!(walk, Walk::Unmapped { .. }) && memory.slots.find(next).is_none()
+    }
+
+    fn begin(&mut self, access: decode::Access, fault: Fault) -> Result<Emulation, Mismatch> {
         if access.bank == decode::Bank::Vector {
             let fp = &mut self.vcpu.fp;
             PerCpu::this().with(|s| s.take_guest_fp(fp));
@@ -99,10 +125,10 @@ impl Running<'_> {
             big_endian: cpu::guest_sctlr() & endian != 0,
         };
         let fp = &self.vcpu.fp;
-        Emulation::begin(access, &registers, fault, |n| fp.vector(n)).ok()
+        Emulation::begin(access, &registers, fault, |n| fp.vector(n))
     }
 
-    /// Carries on until user space is needed or all is done: at most four steps.
+    /// Carries on until user space is needed or all is done: four steps, or a few more across a page's end.
     fn go_on(&mut self, mut emulation: Emulation) -> Next {
         loop {
             match emulation.next() {

@@ -155,7 +155,7 @@ impl Running<'_> {
         if instruction || abort.s1ptw || abort.cm {
             return self.external_abort(esr, far);
         }
-        self.without_syndrome(Fault { ipa, far, write: abort.write }, esr)
+        self.without_syndrome(Fault { ipa, far, write: abort.write, onward: false }, esr)
     }
 
     /// A fault in a memory slot: mapped meanwhile by another vCPU, or a page for the driver to bring.

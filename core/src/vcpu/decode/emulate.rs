@@ -11,8 +11,9 @@
 //! - Everything that comes from registers is read in [`Emulation::begin`], and no register changes
 //!   before [`Next::Done`]: dropping an emulation half way leaves the vCPU at the instruction, as an
 //!   abort has to. Steps that were stores have happened.
-//! - All steps lie in the 4 KiB page that faulted. The page of each comes from the fault, the offset
-//!   in it from the registers; the page is what the hypervisor has decided about.
+//! - All steps lie in the 4 KiB page that faulted, or, if the hypervisor says that it is the device's too ([`Fault::onward`]), go on
+//!   in the next; no step lies in both. The page comes from the fault, the offset in it from the registers; the
+//!   page is what the hypervisor has decided about.
 //! - The fault lies within the access, and has its direction. So a word that was changed behind the
 //!   faulting vCPU's back can spoil that guest's data, but reach nothing that the fault did not.
 
@@ -65,6 +66,8 @@ pub struct Fault {
     pub far: u64,
     /// ESR_EL2.WnR.
     pub write: bool,
+    /// The next page of virtual addresses is the next of physical ones, for this access, and no memory.
+    pub onward: bool,
 }
 
 /// The instruction is not to be emulated for this fault.
@@ -153,11 +156,17 @@ impl Emulation {
         let (address, write_back) = address(&access, registers);
         let bytes = u64::from(access.bytes());
         let offset = address & PAGE_SIZE.wrapping_sub(1);
-        if offset.wrapping_add(bytes) > PAGE_SIZE {
+        // How far into the access the fault was, and how far the page's end is.
+        let (into, end) = (fault.far.wrapping_sub(address) & ADDRESS_BITS, PAGE_SIZE.wrapping_sub(offset));
+        if end < bytes && !fault.onward {
             return Err(Mismatch::CrossesPage);
         }
-        if fault.far.wrapping_sub(address) & ADDRESS_BITS >= bytes {
+        if into >= bytes {
             return Err(Mismatch::Elsewhere);
+        }
+        if into >= end {
+            // It begins in the page before the one that faulted.
+            return Err(Mismatch::CrossesPage);
         }
         let mut this = Self {
             access,
@@ -195,7 +204,7 @@ impl Emulation {
             bytes.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             Some(u64::from_le_bytes(bytes))
         };
-        // In one page, so this does not wrap.
+        // In two pages at the most, so this does not wrap.
         Next::Step(Step { ipa: Ipa(self.ipa.0.wrapping_add(u64::from(self.done))), size, write })
     }
 
@@ -219,8 +228,13 @@ impl Emulation {
         &self.access
     }
 
-    const fn step_size(&self) -> u8 {
-        if self.access.size > MAX_STEP { MAX_STEP } else { self.access.size }
+    /// What is left of the element and of the page, as far as a step can be: a power of two.
+    fn step_size(&self) -> u8 {
+        let size = self.access.size.max(1);
+        let of_element = size.wrapping_sub(self.done.checked_rem(size).unwrap_or(0));
+        let at = self.ipa.0.wrapping_add(self.done.into()) & PAGE_SIZE.wrapping_sub(1);
+        let of_page = PAGE_SIZE.wrapping_sub(at).min(MAX_STEP.into()) as u8;
+        1u8.wrapping_shl(of_element.min(of_page).max(1).ilog2())
     }
 
     fn completion(&self) -> Completion {

@@ -161,7 +161,7 @@ impl Vcpu {
 }
 
 fn read_at(offset: u64) -> Fault {
-    Fault { ipa: Ipa(PAGE + offset), far: VA + offset, write: false }
+    Fault { ipa: Ipa(PAGE + offset), far: VA + offset, write: false, onward: false }
 }
 
 fn write_at(offset: u64) -> Fault {
@@ -320,11 +320,47 @@ fn nothing_crosses_the_page() {
     assert_eq!(vcpu.begin(0xA940_0440, read_at(0)), Err(Mismatch::CrossesPage));
     // ... nor the end of the address space.
     vcpu.x[2] = u64::MAX;
-    let fault = Fault { far: u64::MAX, ipa: Ipa(PAGE + 0xFFF), write: false };
+    let fault = Fault { far: u64::MAX, ipa: Ipa(PAGE + 0xFFF), write: false, onward: false };
     assert_eq!(vcpu.begin(0xA940_0440, fault), Err(Mismatch::CrossesPage));
     // post-index write-back may wrap: ldrb w0, [x2], #1
     let (_, updates, _) = vcpu.run(0x3840_1440, fault, &mut counting());
     assert_eq!(updates, [Update::General(0, 0xFF), Update::General(2, 0)]);
+}
+
+/// Where the hypervisor knows that the next page is the device's too: up to the end, then from the start.
+#[test]
+fn a_load_may_go_on_in_the_devices_next_page() {
+    let mut vcpu = Vcpu::new();
+    for (start, steps) in [
+        (0xFF1, vec![(0xFF1, 8), (0xFF9, 4), (0xFFD, 2), (0xFFF, 1), (0x1000, 1)]),
+        (0xFF4, vec![(0xFF4, 8), (0xFFC, 4), (0x1000, 4)]),
+        (0xFF8, vec![(0xFF8, 8), (0x1000, 8)]),
+        (0xFFC, vec![(0xFFC, 4), (0x1000, 4), (0x1004, 8)]),
+        (0xFFF, vec![(0xFFF, 1), (0x1000, 4), (0x1004, 2), (0x1006, 1), (0x1007, 8)]),
+    ] {
+        vcpu.x[2] = VA + start;
+        let fault = Fault { onward: true, ..read_at(start) };
+        // ldp x0, x1, [x2]
+        let mut emulation = vcpu.begin(0xA940_0440, fault).unwrap();
+        let mut made = Vec::new();
+        let done = loop {
+            match emulation.next() {
+                Next::Step(step) => {
+                    made.push((step.ipa.0 - PAGE, step.size));
+                    let from = step.ipa.0 - PAGE - start;
+                    let bytes: [u8; 8] = std::array::from_fn(|i| (from as u8).wrapping_add(i as u8));
+                    emulation.answer(u64::from_le_bytes(bytes));
+                }
+                Next::Done(done) => break done,
+            }
+        };
+        assert_eq!(made, steps);
+        let pair = [0x0706_0504_0302_0100, 0x0F0E_0D0C_0B0A_0908];
+        assert_eq!(done.updates[..], [Update::General(0, pair[0]), Update::General(1, pair[1])]);
+        // The page before is none that anyone has looked at.
+        let fault = Fault { far: VA + 0x1000, ipa: Ipa(PAGE + 0x1000), write: false, onward: true };
+        assert_eq!(vcpu.begin(0xA940_0440, fault), Err(Mismatch::CrossesPage));
+    }
 }
 
 #[test]
@@ -357,6 +393,7 @@ proptest! {
         ipa: u64,
         slack in 0u64..40,
         write: bool,
+        onward: bool,
         data: u64,
     ) {
         for word in [word, word & !(1 << 25) | 1 << 27] {
@@ -374,7 +411,7 @@ proptest! {
             };
             let far = base.wrapping_add_signed(offset).wrapping_add(slack);
             for (far, write) in [(far, write), (far, !access.load), (data, write)] {
-                let fault = Fault { ipa: Ipa(ipa), far, write };
+                let fault = Fault { ipa: Ipa(ipa), far, write, onward };
                 let Ok(mut emulation) = Emulation::begin(access, &registers, fault, |_| [data; 2]) else {
                     continue;
                 };
@@ -383,7 +420,8 @@ proptest! {
                     match emulation.next() {
                         Next::Step(step) => {
                             prop_assert_eq!(step.write.is_none(), access.load);
-                            prop_assert_eq!(step.ipa.0 & !0xFFF, ipa & !0xFFF);
+                            let page = step.ipa.0 & !0xFFF;
+                            prop_assert!(page == ipa & !0xFFF || onward && page == (ipa & !0xFFF).wrapping_add(0x1000));
                             prop_assert!((step.ipa.0 & 0xFFF) + u64::from(step.size) <= 4096);
                             moved += step.size;
                             emulation.answer(data);
