@@ -17,6 +17,9 @@ const WITH_CHECK: &[&str] =
     &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "guest-testguest.Image", "gzvm-check"];
 const ON_KVM: &[&str] = &["gz", "host-initrd.cpio", "guest-testguest.Image"];
 
+const CRATES: &[&str] = &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "guest-crates.Image"];
+const CRATES_ON_KVM: &[&str] = &["gz", "host-initrd.cpio", "guest-crates.Image"];
+
 /// Lines of the hypervisor's log from the guest's start to the machine's end: one says that the host powers off.
 const MOST_LINES: usize = 4;
 
@@ -64,6 +67,11 @@ pub fn cases() -> Vec<Case> {
         ));
     }
     cases.push(Case::new(Tier::System, "guests::testguest::sve", WITH_CHECK, sve));
+    // A kernel that is neither ours nor Linux, as far as its parts go.
+    for (host, name) in [(Host::Gzvm, "guests::crates"), (Host::Kvm, "guests::kvm::crates")] {
+        let needs = if host == Host::Kvm { CRATES_ON_KVM } else { CRATES };
+        cases.push(Case::new(Tier::System, name, needs, move |context| crates(context, host)));
+    }
     // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
     cases.push(Case::new(Tier::System, "guests::testguest::kvm", ON_KVM, |context| {
         testguest(context, Host::Kvm, "max", 4)
@@ -120,4 +128,16 @@ run_gz --kernel /guest/testguest.Image --features mte </dev/null; echo \"unknown
     let results = Results::read(&console.text())?;
     ensure!(console.text().contains("[PASS] sve::state_survives"), "SVE was not tested");
     results.check()
+}
+
+/// A kernel of other people's crates: its result lines, and that it turns off.
+fn crates(context: &Context, host: Host) -> Result<()> {
+    let script = "run_gz --kernel /guest/crates.Image --cpus 2 --mem 64M </dev/null
+echo \"gz ended with $?\"";
+    let mut console = context.start(&scripted(context, host, script, &[])?, "console")?;
+    console.wait_for("a kernel of other people's crates", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", Duration::from_secs(120))?;
+    console.wait_for("gz ended with 0", Duration::from_secs(30))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
 }
