@@ -83,7 +83,11 @@ fn under_load(context: &Context, kernel: &str, vcpus: u32) -> Result<()> {
     // Four CPUs of the host run them all, and QEMU runs those on fewer and has no trap for WFE: a vCPU that waits for a lock
     // burns the time that the lock's holder needs. With few of the vCPUs busy at once that goes well, if it takes its time.
     let few = vcpus > 8;
-    let (at_once, workers, pairs) = if few { (2, 2, 2) } else { (8, vcpus, 20) };
+    let (at_once, workers, pairs) = match vcpus {
+        ..=2 => (8, vcpus, 20),
+        3..=8 => (8, vcpus, 4),
+        _ => (2, 2, 2),
+    };
     let watchdogs = if few { " watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120" } else { "" };
     let pages = if kernel.ends_with("16k") { 16 } else { 4 };
     let work = format!(
@@ -98,7 +102,7 @@ fn under_load(context: &Context, kernel: &str, vcpus: u32) -> Result<()> {
     let guest = initrd::plain_guest(&context.layout, &inside)?;
     let extras =
         [Extra { path: "/guest/work.cpio".to_owned(), mode: 0o644, content: guest }, image(context, kernel)?];
-    let machine = scripted(
+    let mut machine = scripted(
         context,
         Host::Gzvm,
         &format!(
@@ -110,6 +114,9 @@ echo \"SYSTEM_SUSPEND was called $(counter guest_system_suspend) times\""
         ),
         &extras,
     )?;
+    if few {
+        machine.smp = 16;
+    }
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[GUEST] Linux ", BOOT_LIMIT + BOOT_LIMIT)?;
     console.wait_for("[DONE]", Duration::from_secs(600))?;
