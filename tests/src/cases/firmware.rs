@@ -91,7 +91,8 @@ fn u_boot(console: &mut Console, reset: bool) -> Result<()> {
 
 fn edk2(console: &mut Console, second: bool) -> Result<()> {
     console.wait_for("UEFI firmware", BOOT_LIMIT)?;
-    console.wait_for("Press ESC", BOOT_LIMIT)?;
+    // It copies the variables' flash at 8 bytes an exit.
+    console.wait_for("startup.nsh", BOOT_LIMIT + BOOT_LIMIT)?;
     console.send(b"\x1b")?;
     console.wait_for("Shell>", ANSWER)?;
     command(console, "ver", "UEFI v2")?;
