@@ -102,7 +102,7 @@ fn under_load(context: &Context, kernel: &str, vcpus: u32) -> Result<()> {
     let guest = initrd::plain_guest(&context.layout, &inside)?;
     let extras =
         [Extra { path: "/guest/work.cpio".to_owned(), mode: 0o644, content: guest }, image(context, kernel)?];
-    let mut machine = scripted(
+    let machine = scripted(
         context,
         Host::Gzvm,
         &format!(
@@ -114,9 +114,6 @@ echo \"SYSTEM_SUSPEND was called $(counter guest_system_suspend) times\""
         ),
         &extras,
     )?;
-    if few {
-        machine.smp = 16;
-    }
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[GUEST] Linux ", BOOT_LIMIT + BOOT_LIMIT)?;
     console.wait_for("[DONE]", Duration::from_secs(600))?;
