@@ -237,6 +237,11 @@ impl Irq {
         ended
     }
 
+    /// Still active, but no EOI is to come: its CPU interface has been reset.
+    pub fn forget_acknowledge(&mut self) {
+        self.flags.remove(Flags::ACKED);
+    }
+
     /// A physical PPI that has been acknowledged interrupts again, if it is still asserted, as soon as
     /// it is deactivated. So what is known of its level is used up.
     fn physical_fires_again(&mut self) {

@@ -4,7 +4,7 @@
 //! # Who gets a list register
 //! If all that is pending or active fits, all of it, in any order. Otherwise, in this order:
 //! 1. the most urgent presentable interrupt, so that it can preempt whatever is active;
-//! 2. active interrupts by the priority of their acknowledge: the next to be ended first;
+//! 2. active interrupts by the group priority of their acknowledge: the next to be ended first;
 //! 3. other presentable interrupts, by priority.
 //!
 //! "Urgent" counts interrupts of a group that the guest's CPU interface has disabled last.
@@ -64,8 +64,12 @@ const HCR_EOI_COUNT_SHIFT: u32 = 27;
 
 const VMCR_VENG0: u32 = 1 << 0;
 const VMCR_VENG1: u32 = 1 << 1;
+/// Binary point 0 serves group 1 too.
+const VMCR_VCBPR: u32 = 1 << 4;
 /// EOImode: the guest's EOI drops priority only, ICC_DIR_EL1 deactivates.
 const VMCR_VEOIM: u32 = 1 << 9;
+const VMCR_VBPR1_SHIFT: u32 = 18;
+const VMCR_VBPR0_SHIFT: u32 = 21;
 const VMCR_VPMR_SHIFT: u32 = 24;
 
 /// What EL2 writes to and reads from the virtual CPU interface.
@@ -129,6 +133,8 @@ impl ListRegister {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: Rank,
+    /// Of an active one the group priority, by which the guest's CPU interface has nested it.
+    order: u8,
     priority: u8,
     intid: u32,
 }
@@ -254,7 +260,7 @@ impl<M: Memory> Vgic<M> {
         // counts the EOIs too.)
         if cpu.vmcr & VMCR_VEOIM == 0 {
             for _ in 0..cpu.hcr >> HCR_EOI_COUNT_SHIFT {
-                self.end_outside(v, &mut kicks);
+                self.end_outside(v, cpu.vmcr, &mut kicks);
             }
         }
         if let Some(vcpu) = self.present_mut(v) {
@@ -364,14 +370,16 @@ impl<M: Memory> Vgic<M> {
             return None;
         }
         if irq.active() {
-            return Some(Candidate { rank: Rank::Active, priority: irq.active_priority(), intid });
+            let priority = irq.active_priority();
+            let order = group_priority(vmcr, irq.has(Flags::GROUP1), priority);
+            return Some(Candidate { rank: Rank::Active, order, priority, intid });
         }
         if !irq.presentable() || !self.group_enabled(irq) {
             return None;
         }
         let gate = if irq.has(Flags::GROUP1) { VMCR_VENG1 } else { VMCR_VENG0 };
         let rank = if vmcr & gate != 0 { Rank::Presentable } else { Rank::Gated };
-        Some(Candidate { rank, priority: irq.priority, intid })
+        Some(Candidate { rank, order: irq.priority, priority: irq.priority, intid })
     }
 
     fn demand(&self, v: VcpuId, vmcr: u32) -> Demand {
@@ -465,21 +473,32 @@ impl<M: Memory> Vgic<M> {
     }
 
     /// The guest ended an interrupt that was in no list register. EOIs nest, so it is the most urgent
-    /// of those acknowledged.
-    fn end_outside(&mut self, v: VcpuId, kicks: &mut Kicks) {
-        let mut ended: Option<(bool, u8, u32)> = None;
-        self.for_each_candidate(v, 0, |candidate| {
+    /// of those acknowledged, as the binary points have it.
+    fn end_outside(&mut self, v: VcpuId, vmcr: u32, kicks: &mut Kicks) {
+        let mut ended: Option<(bool, Candidate)> = None;
+        self.for_each_candidate(v, vmcr, |candidate| {
             if candidate.rank == Rank::Active {
                 let irq = self.irq(v, candidate.intid);
                 let acked = irq.is_some_and(|irq| irq.has(Flags::ACKED));
-                let key = (!acked, candidate.priority, candidate.intid);
+                let key = (!acked, candidate);
                 ended = Some(ended.map_or(key, |other| other.min(key)));
             }
         });
-        if let Some((_, _, intid)) = ended {
+        if let Some((_, Candidate { intid, .. })) = ended {
             self.update_ending(v, intid, kicks, Irq::deactivate);
         }
     }
+}
+
+/// The part of a priority that decides on preemption (IHI 0069, "Priority grouping"). ICC_BPR1_EL1 names
+/// the group priority's lowest bit, ICC_BPR0_EL1 the one below.
+fn group_priority(vmcr: u32, group1: bool, priority: u8) -> u8 {
+    let bits = if group1 && vmcr & VMCR_VCBPR == 0 {
+        vmcr >> VMCR_VBPR1_SHIFT & 7
+    } else {
+        (vmcr >> VMCR_VBPR0_SHIFT & 7).saturating_add(1)
+    };
+    priority & 0xFFu8.checked_shl(bits).unwrap_or(0)
 }
 
 /// Keeps the first `room.len()` candidates, in order.

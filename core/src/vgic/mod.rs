@@ -363,15 +363,33 @@ impl<M: Memory> Vgic<M> {
         self.choose_any();
     }
 
-    /// Tells that PSCI turned `v` on or off: interrupts for any vCPU avoid those that are off.
-    /// Nothing else changes; a vCPU that is off keeps what is pending for it.
+    /// Tells that PSCI turned `v` on or off: interrupts for any vCPU avoid those that are off. A vCPU that
+    /// is off keeps what is pending for it and active on it; but with its CPU interface in reset state when
+    /// it comes on, no EOI will be about what it had acknowledged before.
     pub fn set_power(&mut self, v: VcpuId, on: bool) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
         if let Some(vcpu) = self.present_mut(v) {
             vcpu.off = !on;
         }
+        if on {
+            self.forget_acknowledges(v);
+        }
         self.recheck_any(&mut kicks);
         kicks.without(v)
+    }
+
+    fn forget_acknowledges(&mut self, v: VcpuId) {
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.irqs.iter_mut().for_each(Irq::forget_acknowledge);
+        }
+        for word in 0..SPI_WORDS {
+            for n in ones(self.spi_busy.get(word).copied().unwrap_or(0)) {
+                let held = self.spi_mut(word.saturating_mul(64).saturating_add(n as usize));
+                if let Some(irq) = held.filter(|irq| irq.holder() == Some(v)) {
+                    irq.forget_acknowledge();
+                }
+            }
+        }
     }
 
     // --- lookups ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 //! Any call with any argument: nothing panics, and the invariants hold.
 
 use super::Vgic;
-use super::invariants;
+use super::{invariants, random};
 use crate::addr::{IntId, VcpuId};
 use crate::vgic::CpuInterface;
 use proptest::prelude::*;
@@ -143,14 +143,11 @@ fn apply(g: &mut Vgic, cpus: &mut [CpuInterface], call: &Call) {
     };
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
-
-    #[test]
-    fn any_call_with_any_argument(
-        spis in prop::sample::select(&[32usize, 64, 988][..]),
-        calls in prop::collection::vec(call(), 1..300),
-    ) {
+#[test]
+fn any_call_with_any_argument() {
+    let spis = prop::sample::select(&[32usize, 64, 988][..]);
+    let strategy = (spis, prop::collection::vec(call(), 1..300));
+    random::check(random::seed("any_call_with_any_argument"), 100, &strategy, |(spis, calls)| {
         let mut vgic = Box::new(Vgic::new(spis, Some(Box::default())));
         let mut cpus = vec![CpuInterface::default(); 4];
         (0..3).for_each(|n| drop(vgic.add_vcpu(VcpuId(n), 4, Box::default())));
@@ -160,5 +157,5 @@ proptest! {
             apply(&mut vgic, &mut cpus, call);
             invariants::check(&vgic);
         }
-    }
+    });
 }

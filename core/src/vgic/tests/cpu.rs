@@ -39,8 +39,8 @@ fn priority(lr: u64) -> u8 {
 
 impl Cpu {
     pub fn new(nr_lrs: usize) -> Self {
-        let regs = CpuInterface { vmcr: 0xF8 << 24 | ENABLE_BOTH, ..CpuInterface::default() };
-        Self { regs, nr_lrs, ..Self::default() }
+        let vmcr = 0xF8 << 24 | 2 << 21 | 3 << 18 | ENABLE_BOTH;
+        Self { regs: CpuInterface { vmcr, ..CpuInterface::default() }, nr_lrs, ..Self::default() }
     }
 
     fn lrs(&self) -> &[u64] {
@@ -67,6 +67,22 @@ impl Cpu {
         self.regs.vmcr & if lr >> 60 & 1 == 1 { 2 } else { 1 } != 0
     }
 
+    /// ICC_BPR0_EL1 and ICC_BPR1_EL1; the smallest are 2 and 3.
+    pub fn set_binary_points(&mut self, points: [u32; 2], common: bool) {
+        let fields = points[0] << 21 | points[1] << 18 | u32::from(common) << 4;
+        self.regs.vmcr = self.regs.vmcr & !(0x3F << 18 | 1 << 4) | fields;
+    }
+
+    /// The part of the priority that decides on preemption.
+    fn group_priority(&self, lr: u64) -> u8 {
+        let bits = if lr >> 60 & 1 == 1 && self.regs.vmcr & 1 << 4 == 0 {
+            self.regs.vmcr >> 18 & 7
+        } else {
+            (self.regs.vmcr >> 21 & 7) + 1
+        };
+        (u32::from(priority(lr)) >> bits << bits) as u8
+    }
+
     fn running_priority(&self) -> u8 {
         self.active_priorities.first().copied().unwrap_or(0xFF)
     }
@@ -80,11 +96,11 @@ impl Cpu {
             .min_by_key(|&n| (priority(self.regs.lr[n]), intid(self.regs.lr[n])))?;
         let lr = self.regs.lr[best];
         let pmr = (self.regs.vmcr >> 24) as u8;
-        if priority(lr) >= pmr || priority(lr) >= self.running_priority() {
+        if priority(lr) >= pmr || self.group_priority(lr) >= self.running_priority() {
             return None;
         }
         self.regs.lr[best] = lr & !PENDING | ACTIVE;
-        self.active_priorities.insert(priority(lr));
+        self.active_priorities.insert(self.group_priority(lr));
         Some(intid(lr))
     }
 
@@ -95,7 +111,7 @@ impl Cpu {
             // QEMU counts in both modes.
             None => self.count_eoi(),
             Some(n) => {
-                if !self.split_eoi() && priority(self.regs.lr[n]) == dropped {
+                if !self.split_eoi() && self.group_priority(self.regs.lr[n]) == dropped {
                     self.deactivate(n);
                 }
             }

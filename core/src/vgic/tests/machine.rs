@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Two vCPUs on simulated CPUs, with an EL2 that does what vgic's text asks of it.
+//! vCPUs on simulated CPUs, with an EL2 that does what vgic's text asks of it.
 
 use super::Vgic;
 use super::cpu::{Cpu, Dir};
+use super::oracle::Sgi;
 use crate::addr::{IntId, VcpuId};
 use crate::vgic::{Kicks, REDIST_SIZE};
 
@@ -91,6 +92,38 @@ impl Machine {
         }
     }
 
+    /// The vCPU goes on on a CPU with `nr_lrs` list registers, which are empty.
+    pub fn migrate(&mut self, n: usize, nr_lrs: usize) {
+        let was_inside = self.inside[n];
+        self.exit(n);
+        self.cpus[n].nr_lrs = nr_lrs;
+        self.cpus[n].regs.lr = [0; 16];
+        // Physical state does not move along.
+        self.timer_active[n] = false;
+        if was_inside {
+            self.enter(n);
+        }
+        self.settle();
+    }
+
+    /// CPU_OFF of `n`, which has exited for good; CPU_ON, with a CPU interface in reset state.
+    pub fn set_power(&mut self, n: usize, on: bool) {
+        self.exit(n);
+        self.kicked |= self.vgic.set_power(v(n), on);
+        self.cpus[n] = Cpu::new(self.cpus[n].nr_lrs);
+        self.prime(n);
+        self.settle();
+    }
+
+    /// The first flush of a run, which sets what is trapped, with an exit before the guest has done anything.
+    pub fn prime(&mut self, n: usize) {
+        self.exit(n);
+        self.vgic.flush(v(n), &mut self.cpus[n].regs);
+        self.kicked |= self.vgic.sync(v(n), &self.cpus[n].regs);
+        self.cpus[n].regs.lr = [0; 16];
+        self.cpus[n].regs.used = 0;
+    }
+
     fn physical_deactivation(&mut self, n: usize) {
         if self.cpus[n].deactivated.drain(..).any(|id| id == TIMER) {
             self.timer_active[n] = false;
@@ -167,31 +200,33 @@ impl Machine {
         if Vgic::redist_settled(offset, size) { self.glance(n, read) } else { self.trap(n, read) }
     }
 
-    /// Writes the bit of interrupt `id` in the bit register that starts at `base` (in GICD or SGI_base).
-    pub fn write_bit(&mut self, n: usize, base: u64, id: u32) {
-        let (word, bit) = (u64::from(id / 32) * 4, 1 << (id % 32));
+    /// `n` writes to the register of interrupt `id`: of the distributor, or at the same offset in SGI_base of `of`.
+    pub fn write_bank(&mut self, n: usize, of: usize, id: u32, offset: u64, size: u8, value: u64) {
         if id < 32 {
-            self.write_redist(n, n, 0x1_0000 + base, 4, bit);
+            self.write_redist(n, of, 0x1_0000 + offset, size, value);
         } else {
-            self.write(n, base + word, 4, bit);
+            self.write(n, offset, size, value);
         }
     }
 
+    /// As [`Machine::write_bank`].
+    pub fn read_bank(&mut self, n: usize, of: usize, id: u32, offset: u64, size: u8) -> u64 {
+        if id < 32 { self.read_redist(n, of, 0x1_0000 + offset, size) } else { self.read(n, offset, size) }
+    }
+
+    /// Writes the bit of interrupt `id` in the bit register that starts at `base` (in GICD or SGI_base).
+    pub fn write_bit(&mut self, n: usize, base: u64, id: u32) {
+        self.write_bank(n, n, id, base + u64::from(id / 32) * 4, 4, 1 << (id % 32));
+    }
+
     pub fn read_bit(&mut self, n: usize, base: u64, id: u32) -> bool {
-        let word = u64::from(id / 32) * 4;
-        let value =
-            if id < 32 { self.read_redist(n, n, 0x1_0000 + base, 4) } else { self.read(n, base + word, 4) };
+        let value = self.read_bank(n, n, id, base + u64::from(id / 32) * 4, 4);
         value >> (id % 32) & 1 == 1
     }
 
     /// A byte of GICD_IPRIORITYR or GICR_IPRIORITYR.
     pub fn write_priority(&mut self, n: usize, id: u32, priority: u8) {
-        let offset = 0x400 + u64::from(id);
-        if id < 32 {
-            self.write_redist(n, n, 0x1_0000 + offset, 1, priority.into());
-        } else {
-            self.write(n, offset, 1, priority.into());
-        }
+        self.write_bank(n, n, id, 0x400 + u64::from(id), 1, priority.into());
     }
 
     /// GICD_IROUTER.
@@ -222,6 +257,18 @@ impl Machine {
 
     pub fn sgi1(&mut self, n: usize, value: u64) {
         self.glance(n, |vgic| ((), vgic.sgi1r_write(v(n), value)));
+    }
+
+    /// The other registers that raise SGIs, too.
+    pub fn sgi(&mut self, n: usize, register: Sgi, value: u64) {
+        self.trap(n, |vgic| {
+            let kicks = match register {
+                Sgi::Sgi1r => vgic.sgi1r_write(v(n), value),
+                Sgi::Sgi0r => vgic.sgi0r_write(v(n), value),
+                Sgi::Asgi1r => vgic.asgi1r_write(v(n), value),
+            };
+            ((), kicks)
+        });
     }
 
     pub fn set_timer(&mut self, n: usize, level: bool) {
