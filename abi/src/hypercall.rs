@@ -87,6 +87,8 @@ functions! {
     /// Ours. x1 = VM id, x2 = mask of [`vm_feature`]s to give it, before its first vCPU; x1 = x2 = 0 asks. Result
     /// x1 = mask of those that the machine has.
     VmFeatures = 0x4C,
+    /// Ours. x1 = VM id, x2 = 32 to 988 SPIs in steps of 32, or 988: so many has the VM, which has no vCPU yet.
+    VgicSpis = 0x50,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).

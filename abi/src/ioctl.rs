@@ -47,6 +47,8 @@ pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
 /// VM, ours: gives it [`vm_feature`](crate::hypercall::vm_feature)s, before its first vCPU; see
 /// [`cap::VM_FEATURES`](crate::hypercall::cap::VM_FEATURES).
 pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
+/// VM, ours: how many SPIs it has, before the first vCPU; see [`extension::VGIC_SPIS`].
+pub const VGIC_SPIS: u32 = iow::<VgicSpis>(0xD4);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.
@@ -73,6 +75,8 @@ pub mod extension {
     pub const DISCARD: u64 = 0x475A_0007;
     /// 1: [`IRQFD_RESAMPLE`](super::IRQFD_RESAMPLE) does as in KVM.
     pub const IRQFD_RESAMPLE: u64 = 0x475A_0008;
+    /// [`MAX_SPIS`](crate::MAX_SPIS): [`VGIC_SPIS`](super::VGIC_SPIS).
+    pub const VGIC_SPIS: u64 = 0x475A_0020;
 }
 
 const _: () = assert!(CREATE_VM == 0x9201 && RUN == 0x9280 && CREATE_VCPU == 0x9241);
@@ -213,6 +217,15 @@ structure! {
         events: u64,
         /// Zero.
         reserved: [u64; 2],
+    }
+}
+structure! {
+    /// Argument of [`VGIC_SPIS`].
+    VgicSpis[16] {
+        /// 32 to [`MAX_SPIS`](crate::MAX_SPIS) in steps of 32, or [`MAX_SPIS`](crate::MAX_SPIS).
+        spis: u32,
+        /// Zero.
+        reserved: [u32; 3],
     }
 }
 structure! {

@@ -33,5 +33,9 @@ pub const MAX_VCPUS: usize = 8;
 /// [`extension::MAX_VCPUS`](ioctl::extension::MAX_VCPUS). Our hypervisor takes ids below this from any
 /// driver: the public one refuses those past [`MAX_VCPUS`] itself.
 pub const MAX_VCPUS_EXTENDED: usize = 64;
+/// SPIs of a VM that was not asked for another number.
+pub const DEFAULT_SPIS: usize = 256;
+/// Most SPIs of a VM: INTIDs 32 to 1019.
+pub const MAX_SPIS: usize = 988;
 /// Most memory slots in a VM. Public drivers use 10.
 pub const MAX_MEMSLOTS: usize = 64;

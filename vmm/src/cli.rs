@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use gzvm_abi::MAX_VCPUS_EXTENDED;
+use gzvm_abi::{MAX_SPIS, MAX_VCPUS_EXTENDED};
 
 use crate::control::Request;
 use crate::hypervisor::Kind;
@@ -150,6 +150,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
 
+    /// SPIs of the guest's GIC: 32 to 960 in steps of 32, or 988; otherwise what the hypervisor gives
+    #[arg(long, value_name = "N", value_parser = spis)]
+    pub spis: Option<u16>,
+
     /// The whole kernel command line
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
     pub cmdline: String,
@@ -198,6 +202,16 @@ pub struct RunOptions {
 pub enum Feature {
     /// Scalable vectors.
     Sve,
+}
+
+/// A number of SPIs that a GIC can have.
+fn spis(text: &str) -> Result<u16, String> {
+    let spis = text.parse().map_err(|e| format!("{e}"))?;
+    if (32..=960).contains(&spis) && spis % 32 == 0 || usize::from(spis) == MAX_SPIS {
+        Ok(spis)
+    } else {
+        Err(format!("32 to 960 in steps of 32, or {MAX_SPIS}"))
+    }
 }
 
 /// `FILE[,ro]`.
@@ -307,6 +321,13 @@ mod tests {
     fn mistakes_are_refused() {
         assert_eq!(parse(&[]), Err(ErrorKind::MissingRequiredArgument));
         assert_eq!(parse(&["--kernel", "k", "--balloon", "64M"]).unwrap().balloon, Some(MemSize(64 << 20)));
+        for right in ["32", "64", "960", "988"] {
+            assert_eq!(parse(&["--kernel", "k", "--spis", right]).unwrap().spis, right.parse().ok());
+        }
+        for wrong in ["0", "31", "33", "987", "992", "1020", "65536", "many"] {
+            let refused = parse(&["--kernel", "k", "--spis", wrong]);
+            assert_eq!(refused, Err(ErrorKind::ValueValidation), "{wrong}");
+        }
         for wrong in
             [["--cpus", "0"], ["--cpus", "65"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
         {

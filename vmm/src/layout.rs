@@ -82,6 +82,8 @@ pub const fn gic_redistributors(vcpus: u8) -> DeviceRange {
 
 /// Interrupts of the GIC, private ones included: 32 SPIs, as crosvm has it.
 pub const GIC_INTERRUPTS: u32 = 64;
+/// SGIs and PPIs of a GIC.
+pub const GIC_PRIVATE: u32 = 32;
 
 /// PPI numbers (INTID - 16) of the architected timer: secure physical, physical, virtual, EL2.
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];

@@ -87,8 +87,13 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let disks = open_disks(options)?;
     let mut guest = Guest::load(options)?;
     let variables = guest.variables.take();
-    let parts =
-        Parts { map: guest.map, memory: &guest.memory, vcpus: options.cpus, features: &options.features };
+    let parts = Parts {
+        map: guest.map,
+        memory: &guest.memory,
+        vcpus: options.cpus,
+        features: &options.features,
+        spis: options.spis,
+    };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
     if let Some(watch) = options.watch {
         vm.set_watch(watch, options.on_exception)?;

@@ -290,19 +290,28 @@ impl<M: Memory> Vgic<M> {
         }
     }
 
-    /// Gives the VM another number of SPIs, as [`Vgic::new`] counts them, all in reset state. Only
-    /// while there is no vCPU: otherwise, and where a [`MoreSpis`] is there already, the box comes back.
-    pub fn set_spis(&mut self, nr_spis: usize, more: Option<M::Box<MoreSpis>>) -> Result<(), SpisFixed<M>> {
-        if !self.present.is_empty() || self.more.is_some() {
+    /// Gives the VM another number of SPIs, as [`Vgic::new`] counts them, all in reset state, and the box
+    /// of the former ones back. Only while there is no vCPU: otherwise `more` comes back.
+    pub fn set_spis(
+        &mut self,
+        nr_spis: usize,
+        more: Option<M::Box<MoreSpis>>,
+    ) -> Result<Option<M::Box<MoreSpis>>, SpisFixed<M>> {
+        if !self.present.is_empty() {
             return Err(SpisFixed(more));
         }
         self.nr_spis = limit_spis(nr_spis, more.is_some());
-        self.more = more;
+        let former = core::mem::replace(&mut self.more, more);
         self.resample = [0; SPI_WORDS];
         self.ended = [0; SPI_WORDS];
         self.due = 0;
         self.reset();
-        Ok(())
+        Ok(former)
+    }
+
+    /// Whether it has a [`MoreSpis`].
+    pub fn has_more_spis(&self) -> bool {
+        self.more.is_some()
     }
 
     /// Gives the VM vCPU `v` in reset state, on CPUs with `nr_lrs` list registers (one more than
@@ -553,6 +562,12 @@ impl<M: Memory> Vgic<M> {
             }
         }
     }
+}
+
+/// A number of SPIs that a VM may be asked to have: as GICD_TYPER.ITLinesNumber can say it.
+pub fn valid_spis(asked: u64) -> Option<usize> {
+    let spis = usize::try_from(asked).ok().filter(|spis| (32..=MAX_SPIS).contains(spis))?;
+    (spis.is_multiple_of(32) || spis == MAX_SPIS).then_some(spis)
 }
 
 fn limit_spis(wanted: usize, more: bool) -> u16 {

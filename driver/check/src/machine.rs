@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use gzvm_abi::ioctl::{self, CreateDevice, OneReg, UserspaceMemoryRegion};
+use gzvm_abi::ioctl::{self, CreateDevice, OneReg, UserspaceMemoryRegion, VgicSpis};
 use gzvm_abi::reg;
 use gzvm_abi::run::{Exception, Mmio, VcpuRun, exit};
 use zerocopy::FromZeros;
@@ -45,6 +45,23 @@ pub const TAKES_SPI: &[u32] = &[
     0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
     0xD538_CC04, // 1: mrs x4, icc_iar1_el1
     0x7100_949F, 0x54FF_FFC1, // cmp w4, #37; b.ne 1b
+    0xB900_0004, // str w4, [x0]
+    0xD518_CC24, 0xD503_3FDF, // msr icc_eoir1_el1, x4; isb
+    0x17FF_FFFA, // b 1b
+];
+
+/// As [`TAKES_SPI`], of the highest there can be: INTID 1019.
+#[rustfmt::skip]
+pub const TAKES_LAST_SPI: &[u32] = &[
+    0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
+    0x5280_024B, 0xB900_014B, // CTLR = ARE, group 1
+    0x52A1_000B, 0xB901_7D4B, // ISENABLER31 = 1 << 27
+    0xD2A7_FF6C, 0xB900_159F, // mov x12, #0x3FFB0000: GICR; WAKER = 0
+    0xD280_002B, 0xD518_CCAB, 0xD503_3FDF, // ICC_SRE_EL1 = 1
+    0xD280_1FEB, 0xD518_460B, // ICC_PMR_EL1 = 0xFF
+    0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
+    0xD538_CC04, // 1: mrs x4, icc_iar1_el1
+    0x710F_EC9F, 0x54FF_FFC1, // cmp w4, #1019; b.ne 1b
     0xB900_0004, // str w4, [x0]
     0xD518_CC24, 0xD503_3FDF, // msr icc_eoir1_el1, x4; isb
     0x17FF_FFFA, // b 1b
@@ -96,6 +113,23 @@ impl Machine {
 
     /// A machine with this memory.
     pub fn with_ram(ram: Mapping, code: &[u32], registers: &[(u8, u64)]) -> Result<Self, String> {
+        Self::make(ram, code, registers, |_| Ok(()))
+    }
+
+    /// A machine with so many SPIs.
+    pub fn with_spis(code: &[u32], registers: &[(u8, u64)], spis: u32) -> Result<Self, String> {
+        Self::make(Mapping::new(SIZE, true), code, registers, |vm| {
+            sys::ioctl_with(vm, ioctl::VGIC_SPIS, &mut VgicSpis { spis, reserved: [0; 3] }).map(drop)
+        })
+    }
+
+    /// `prepare` sees the VM before there is a vCPU.
+    fn make(
+        ram: Mapping,
+        code: &[u32],
+        registers: &[(u8, u64)],
+        prepare: impl Fn(&OwnedFd) -> io::Result<()>,
+    ) -> Result<Self, String> {
         let make = || {
             for (n, word) in code.iter().enumerate() {
                 ram.put(4 * n, *word);
@@ -103,6 +137,7 @@ impl Machine {
             let vm = vm()?;
             region(&vm, 0, RAM, SIZE as u64, ram.address())?;
             gic(&vm)?;
+            prepare(&vm)?;
             let vcpu = sys::owned(sys::ioctl(&vm, ioctl::CREATE_VCPU, 0)?);
             set_register(&vcpu, reg::PC, RAM)?;
             for (n, value) in registers {

@@ -129,6 +129,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         extension::IRQ_LEVEL | extension::IRQFD_RESAMPLE if has_function(Function::IrqLevel) => 1,
         extension::GET_ONE_REG if knows_registers() => 1,
         extension::RUN_MMAP => 1,
+        extension::VGIC_SPIS if has_function(Function::VgicSpis) => gzvm_abi::MAX_SPIS as u64,
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         cap::VM_FEATURES if has_function(Function::VmFeatures) => call(Function::VmFeatures, [0, 0])?.x1,
         _ => return Err(code::EOPNOTSUPP),

@@ -70,6 +70,8 @@ pub struct FakeVm {
     pub lines: Vec<(u16, u64, u64)>,
     /// IRQ_LEVEL: vCPU, irq, level, flags.
     pub levels: Vec<(u16, u64, u64, u64)>,
+    /// VGIC_SPIS.
+    pub spis: u64,
 }
 
 /// An open file.
@@ -401,6 +403,14 @@ impl Fake {
                 Some(_) if a2 <= 2 => (Status::Success, [a2 + 1, 5, 0]),
                 _ => invalid,
             },
+            Function::VgicSpis if (32..=988).contains(&a2) => match self.vms.get_mut(&vm_of) {
+                Some(vm) if vm.vcpus.is_empty() => {
+                    vm.spis = a2;
+                    (Status::Success, [a2, 0, 0])
+                }
+                _ => invalid,
+            },
+            Function::VgicSpis => invalid,
             Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00, 0]),
             Function::SetOneReg
             | Function::CreateDevice

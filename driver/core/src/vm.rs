@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
-    UserspaceMemoryRegion, Watch, extension,
+    UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
@@ -139,6 +139,7 @@ impl Vm {
                 let mask = uaccess::read::<u64>(arg)?;
                 call(Function::VmFeatures, [this.id.into(), mask]).map(|_| 0)
             }
+            ioctl::VGIC_SPIS => this.set_spis(&uaccess::read::<VgicSpis>(arg)?).map(done),
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
                 call(Function::SetDtbConfig, [this.id.into(), dtb.dtb_addr, dtb.dtb_size]).map(|_| 0)
@@ -226,6 +227,17 @@ impl Vm {
         }
         let args = [self.id.into(), watch.kinds.into(), watch.action.into(), watch.stall_ms];
         call(Function::SetWatch, args).map(drop)
+    }
+
+    /// VGIC_SPIS. EINVAL: no such number, or the VM has a vCPU.
+    fn set_spis(&self, request: &VgicSpis) -> Result {
+        if !has_function(Function::VgicSpis) {
+            return Err(code::ENOTTY);
+        }
+        if request.reserved != [0; 3] {
+            return Err(code::EINVAL);
+        }
+        call(Function::VgicSpis, [self.id.into(), request.spis.into()]).map(drop)
     }
 
     /// ENABLE_CAP: only what makes a VM protected. EINVAL for all else.

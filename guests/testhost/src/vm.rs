@@ -74,15 +74,26 @@ impl Vm {
 
     /// As [`new`](Self::new), a protected VM.
     pub fn protected(program: &[u8], vcpus: u16) -> Result<Self, Verdict> {
-        Self::make(program, vcpus, pages::take(RAM_PAGES, 2 << 20), true)
+        Self::make(program, vcpus, pages::take(RAM_PAGES, 2 << 20), true, None)
     }
 
     /// As [`new`](Self::new), in memory the caller has.
     pub fn with_memory(program: &[u8], vcpus: u16, memory: u64) -> Result<Self, Verdict> {
-        Self::make(program, vcpus, memory, false)
+        Self::make(program, vcpus, memory, false, None)
     }
 
-    fn make(program: &[u8], vcpus: u16, memory: u64, protected: bool) -> Result<Self, Verdict> {
+    /// As [`new`](Self::new), with one vCPU and so many SPIs.
+    pub fn with_spis(program: &[u8], spis: u64) -> Result<Self, Verdict> {
+        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), false, Some(spis))
+    }
+
+    fn make(
+        program: &[u8],
+        vcpus: u16,
+        memory: u64,
+        protected: bool,
+        spis: Option<u64>,
+    ) -> Result<Self, Verdict> {
         for (i, byte) in program.iter().enumerate() {
             pages::put(memory + i as u64, *byte);
         }
@@ -98,7 +109,7 @@ impl Vm {
             on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
-        vm.set_up(vcpus, protected)?;
+        vm.set_up(vcpus, protected, spis)?;
         Ok(vm)
     }
 
@@ -112,7 +123,10 @@ impl Vm {
         hypercall::call(function, &all)
     }
 
-    fn set_up(&mut self, vcpus: u16, protected: bool) -> Result<(), Verdict> {
+    fn set_up(&mut self, vcpus: u16, protected: bool, spis: Option<u64>) -> Result<(), Verdict> {
+        if let Some(spis) = spis {
+            must(self.call(Function::VgicSpis, &[spis]), "VGIC_SPIS")?;
+        }
         must(self.call(Function::EnableCap, &[cap::ENABLE_DEMAND_PAGING]), "ENABLE_CAP demand paging")?;
         let block = self.call(Function::EnableCap, &[cap::BLOCK_BASED_DEMAND_PAGING, 2 << 20, self.mailbox]);
         must(block, "ENABLE_CAP block paging")?;

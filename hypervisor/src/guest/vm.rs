@@ -5,12 +5,13 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::arch::lock::Mutex;
 use gzvm_abi::MAX_VCPUS_EXTENDED as MAX_VCPUS;
+use gzvm_abi::{DEFAULT_SPIS, MAX_SPIS};
 use gzvm_core::addr::{PAGE_SIZE, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
 use gzvm_core::memory::PaRange;
 use gzvm_core::memory::stage2::Progress;
 use gzvm_core::platform::psci::PowerStates;
-use gzvm_core::vgic::{self, Kicks, VcpuState};
+use gzvm_core::vgic::{self, INLINE_SPIS, Kicks, MoreSpis, VcpuState};
 use gzvm_core::vm::lifecycle::State;
 
 use super::life::Life;
@@ -28,12 +29,11 @@ use crate::platform;
 
 /// IPA bits of a guest, as crosvm and our VMM assume.
 pub const IPA_BITS: u8 = 40;
-/// SPIs of a guest.
-const NR_SPIS: usize = 256;
 /// No frame given yet.
 const NO_FRAME: u64 = u64::MAX;
 
 const _: () = assert!(MAX_VCPUS == vgic::MAX_VCPUS);
+const _: () = assert!(MAX_SPIS == vgic::MAX_SPIS && DEFAULT_SPIS == INLINE_SPIS);
 /// What a VM with one vCPU costs besides its tables: at most 24 KiB.
 const _: () =
     assert!(pages_of::<Vm>() + pages_of::<Vgic>() + pages_of::<Vcpu>() + pages_of::<VcpuState>() <= 6);
@@ -109,7 +109,7 @@ impl Vm {
     pub fn new(id: VmId) -> Result<PageBox<Self>, CreateError> {
         let pa_bits = PerCpu::this().with(|s| s.features.pa_bits);
         let bits = IPA_BITS.min(pa_bits);
-        let vgic = PageBox::new(Vgic::new(NR_SPIS, None))?;
+        let vgic = PageBox::new(Vgic::new(DEFAULT_SPIS, None))?;
         let memory = VmMemory::new(id, bits, pa_bits)?;
         let (root, vtcr_fields) = (memory.stage2.root(), memory.stage2.vtcr_fields());
         PageBox::new(Self {
@@ -152,6 +152,14 @@ impl Vm {
         memory.protect(id)?;
         self.protected.store(true, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Gives it another number of SPIs, while it has no vCPU.
+    pub fn set_spis(&self, spis: usize) -> Result<(), CreateError> {
+        let more = if spis > INLINE_SPIS { Some(PageBox::new(MoreSpis::default())?) } else { None };
+        let outcome = self.vgic.lock().set_spis(spis, more);
+        // The box that is left over goes outside the lock: the pool has its own.
+        outcome.map(drop).map_err(|_| CreateError::Exists)
     }
 
     /// Adds a vCPU with its shared area.
@@ -219,7 +227,8 @@ impl Vm {
         let tables = self.memory.lock().table_pages();
         let vcpus = self.vcpus.iter().filter(|v| v.try_lock().is_none_or(|v| v.is_some())).count() as u64;
         let sve = if self.sve.load(Ordering::SeqCst) { pages_of::<SveRegs>() } else { 0 };
-        let fixed = (pages_of::<Self>() + pages_of::<Vgic>()) as u64;
+        let more_spis = if self.vgic.lock().has_more_spis() { pages_of::<MoreSpis>() } else { 0 };
+        let fixed = (pages_of::<Self>() + pages_of::<Vgic>() + more_spis) as u64;
         tables
             .saturating_add(fixed)
             .saturating_add(vcpus.saturating_mul((pages_of::<Vcpu>() + pages_of::<VcpuState>() + sve) as u64))

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! CREATE_DEVICE (the virtual GIC's frames), IRQ_LINE and IRQ_LEVEL.
+//! CREATE_DEVICE (the virtual GIC's frames), VGIC_SPIS, IRQ_LINE and IRQ_LEVEL.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use gzvm_abi::hypercall::{IRQ_LEVEL_RESAMPLE, Tuple};
 use gzvm_abi::ioctl::{CreateDevice, DEVICE_VGIC_V3_DIST, DEVICE_VGIC_V3_REDIST};
 use gzvm_core::addr::{IntId, Pa, VcpuId};
-use gzvm_core::vgic::Kicks;
+use gzvm_core::vgic::{self, Kicks};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Args, Error, Results, tuple};
@@ -46,6 +46,18 @@ fn set_frame(frame: &AtomicU64, address: u64) -> Result<(), Error> {
         .compare_exchange(u64::MAX, address, Ordering::SeqCst, Ordering::SeqCst)
         .map(|_| ())
         .map_err(|_| Error::Invalid)
+}
+
+/// VGIC_SPIS: x1 = VM, x2 = SPIs. Invalid where there is a vCPU already. Result x1 = SPIs.
+pub fn set_spis([id, spis, ..]: Args) -> Result<Results, Error> {
+    let count = vgic::valid_spis(spis).ok_or(Error::Invalid)?;
+    let vm = registry::get(id)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    if !vm.life.state().can_grow() {
+        return Err(Error::Invalid);
+    }
+    vm.set_spis(count)?;
+    Ok([spis, 0, 0])
 }
 
 /// IRQ_LINE: x1 = tuple, x2 = irq, x3 = level. SPIs by index (INTID - 32); PPIs by INTID with type 2.

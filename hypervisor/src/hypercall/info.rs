@@ -20,7 +20,8 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::IrqLevel.extension_bit()
     | Function::Control.extension_bit()
     | Function::SetWatch.extension_bit()
-    | Function::VmFeatures.extension_bit();
+    | Function::VmFeatures.extension_bit()
+    | Function::VgicSpis.extension_bit();
 
 /// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros. A driver begins with it, so what an
 /// earlier one knew is forgotten.

@@ -113,6 +113,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::IrqLine => device::irq_line(args),
         Function::IrqLevel => device::irq_level(args),
         Function::CreateDevice => device::create(args),
+        Function::VgicSpis => device::set_spis(args),
         Function::SetMemregion => memory::set_region(args),
         Function::MemregionPurpose => memory::announce(args),
         Function::MapGuest => memory::map(args),

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
-    UserspaceMemoryRegion, Watch, extension,
+    UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -61,6 +61,18 @@ impl VmFd {
     pub fn give_features(&self, mask: u64) -> Result<()> {
         // SAFETY: VM_FEATURES reads exactly one `u64`.
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::VM_FEATURES.into(), &mask) })?;
+        Ok(())
+    }
+
+    /// Gives the VM so many SPIs, before its first vCPU
+    /// ([`extension::VGIC_SPIS`](gzvm_abi::ioctl::extension::VGIC_SPIS)).
+    ///
+    /// # Errors
+    /// EINVAL: not 32 to 988 in steps of 32, nor 988, or there is a vCPU; ENOTTY: no such thing here; ENOMEM.
+    pub fn set_spis(&self, spis: u32) -> Result<()> {
+        let request = VgicSpis { spis, reserved: [0; 3] };
+        // SAFETY: VGIC_SPIS reads one structure.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::VGIC_SPIS.into(), &request) })?;
         Ok(())
     }
 

@@ -34,7 +34,7 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { map, memory, vcpus, features } = parts;
+    let Parts { map, memory, vcpus, features, spis } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
     let mask = features.iter().fold(0, |mask, feature| match feature {
@@ -51,6 +51,13 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
         if u64::from(vcpus) > limit {
             anyhow::bail!("--cpus {vcpus}: this driver's limit is {limit}");
         }
+    }
+    if let Some(spis) = spis {
+        let known = vm.check_extension(extension::VGIC_SPIS).context("gzvm: can't ask for SPIs")?;
+        if known.is_none() {
+            anyhow::bail!("--spis {spis}: this driver or hypervisor has a fixed number");
+        }
+        vm.set_spis(spis.into()).with_context(|| format!("gzvm: can't give the VM {spis} SPIs"))?;
     }
     for (slot, ram) in (0..).zip(memory) {
         let region = UserspaceMemoryRegion {

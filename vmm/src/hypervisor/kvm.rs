@@ -86,7 +86,11 @@ fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, memory: &[GuestRam]) 
     Ok(GuestVcpu { immediate_exit, fd, id, _memory: memory.to_vec() })
 }
 
-fn create_gic(vm: &VmFd, Parts { map, vcpus, .. }: Parts) -> anyhow::Result<DeviceFd> {
+fn create_gic(vm: &VmFd, Parts { map, vcpus, spis, .. }: Parts) -> anyhow::Result<DeviceFd> {
+    let interrupts = spis.map_or(layout::GIC_INTERRUPTS, |spis| u32::from(spis) + layout::GIC_PRIVATE);
+    if interrupts % 32 != 0 {
+        anyhow::bail!("--spis {}: KVM counts in steps of 32", interrupts - layout::GIC_PRIVATE);
+    }
     let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
     let gic = vm.create_device(&mut request)?;
     let set = |group: u32, attr: u32, value: u64| {
@@ -97,7 +101,7 @@ fn create_gic(vm: &VmFd, Parts { map, vcpus, .. }: Parts) -> anyhow::Result<Devi
     set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, map.gic_distributor.base)?;
     set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, map.gic_redistributors(vcpus).base)?;
     // Read as 32 bits; little-endian, so the low half of `value`.
-    set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, layout::GIC_INTERRUPTS.into())?;
+    set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, interrupts.into())?;
     set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0)?;
     Ok(gic)
 }

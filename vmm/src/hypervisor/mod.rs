@@ -218,6 +218,8 @@ pub struct Parts<'a> {
     pub vcpus: u8,
     /// What it is given of the CPU beyond what every VM has.
     pub features: &'a [Feature],
+    /// How many SPIs its GIC has, if it matters.
+    pub spis: Option<u16>,
 }
 
 /// Makes a VM of these parts.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! IRQ_LINE, IRQFD, IOEVENTFD.
+//! IRQ_LINE, IRQFD, IOEVENTFD, VGIC_SPIS.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use libc::{EBADF, EBUSY, EEXIST, EFAULT, EINTR, EINVAL, ENOENT};
 
 use super::{Args, gives, needs_memory, nr, programs};
-use crate::machine::{BUSY, DEVICE, Machine, Run};
+use crate::machine::{BUSY, DEVICE, Machine, Run, TAKES_LAST_SPI, vm};
 use crate::sys::{self, Kicker, errno, eventfd, signal, take};
 use crate::{Check, ensure};
 
@@ -70,6 +70,42 @@ pub fn irq_line() -> Check {
     gives(line(vm, 5, 1), 0, "up")?;
     gives(line(vm, 5, 0), 0, "down")?;
     silent(&machine, &mut run, "a line that fell")
+}
+
+/// Ours. SPIs @0, 12 bytes of zero @4. 32 to 988, while there is no vCPU.
+pub fn vgic_spis() -> Check {
+    let vm = vm().map_err(|e| e.to_string())?;
+    let set = |vm: &OwnedFd, spis| Args::<2>::new().w(0, spis).call(vm, nr::VGIC_SPIS);
+    needs_memory(&vm, nr::VGIC_SPIS)?;
+    for spis in [0, 1, 31, 33, 987, 989, 992, 0x8000_0000, u32::MAX] {
+        gives(set(&vm, spis), EINVAL, format_args!("{spis} SPIs"))?;
+    }
+    for byte in 4..16 {
+        let args = Args::<2>::new().w(0, 64).w(byte & !3, 1 << (8 * (byte & 3)));
+        gives(args.call(&vm, nr::VGIC_SPIS), EINVAL, format_args!("byte {byte} of the padding"))?;
+    }
+    gives(line(&vm, 255, 1), 0, "SPI 255 of 256")?;
+    gives(line(&vm, 256, 1), EFAULT, "SPI 256 of 256")?;
+    for spis in [32, 288, 988, 64] {
+        gives(set(&vm, spis), 0, format_args!("{spis} SPIs"))?;
+        gives(line(&vm, spis - 1, 1), 0, format_args!("the last of {spis}"))?;
+        gives(line(&vm, spis, 1), EFAULT, format_args!("past {spis}"))?;
+    }
+    let machine = Machine::with_spis(TAKES_LAST_SPI, &[(0, DEVICE)], 988)?;
+    gives(set(&machine.vm, 64), EINVAL, "with a vCPU")?;
+    let mut run = Run::new();
+    let mut next = |how: &str| -> Check {
+        let write = run.mmio(&machine.vcpu)?;
+        let intid = u64::from_le_bytes(write.data);
+        ensure!((write.phys_addr, intid) == (DEVICE, 1019), "by {how}: {write:?}");
+        Ok(())
+    };
+    gives(line(&machine.vm, 987, 1), 0, "SPI 987")?;
+    next("IRQ_LINE")?;
+    let fd = eventfd();
+    gives(tie(&machine.vm, &fd, 987, 0), 0, "irqfd of SPI 987")?;
+    signal(&fd);
+    next("irqfd")
 }
 
 /// fd @0, gsi @4, flags @8 (1 deassign, 2 resample), resamplefd @12, 16 bytes of zero @16.

@@ -59,6 +59,13 @@ pub fn vm_features() -> Check {
     Ok(())
 }
 
+/// Ours: how many SPIs a VM may have.
+pub fn vgic_spis() -> Check {
+    let answer = ask(&device()?, 0x475A_0020);
+    ensure!(answer == (0, 988), "{answer:?}");
+    Ok(())
+}
+
 /// EOPNOTSUPP, and the variable is untouched.
 pub fn unknown() -> Check {
     let device = device()?;

@@ -46,12 +46,14 @@ pub const CHECKS: &[Named] = &[
     ("ioctl::control", watch::control),
     ("ioctl::set_watch", watch::set_watch),
     ("ioctl::vm_features", vms::vm_features),
+    ("ioctl::vgic_spis", events::vgic_spis),
     ("ioctl::unknown", vms::unknown),
     ("extension::protected_vm_0xffbadab1", extensions::protected_vm),
     ("extension::vm_gpa_size_0xa5", extensions::vm_gpa_size),
     ("extension::mte_0", extensions::mte),
     ("extension::watch_0x475a0010", watch::extension),
     ("extension::vm_features_0x475a0018", extensions::vm_features),
+    ("extension::vgic_spis_0x475a0020", extensions::vgic_spis),
     ("extension::unknown", extensions::unknown),
     ("extension::number_as_pointer", extensions::number_as_pointer),
     ("register::x0_to_x30", registers::x0_to_x30),
@@ -88,6 +90,7 @@ mod nr {
     pub const CONTROL: u32 = 0xC020_92C8;
     pub const SET_WATCH: u32 = 0x4020_92C9;
     pub const VM_FEATURES: u32 = 0x4008_92D0;
+    pub const VGIC_SPIS: u32 = 0x4010_92D4;
     pub const CREATE_DEVICE: u32 = 0xC030_92E0;
     pub const SET_DTB_CONFIG: u32 = 0x4010_92FF;
 }

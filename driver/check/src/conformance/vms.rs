@@ -28,6 +28,7 @@ pub fn numbers() -> Check {
         ("SET_ONE_REG", ioctl::SET_ONE_REG, nr::SET_ONE_REG),
         ("CONTROL", ioctl::CONTROL, nr::CONTROL),
         ("SET_WATCH", ioctl::SET_WATCH, nr::SET_WATCH),
+        ("VGIC_SPIS", ioctl::VGIC_SPIS, nr::VGIC_SPIS),
         ("CREATE_DEVICE", ioctl::CREATE_DEVICE, nr::CREATE_DEVICE),
         ("SET_DTB_CONFIG", ioctl::SET_DTB_CONFIG, nr::SET_DTB_CONFIG),
         ("VM_FEATURES", ioctl::VM_FEATURES, nr::VM_FEATURES),

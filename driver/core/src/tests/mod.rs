@@ -7,6 +7,7 @@ mod features;
 mod lifecycle;
 mod memory;
 mod run;
+mod spis;
 
 use std::ffi::c_void;
 

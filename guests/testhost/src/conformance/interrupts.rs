@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Rows 10, 11 of the hypercall table: the virtual GIC's frames and lines.
+//! Rows 10, 11 and 0x50 of the hypercall table: the virtual GIC's frames and lines.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -18,6 +18,7 @@ use crate::vm::Vm;
 
 pub const CASES: &[Case] = cases!["hypercall":
     create_device, irq_line, irq_line_refusals, irq_line_to_a_running_vcpu, irq_line_to_a_sleeping_vcpu,
+    vgic_spis,
 ];
 
 const SPI5: u64 = 5;
@@ -169,6 +170,45 @@ fn irq_line_to_a_sleeping_vcpu() -> Outcome {
         let start = timer::now();
         store(&mut vm, 0x10, 37, "INTID")?;
         check!(timer::now() - start < 5 * timer::frequency(), "late");
+        power_off(&mut vm)?;
+        vm.destroy().map(drop)
+    })
+}
+
+/// 0x50: 32 to 988 SPIs, once there is no vCPU yet as often as one likes; past 256 they cost memory.
+fn vgic_spis() -> Outcome {
+    leaves_nothing(|| {
+        let bare = Bare::new()?;
+        let set = |spis| bare.call(Function::VgicSpis, &[spis]);
+        let used = || bare.call(Function::GetStatistics, &[0]).values[0];
+        let pulse = |irq| call(Function::IrqLine, &[bare.id << 16, irq, 1]);
+        for spis in [0, 1, 31, 33, 987, 989, 992, 1020, 1 << 32 | 64, 1 << 63, u64::MAX] {
+            answers(set(spis), Status::InvalidArgs, format_args!("{spis:#x} SPIs"))?;
+        }
+        for id in [0, 0xFFFE, 0xFFFF, 1 << 32 | bare.id, u64::MAX] {
+            let reply = call(Function::VgicSpis, &[id, 64]);
+            answers(reply, Status::InvalidArgs, format_args!("VM {id:#x}"))?;
+        }
+        // As it was, and what the calls that failed left: 256.
+        let plain = used();
+        answers(pulse(255), Status::Success, format_args!("SPI 255"))?;
+        answers(pulse(256), Status::InvalidArgs, format_args!("SPI 256"))?;
+        for (spis, pages) in [(32, 0), (256, 0), (288, 2), (988, 2), (960, 2), (64, 0), (988, 2)] {
+            let reply = set(spis);
+            answers(reply, Status::Success, format_args!("{spis} SPIs"))?;
+            check_eq!(reply.values, [spis, 0, 0], "results for {spis} SPIs");
+            check_eq!(used(), plain + pages * 4096, "bytes with {spis} SPIs");
+            answers(pulse(spis - 1), Status::Success, format_args!("the last of {spis}"))?;
+            answers(pulse(spis), Status::InvalidArgs, format_args!("past {spis} SPIs"))?;
+        }
+        drop(bare);
+        let mut vm = Vm::with_spis(programs::polls_last_spi(), 988)?;
+        answers(vm.call(Function::VgicSpis, &[64]), Status::InvalidArgs, format_args!("with a vCPU"))?;
+        // IDbits 9, ITLinesNumber 31.
+        store(&mut vm, 0x10, 9 << 19 | 31, "GICD_TYPER")?;
+        answers(line(&vm, 987, 1), Status::Success, format_args!("SPI 987"))?;
+        store(&mut vm, 0x18, 1019, "INTID")?;
+        store(&mut vm, 0x20, SPURIOUS, "pending after its end")?;
         power_off(&mut vm)?;
         vm.destroy().map(drop)
     })

@@ -27,6 +27,8 @@ programs! {
     polls_lines = (conf_lines, conf_lines_end);
     /// Polls for SPI 5 without an exit, tells the INTID, turns off.
     polls_spi = (conf_poll, conf_poll_end);
+    /// Polls for the highest SPI, INTID 1019, tells GICD_TYPER and the INTID, turns off.
+    polls_last_spi = (conf_last, conf_last_end);
     /// What a small kernel does: see the listing.
     kernel = (conf_kernel, conf_kernel_end);
 }
@@ -44,6 +46,7 @@ global_asm!(
     .global conf_bad, conf_bad_end
     .global conf_lines, conf_lines_end
     .global conf_poll, conf_poll_end
+    .global conf_last, conf_last_end
     .global conf_kernel, conf_kernel_end
 
     .balign 16
@@ -265,6 +268,25 @@ conf_poll:
     str     x4, [x19, #0x10]
     conf_off
 conf_poll_end:
+
+    .balign 16
+conf_last:
+    mov     x19, #0x90000
+    conf_gic 0x3FFD0000
+    ldr     w4, [x10, #4]           // TYPER
+    str     x4, [x19, #0x10]
+    mov     w11, #(1 << 27)
+    str     w11, [x10, #0x17C]      // ISENABLER31: INTID 1019
+1:  mrs     x4, S3_0_C12_C12_2
+    cmp     w4, #1019
+    b.ne    1b
+    mrs     x4, S3_0_C12_C12_0
+    str     x4, [x19, #0x18]
+    msr     S3_0_C12_C12_1, x4
+    mrs     x4, S3_0_C12_C12_0
+    str     x4, [x19, #0x20]
+    conf_off
+conf_last_end:
 
     // x0 tells the device tree, x1 how many pages of RAM there are.
     .balign 16

@@ -5,7 +5,7 @@ use super::{ICACTIVER, ISACTIVER, ISENABLER, LRS, edge};
 use crate::addr::IntId;
 use crate::vgic::tests::Vgic;
 use crate::vgic::tests::machine::{Machine, v};
-use crate::vgic::{CpuInterface, Kicks, MAX_VCPUS};
+use crate::vgic::{CpuInterface, Kicks, MAX_VCPUS, valid_spis};
 
 #[test]
 fn an_interrupt_without_a_change_costs_no_flush() {
@@ -140,6 +140,31 @@ fn whatever_list_registers_say_when_they_come_back() {
         // A second one has nothing to take back.
         assert_eq!(m.vgic.sync(v(0), &cpu), Kicks::NONE);
     }
+}
+
+#[test]
+fn the_number_of_spis_is_set_before_there_are_vcpus() {
+    let typer = |vgic: &mut Vgic| vgic.dist_read(v(0), 4, 4) & 0x1F;
+    let mut vgic = Vgic::new(256, None);
+    let _ = vgic.dist_write(v(0), 0x104, 4, u64::MAX);
+    assert!(vgic.set_line(IntId(32 + 987), None, true).is_err());
+    assert!(vgic.set_spis(988, Some(Box::default())).is_ok_and(|former| former.is_none()));
+    assert!(vgic.has_more_spis());
+    assert_eq!((typer(&mut vgic), vgic.dist_read(v(0), 0x104, 4)), (31, 0), "in reset state");
+    assert!(vgic.set_line(IntId(32 + 987), None, true).is_ok());
+    assert!(vgic.set_line(IntId(32 + 988), None, true).is_err());
+    assert!(vgic.set_spis(64, None).is_ok_and(|former| former.is_some()), "the box comes back");
+    assert_eq!((typer(&mut vgic), vgic.has_more_spis()), (2, false));
+    vgic.add_vcpu(v(3), 4, Box::default());
+    assert!(vgic.set_spis(988, Some(Box::default())).is_err_and(|fixed| fixed.0.is_some()));
+    assert_eq!(typer(&mut vgic), 2);
+    for (asked, expected) in
+        [(0, None), (31, None), (32, Some(32)), (33, None), (960, Some(960)), (988, Some(988)), (992, None)]
+    {
+        assert_eq!(valid_spis(asked), expected);
+    }
+    assert_eq!(valid_spis(u64::MAX), None);
+    assert_eq!(valid_spis(1 << 32 | 64), None);
 }
 
 /// What it had acknowledged stays active, and no later EOI is about it.
