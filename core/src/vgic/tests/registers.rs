@@ -260,3 +260,109 @@ fn affinities_name_each_vcpu_once() {
     named.sort_unstable();
     assert_eq!(named, (0..MAX_VCPUS).map(v).collect::<Vec<_>>());
 }
+
+/// GICD_TYPER promises nothing that is not there.
+#[test]
+fn distributor_type_field_by_field() {
+    let mut g = vgic(1);
+    let typer = g.dist_read(v(0), 4, 4);
+    let field = |low: u32, bits: u32| typer >> low & ((1 << bits) - 1);
+    assert_eq!(field(0, 5), 2, "ITLinesNumber: 96 INTIDs");
+    assert_eq!(field(5, 3), 0, "CPUNumber, without a legacy mode");
+    assert_eq!(field(8, 2), 0, "ESPI, NMI");
+    assert_eq!(field(10, 1), 0, "SecurityExtn");
+    assert_eq!(field(17, 2), 0, "LPIS, DVIS");
+    assert_eq!(field(19, 5), 9, "IDbits");
+    assert_eq!(field(24, 1), 0, "A3V");
+    assert_eq!(field(25, 1), 0, "No1N: 1 of N is there");
+    assert_eq!(field(26, 1), 0, "RSS: affinity 0 is below 16");
+    // What it says of 1 of N and Aff3 holds.
+    let _ = g.dist_write(v(0), 0x6000 + 8 * 40, 8, 0xFF << 32 | 1 << 31);
+    assert_eq!(g.dist_read(v(0), 0x6000 + 8 * 40, 8), 1 << 31);
+}
+
+/// GICR_TYPER: affinity, number, Last; no LPIs, no DPG bits, no more PPIs. Last follows the vCPUs that there are.
+#[test]
+fn redistributor_type_field_by_field() {
+    let mut g = vgic(0);
+    for n in [0, 1, 15, 16, 17, 63] {
+        g.add_vcpu(v(n), 4, Box::default());
+        for m in g.present.iter().map(|v| usize::from(v.0)) {
+            let typer = g.redist_read(v(0), v(m), 8, 8);
+            let [aff0, aff1] = [m as u64 & 0xF, m as u64 >> 4];
+            assert_eq!(typer >> 32, aff1 << 8 | aff0, "affinity of {m}");
+            assert_eq!(typer >> 8 & 0xFFFF, m as u64, "Processor_Number of {m}");
+            assert_eq!(typer >> 4 & 1 == 1, m == n, "Last of {m} while {n} is the last");
+            assert_eq!(typer & 0xFF00_002F, 0, "PLPIS, VLPIS, Dirty, DirectLPI, DPGS, CommonLPIAff, PPInum");
+        }
+    }
+    drop(g.remove_vcpu(v(63)));
+    assert_eq!(g.redist_read(v(0), v(17), 8, 4) >> 4 & 1, 1, "the last has gone");
+    assert_eq!(g.redist_read(v(0), v(63), 8, 8), 0);
+}
+
+/// What the architecture defines, of words: everything else reads as zero and ignores writes. With affinity
+/// routing and one Security state so do the legacy registers, IGRPMODR, NSACR and the SGI registers.
+#[test]
+fn words_that_are_not_defined() {
+    let dist = |offset: u64| match offset {
+        0x0000..0x000C => true,
+        // From IGROUPR to IPRIORITYR; the first word or eight are the redistributors'.
+        0x0080..0x0400 => offset % 0x80 != 0 && offset % 0x80 / 4 < 3,
+        0x0420..0x0460 => true,
+        0x0C08..0x0C18 => true,
+        0x6100..0x6300 => offset & 4 == 0,
+        0xFFE8 | 0xFFF0..=0xFFFC => true,
+        _ => false,
+    };
+    let redist = |offset: u64| match offset {
+        0x0000..0x0010 | 0x0014 | 0xFFE8 | 0xFFF0..=0xFFFC => true,
+        0x1_0080..0x1_0400 => offset % 0x80 == 0,
+        0x1_0400..0x1_0420 | 0x1_0C00..0x1_0C08 => true,
+        _ => false,
+    };
+    let mut g = vgic(1);
+    for value in [u64::MAX, 0x5555_5555, 0xAAAA_AAAA] {
+        for offset in (0..0x1_0000).step_by(4).filter(|&offset| !dist(offset)) {
+            assert_eq!(g.dist_write(v(0), offset, 4, value), Kicks::NONE);
+            assert_eq!(g.dist_read(v(0), offset, 4), 0, "GICD + {offset:#x}");
+        }
+        for offset in (0..REDIST_SIZE).step_by(4).filter(|&offset| !redist(offset)) {
+            assert_eq!(g.redist_write(v(0), v(0), offset, 4, value), Kicks::NONE);
+            assert_eq!(g.redist_read(v(0), v(0), offset, 4), 0, "GICR + {offset:#x}");
+        }
+    }
+    // None of those writes had an effect elsewhere.
+    let mut fresh = vgic(1);
+    for offset in (0..0x1_0000).step_by(4) {
+        assert_eq!(g.dist_read(v(0), offset, 4), fresh.dist_read(v(0), offset, 4), "GICD + {offset:#x}");
+    }
+    for offset in (0..REDIST_SIZE).step_by(4) {
+        let [a, b] = [&mut g, &mut fresh].map(|g| g.redist_read(v(0), v(0), offset, 4));
+        assert_eq!(a, b, "GICR + {offset:#x}");
+    }
+}
+
+/// Each byte of GICD_IPRIORITYR and GICR_IPRIORITYR alone, and none of its neighbours.
+#[test]
+fn priority_bytes() {
+    let mut g = vgic(2);
+    let redist = |g: &mut Vgic, n| -> Vec<u64> {
+        (0..32).map(|id| g.redist_read(v(0), v(n), 0x1_0400 + id, 1)).collect()
+    };
+    for id in 0..32u64 {
+        let (before, other) = (redist(&mut g, 1), redist(&mut g, 0));
+        let _ = g.redist_write(v(0), v(1), 0x1_0400 + id, 1, id << 3 | 0xFF00);
+        let expected: Vec<u64> =
+            (0..32).map(|n| if n == id { id << 3 } else { before[n as usize] }).collect();
+        assert_eq!((redist(&mut g, 1), redist(&mut g, 0)), (expected, other));
+    }
+    for id in 32..96u64 {
+        let _ = g.dist_write(v(1), 0x400 + id, 1, (id & 0x1F) << 3 | 7);
+    }
+    for id in 32..96u64 {
+        assert_eq!(g.dist_read(v(0), 0x400 + id, 1), (id & 0x1F) << 3, "{id}");
+        let word = g.dist_read(v(0), 0x400 + (id & !3), 4);
+        assert_eq!(word >> (id % 4 * 8) & 0xFF, (id & 0x1F) << 3, "{id} in its word");
+    }
+}

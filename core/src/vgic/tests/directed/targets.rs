@@ -3,6 +3,7 @@
 
 use super::{ANY, ICPENDR, ISPENDR};
 use crate::vgic::Kicks;
+use crate::vgic::tests::Vgic;
 use crate::vgic::tests::cpu::ENABLE_BOTH;
 use crate::vgic::tests::machine::{Machine, v};
 
@@ -121,4 +122,48 @@ fn an_spi_routed_to_nobody_waits() {
     assert_eq!(m.drain(1), [40]);
     m.route(0, 41, 0);
     assert_eq!(m.drain(0), [41]);
+}
+
+/// Affinity 1 names sixteen vCPUs; the mode "all but self" looks at no affinity at all; the three registers have one layout.
+#[test]
+fn sgis_by_affinity() {
+    let mut vgic = Vgic::new(32, None);
+    for n in [0, 1, 15, 16, 17, 33, 63] {
+        vgic.add_vcpu(v(n), 4, Box::default());
+        let _ = vgic.redist_write(v(0), v(n), 0x1_0080, 4, 0); // group 0, which all three reach
+        let _ = vgic.redist_write(v(0), v(n), 0x1_0100, 4, 0xFFFF);
+    }
+    let _ = vgic.dist_write(v(9), 0, 4, 3);
+    let kicked = |kicks: Kicks| kicks.iter().map(|v| v.0).collect::<Vec<_>>();
+    let aff1 = |n: u64| n << 16;
+    for (value, expected) in [
+        (0xFFFF, vec![0, 1, 15]),
+        (0x8002 | aff1(1), vec![17]),
+        (0x0003 | aff1(1), vec![16, 17]),
+        (0x0002 | aff1(2), vec![33]),
+        (0x8000 | aff1(3), vec![63]),
+        (0xFFFF | aff1(4), vec![]),
+        (0xFFFF | aff1(0xFF), vec![]),
+        (0xFFFF | aff1(1) | 1 << 32, vec![]),
+        (0xFFFF | aff1(1) | 1 << 48, vec![]),
+        (0xFFFF | aff1(1) | 1 << 44, vec![]),
+        // All but self, whatever else is there: Aff3, Aff2, Aff1, range and list.
+        (1 << 40, vec![0, 1, 15, 16, 17, 33, 63]),
+        (1 << 40 | 1 << 48, vec![0, 1, 15, 16, 17, 33, 63]),
+        (1 << 40 | 0xFF << 48 | 0xF << 44 | 0xFF << 32 | 0xFF << 16 | 0xFFFF, vec![0, 1, 15, 16, 17, 33, 63]),
+    ] {
+        for from in [0, 17] {
+            let expected: Vec<u16> = expected.iter().copied().filter(|&n| n != from).collect();
+            let id = 3 << 24;
+            assert_eq!(kicked(vgic.sgi1r_write(v(from.into()), value | id)), expected, "SGI1R {value:#x}");
+            assert_eq!(kicked(vgic.sgi0r_write(v(from.into()), value | id)), expected, "SGI0R {value:#x}");
+            assert_eq!(kicked(vgic.asgi1r_write(v(from.into()), value | id)), expected, "ASGI1R {value:#x}");
+            for n in [0, 1, 15, 16, 17, 33, 63] {
+                let pending = vgic.redist_read(v(0), v(n), 0x1_0200, 4);
+                let meant = expected.contains(&(n as u16)) || n == usize::from(from) && value >> 40 & 1 == 0;
+                assert!(meant || pending == 0, "{value:#x} from {from} reaches {n}: {pending:#x}");
+                let _ = vgic.redist_write(v(0), v(n), 0x1_0280, 4, u64::MAX);
+            }
+        }
+    }
 }
