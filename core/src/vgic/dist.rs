@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The distributor frame (IHI 0069, 12.9), offsets 0..0x10000. Absent: message-based SPIs, extended
-//! SPIs, GICD_STATUSR, NMIs; reserved and absent registers are RAZ/WI.
+//! The distributor frame (IHI 0069, 12.9), offsets 0..0x10000. Absent: extended SPIs, GICD_STATUSR,
+//! NMIs; reserved and absent registers are RAZ/WI.
+//!
+//! Any SPI may be raised by a message: a write of its INTID to GICD_SETSPI_NSR. The Secure twins at 0x50 and 0x58
+//! ignore writes, as with one Security state they have to.
 
 use super::regs::{Bank, Banked, settled, well_formed};
 use super::{FIRST_SPI, Flags, Kicks, Memory, Vgic};
@@ -9,6 +12,9 @@ use crate::addr::VcpuId;
 const GICD_CTLR: u64 = 0x0000;
 const GICD_TYPER: u64 = 0x0004;
 const GICD_IIDR: u64 = 0x0008;
+/// Write-only, by word or halfword.
+const GICD_SETSPI_NSR: u64 = 0x0040;
+const GICD_CLRSPI_NSR: u64 = 0x0048;
 /// GICD_IROUTER<n> is at 0x6000 + 8 n, n >= 32.
 const GICD_IROUTER: u64 = 0x6000;
 const GICD_IROUTER_END: u64 = 0x8000;
@@ -19,8 +25,13 @@ const CTLR_ARE: u64 = 1 << 4;
 const CTLR_DS: u64 = 1 << 6;
 const CTLR_RWP: u64 = 1 << 31;
 
+/// GICD_TYPER.MBIS: message-based SPIs.
+const TYPER_MBIS: u64 = 1 << 16;
 /// GICD_TYPER.IDbits: INTIDs have ten bits.
 const TYPER_ID_BITS: u64 = 9 << 19;
+
+/// INTID in GICD_SETSPI_NSR and GICD_CLRSPI_NSR.
+const MESSAGE_INTID: u64 = 0x1FFF;
 
 /// GICD_IROUTER.Interrupt_Routing_Mode.
 const IROUTER_ANY: u64 = 1 << 31;
@@ -84,7 +95,7 @@ impl<M: Memory> Vgic<M> {
                 ctlr
             }
             // CPUNumber is 0 where affinity routing can't be turned off.
-            GICD_TYPER => TYPER_ID_BITS | u64::from(self.end().div_ceil(32).saturating_sub(1)),
+            GICD_TYPER => TYPER_ID_BITS | TYPER_MBIS | u64::from(self.end().div_ceil(32).saturating_sub(1)),
             GICD_IIDR => IIDR,
             _ => identification(offset),
         }
@@ -99,6 +110,8 @@ impl<M: Memory> Vgic<M> {
             self.banked_write(Bank::Shared, register, value)
         } else if let Some(intid) = routed(offset, size) {
             self.route(intid, offset, value)
+        } else if matches!(offset, GICD_SETSPI_NSR | GICD_CLRSPI_NSR) && matches!(size, 2 | 4) {
+            self.message((value & MESSAGE_INTID) as u32, offset == GICD_SETSPI_NSR)
         } else if offset == GICD_CTLR && size == 4 {
             self.enable_groups(value & CTLR_ENABLE_GRP0 != 0, value & CTLR_ENABLE_GRP1 != 0)
         } else {
@@ -130,6 +143,15 @@ impl<M: Memory> Vgic<M> {
                 irq.set_affinity((value & IROUTER_AFFINITY) as u32);
                 irq.set(Flags::ANY, value & IROUTER_ANY != 0);
             });
+        }
+        kicks
+    }
+
+    /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR.
+    fn message(&mut self, intid: u32, set: bool) -> Kicks {
+        let mut kicks = core::mem::take(&mut self.owed);
+        if intid >= FIRST_SPI {
+            self.update(VcpuId(0), intid, &mut kicks, |irq| irq.message(set));
         }
         kicks
     }

@@ -208,6 +208,15 @@ impl Irq {
         self.set(Flags::LINE, level);
     }
 
+    /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: an edge and its withdrawal, or a level until further notice.
+    pub fn message(&mut self, set: bool) {
+        match (self.has(Flags::EDGE), set) {
+            (true, true) => self.pend(),
+            (true, false) => self.unpend(),
+            (false, level) => self.drive(level),
+        }
+    }
+
     /// GICD_ISACTIVER.
     pub fn activate(&mut self) {
         if !self.active() {

@@ -16,6 +16,10 @@ pub mod gicd {
     pub const TYPER: usize = 0x0004;
     /// Implementer.
     pub const IIDR: usize = 0x0008;
+    /// Makes the SPI whose INTID is written pending, where TYPER bit 16 is set.
+    pub const SETSPI_NSR: usize = 0x0040;
+    /// Takes that back.
+    pub const CLRSPI_NSR: usize = 0x0048;
     /// Group, 1 bit an INTID. The redistributor's SGI frame has the same offsets.
     pub const IGROUPR: usize = 0x0080;
     /// Set enable.

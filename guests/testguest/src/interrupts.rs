@@ -12,10 +12,10 @@ use gzvm_guest_kit::gic::{self, SPURIOUS, gicd};
 use gzvm_guest_kit::{ArrayVec, arch, cases, check, check_eq, machine, skip, smp, timer, write_sysreg};
 
 use crate::sgi::{reset_counts, second_takes_interrupts, stop_second};
-use crate::util::{Random, exit_of_kind, known_of_kvm};
+use crate::util::{Below, Random, below, exit_of_kind, known_of_kvm};
 
 pub const CASES: &[Case] = cases!["interrupts":
-    pending_spi, pending_ppi_and_sgi, many_pending_in_priority_order, many_pending_of_one_priority,
+    pending_spi, message_based_spi, pending_ppi_and_sgi, many_pending_in_priority_order, many_pending_of_one_priority,
     many_active_split_end, nested_priorities, priority_mask, pending_while_active,
     disabled_is_not_delivered, disabled_while_active, cleared_pending_is_gone, active_set_by_software,
     distributor_disabled, group_disabled_at_the_cpu, end_without_deactivate, split_end_in_other_order,
@@ -107,6 +107,36 @@ fn pending_spi() -> Outcome {
             check!(!is_active(intid), "INTID {intid} reads as active after EOI");
         }
         check_nothing("all SPIs were taken")
+    })
+}
+
+fn message_based_spi() -> Outcome {
+    let d = gic::distributor();
+    if d.read32(gicd::TYPER) >> 16 & 1 == 0 {
+        skip!("no message-based SPIs");
+    }
+    with_spis(|| {
+        for intid in spis() {
+            d.write32(gicd::SETSPI_NSR, intid);
+            check_taken(intid, "by a message")?;
+            gic::end(intid);
+            d.write16(gicd::SETSPI_NSR, intid as u16);
+            check!(gic::bit(gicd::ISPENDR, intid), "INTID {intid} does not read as pending");
+            d.write16(gicd::CLRSPI_NSR, intid as u16);
+            check!(!gic::bit(gicd::ISPENDR, intid), "INTID {intid} reads as pending");
+        }
+        check_nothing("all messages were taken or taken back")?;
+        if below() == Below::Nothing {
+            return Ok(()); // QEMU's own GIC knows no levels of messages
+        }
+        gic::set_edge(FIRST_SPI, false);
+        d.write32(gicd::SETSPI_NSR, FIRST_SPI);
+        for _ in 0..3 {
+            check_taken(FIRST_SPI, "by a message that stays")?;
+            gic::end(FIRST_SPI);
+        }
+        d.write32(gicd::CLRSPI_NSR, FIRST_SPI);
+        check_nothing("the message was taken back")
     })
 }
 

@@ -64,6 +64,15 @@ impl Interrupt {
         self.line = level;
     }
 
+    /// GICD_SETSPI_NSR, GICD_CLRSPI_NSR.
+    pub fn message(&mut self, set: bool) {
+        match (self.edge, set) {
+            (true, true) => self.pend(),
+            (true, false) => self.unpend(),
+            (false, _) => self.line = set,
+        }
+    }
+
     pub fn deactivate(&mut self) {
         if std::mem::take(&mut self.active) && self.resample {
             self.line = false;

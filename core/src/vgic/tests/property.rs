@@ -26,6 +26,8 @@ enum Op {
     Timer(usize, bool),
     /// A line that falls at the EOI.
     Resample(u32, bool),
+    /// GICD_SETSPI_NSR or GICD_CLRSPI_NSR, by word or halfword.
+    Message(usize, u32, bool, bool),
     /// The targets, and INTID.
     Sgi(usize, Sgi, u64, u32),
     Bit(usize, usize, Bit, u32),
@@ -113,6 +115,7 @@ fn op(vcpus: usize) -> impl Strategy<Value = Op> {
         1 => priority().prop_map(Change::Priority),
         1 => line().prop_map(Change::Another),
     ];
+    let message = (vcpu(), spi(), on(), on()).prop_map(|(by, id, set, half)| Op::Message(by, id, set, half));
     let handle = prop_oneof![
         12 => vcpu().prop_map(Op::Acknowledge),
         8 => vcpu().prop_map(Op::End),
@@ -120,7 +123,7 @@ fn op(vcpus: usize) -> impl Strategy<Value = Op> {
         6 => (vcpu(), change).prop_map(|(n, change)| Op::Again(n, change)),
         2 => vcpu().prop_map(Op::Wfi),
     ];
-    prop_oneof![12 => control, 24 => raise, 18 => registers, 30 => handle]
+    prop_oneof![12 => control, 24 => raise, 18 => registers, 2 => message, 30 => handle]
 }
 
 /// What one vCPU's software knows.
@@ -319,7 +322,7 @@ impl Pair {
         let by = match *op {
             Op::Wake(by, ..) | Op::Bit(by, ..) | Op::Bits(by, ..) | Op::Priorities(by, ..) => by,
             Op::Priority(by, ..) | Op::Edge(by, ..) | Op::Group(by, ..) => by,
-            Op::Route(by, ..) | Op::Distributor(by, ..) => by,
+            Op::Route(by, ..) | Op::Distributor(by, ..) | Op::Message(by, ..) => by,
             _ => unreachable!("{op:?}"),
         };
         let by = self.deputy(by);
@@ -368,6 +371,11 @@ impl Pair {
                     self.machine.route(by, id, value);
                 }
                 self.oracle.irq(0, id).route = to;
+            }
+            Op::Message(_, id, set, half) => {
+                let offset = if set { 0x40 } else { 0x48 };
+                self.machine.write(by, offset, if half { 2 } else { 4 }, id.into());
+                self.oracle.irq(0, id).message(set);
             }
             Op::Distributor(_, groups) => {
                 self.machine.write(by, 0, 4, groups);

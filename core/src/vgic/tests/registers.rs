@@ -15,7 +15,7 @@ fn vgic(vcpus: usize) -> Box<Vgic> {
 fn distributor_identifies_itself() {
     let mut g = vgic(1);
     assert_eq!(g.dist_read(v(0), 0x0000, 4), 0x50, "ARE, DS");
-    assert_eq!(g.dist_read(v(0), 0x0004, 4), 9 << 19 | 2, "ten INTID bits, 96 INTIDs");
+    assert_eq!(g.dist_read(v(0), 0x0004, 4), 9 << 19 | 1 << 16 | 2, "ten INTID bits, 96 INTIDs");
     assert_eq!(g.dist_read(v(0), 0xFFE8, 4) >> 4 & 0xF, 3, "GICv3");
     assert_eq!(g.dist_read(v(0), 0xFFF0, 4), 0x0D);
     assert_eq!(g.dist_read(v(0), 0xFFFC, 4), 0xB1);
@@ -35,7 +35,7 @@ fn distributor_control() {
     assert_eq!(g.dist_read(v(1), 0, 4), 0x52);
     // Read-only.
     let _ = g.dist_write(v(0), 4, 4, u64::MAX) | g.dist_write(v(0), 8, 4, u64::MAX);
-    assert_eq!(g.dist_read(v(0), 4, 4), 9 << 19 | 2);
+    assert_eq!(g.dist_read(v(0), 4, 4), 9 << 19 | 1 << 16 | 2);
 }
 
 #[test]
@@ -174,6 +174,7 @@ fn the_last_spi_is_the_last() {
 fn wide_or_narrow(offset: u64, size: u8) -> bool {
     match size {
         1 => (0x400..0x800).contains(&offset),
+        2 => matches!(offset, 0x40 | 0x48),
         8 => (0x6000..0x8000).contains(&offset),
         _ => false,
     }
@@ -271,6 +272,7 @@ fn distributor_type_field_by_field() {
     assert_eq!(field(5, 3), 0, "CPUNumber, without a legacy mode");
     assert_eq!(field(8, 2), 0, "ESPI, NMI");
     assert_eq!(field(10, 1), 0, "SecurityExtn");
+    assert_eq!(field(16, 1), 1, "MBIS");
     assert_eq!(field(17, 2), 0, "LPIS, DVIS");
     assert_eq!(field(19, 5), 9, "IDbits");
     assert_eq!(field(24, 1), 0, "A3V");
@@ -365,4 +367,44 @@ fn priority_bytes() {
         let word = g.dist_read(v(0), 0x400 + (id & !3), 4);
         assert_eq!(word >> (id % 4 * 8) & 0xFF, (id & 0x1F) << 3, "{id} in its word");
     }
+}
+
+/// GICD_SETSPI_NSR and GICD_CLRSPI_NSR, and their Secure twins, which do nothing.
+#[test]
+fn message_based_spis() {
+    let mut g = vgic(1);
+    let pending = |g: &mut Vgic| g.dist_read(v(0), 0x204, 4) | g.dist_read(v(0), 0x208, 4) << 32;
+    let _ = g.dist_write(v(0), 0xC08, 4, 2 << 16); // 40 is edge-triggered, 41 a level
+    for size in [2, 4] {
+        for (intid, bit) in [(40, 8), (41, 9), (95, 63)] {
+            let _ = g.dist_write(v(0), 0x40, size, intid);
+            assert_eq!(pending(&mut g), 1 << bit, "{intid}");
+            // A level stays until the other register is written.
+            let _ = g.dist_write(v(0), 0x280 + intid / 32 * 4, 4, 1 << (intid % 32));
+            assert_eq!(pending(&mut g), if intid == 40 { 0 } else { 1 << bit }, "{intid}");
+            let _ = g.dist_write(v(0), 0x40, size, intid);
+            let _ = g.dist_write(v(0), 0x48, size, intid);
+            assert_eq!(pending(&mut g), 0, "{intid}");
+        }
+    }
+    // Of a word the upper bits are reserved, and of a halfword there are none.
+    let _ = g.dist_write(v(0), 0x40, 4, 0xFFFF_E000 | 40);
+    let _ = g.dist_write(v(0), 0x40, 2, 0xFFFF_FFFF_FFFF_E000 | 95);
+    assert_eq!(pending(&mut g), 1 << 63 | 1 << 8);
+    let all = pending(&mut g);
+    // Not SPIs, registers that are Secure, accesses that are not allowed.
+    for intid in [0, 15, 16, 31, 96, 1019, 1020, 1023, 0x1FFF] {
+        for offset in [0x40, 0x48] {
+            assert_eq!(g.dist_write(v(0), offset, 4, intid), Kicks::NONE, "{intid}");
+        }
+    }
+    for (offset, size) in
+        [(0x50, 4), (0x58, 4), (0x42, 2), (0x4A, 2), (0x44, 4), (0x40, 1), (0x40, 8), (0x41, 2)]
+    {
+        assert_eq!(g.dist_write(v(0), offset, size, 41), Kicks::NONE);
+        assert_eq!(g.dist_read(v(0), offset, size), 0);
+    }
+    assert_eq!(pending(&mut g), all);
+    assert_eq!([g.dist_read(v(0), 0x40, 4), g.dist_read(v(0), 0x48, 4)], [0, 0], "write-only");
+    assert_eq!(g.redist_read(v(0), v(0), 0x1_0200, 4), 0);
 }

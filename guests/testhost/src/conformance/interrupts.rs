@@ -204,8 +204,8 @@ fn vgic_spis() -> Outcome {
         drop(bare);
         let mut vm = Vm::with_spis(programs::polls_last_spi(), 988)?;
         answers(vm.call(Function::VgicSpis, &[64]), Status::InvalidArgs, format_args!("with a vCPU"))?;
-        // IDbits 9, ITLinesNumber 31.
-        store(&mut vm, 0x10, 9 << 19 | 31, "GICD_TYPER")?;
+        // IDbits 9, MBIS, ITLinesNumber 31.
+        store(&mut vm, 0x10, 9 << 19 | 1 << 16 | 31, "GICD_TYPER")?;
         answers(line(&vm, 987, 1), Status::Success, format_args!("SPI 987"))?;
         store(&mut vm, 0x18, 1019, "INTID")?;
         store(&mut vm, 0x20, SPURIOUS, "pending after its end")?;
