@@ -38,7 +38,7 @@ enum Op {
     Priority(usize, usize, u32, u8),
     Edge(usize, usize, u32, bool),
     Group(usize, usize, u32, bool),
-    /// In halves, upper first.
+    /// In halves, lower first.
     Route(usize, u32, Option<usize>, bool),
     Distributor(usize, u64),
     Pmr(usize, u8),
@@ -48,7 +48,7 @@ enum Op {
     Acknowledge(usize),
     End(usize),
     Dir(usize, usize),
-    /// What this vCPU handles comes again, is changed, and ended; then the next is acknowledged.
+    /// What this vCPU handles comes again, is changed, and ended; then the next four are taken.
     Again(usize, Change),
     Wfi(usize),
     Compare(usize),
@@ -61,8 +61,8 @@ enum Change {
     Disable,
     Route(usize),
     Priority(u8),
-    /// Another line rises.
-    Another(u32),
+    /// Other lines rise.
+    Others([u32; 4]),
 }
 
 fn op(vcpus: usize) -> impl Strategy<Value = Op> {
@@ -86,7 +86,7 @@ fn op(vcpus: usize) -> impl Strategy<Value = Op> {
         1 => (vcpu(), vcpu(), on()).prop_map(|(by, n, on)| Op::Wake(by, n, on)),
         1 => (vcpu(), prop_oneof![6 => Just(3u64), 1 => 0..4u64]).prop_map(|(n, g)| Op::Distributor(n, g)),
         1 => (vcpu(), prop_oneof![4 => Just(0xF8), 1 => priority()]).prop_map(|(n, p)| Op::Pmr(n, p)),
-        1 => (vcpu(), prop_oneof![2 => Just([2, 3]), 1 => points], on())
+        1 => (vcpu(), prop_oneof![1 => Just([2, 3]), 2 => points], on())
             .prop_map(|(n, p, common)| Op::BinaryPoints(n, p, common)),
         2 => (vcpu(), prop_oneof![3 => Just(3u32), 1 => 0..4u32]).prop_map(|(n, g)| Op::CpuGroups(n, g)),
         1 => (vcpu(), on()).prop_map(|(n, on)| Op::SplitEoi(n, on)),
@@ -113,7 +113,7 @@ fn op(vcpus: usize) -> impl Strategy<Value = Op> {
         1 => Just(Change::Disable),
         1 => vcpu().prop_map(Change::Route),
         1 => priority().prop_map(Change::Priority),
-        1 => line().prop_map(Change::Another),
+        2 => [line(), line(), line(), line()].prop_map(Change::Others),
     ];
     let message = (vcpu(), spi(), on(), on()).prop_map(|(by, id, set, half)| Op::Message(by, id, set, half));
     let handle = prop_oneof![
@@ -365,8 +365,9 @@ impl Pair {
             Op::Route(_, id, to, halves) => {
                 let value = to.map_or(1 << 31, |to| to as u64);
                 if halves {
-                    self.machine.write(by, 0x6004 + 8 * u64::from(id), 4, 0);
+                    // There is no affinity 3.
                     self.machine.write(by, 0x6000 + 8 * u64::from(id), 4, value);
+                    self.machine.write(by, 0x6004 + 8 * u64::from(id), 4, 0xFF);
                 } else {
                     self.machine.route(by, id, value);
                 }
@@ -438,7 +439,7 @@ impl Pair {
             Change::Nothing => {}
             Change::Disable => self.apply(&Op::Bit(n, n, Bit::Disable, id)),
             Change::Priority(priority) => self.apply(&Op::Priority(n, n, id, priority)),
-            Change::Another(other) => self.apply(&Op::Line(other, n, true)),
+            Change::Others(others) => others.iter().for_each(|&id| self.apply(&Op::Line(id, n, true))),
             Change::Route(to) if id >= 32 => self.apply(&Op::Route(n, id, Some(to), false)),
             Change::Route(_) => {}
         }
@@ -446,7 +447,10 @@ impl Pair {
         if let Some(place) = self.guests[n].ended.iter().position(|&ended| ended == id) {
             self.apply(&Op::Dir(n, place));
         }
-        self.apply(&Op::Acknowledge(n));
+        for _ in 0..4 {
+            self.apply(&Op::Acknowledge(n));
+            self.apply(&Op::End(n));
+        }
     }
 
     /// All that registers say of `n`'s interrupts.

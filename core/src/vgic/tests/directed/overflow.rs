@@ -152,3 +152,28 @@ fn binary_points_decide_which_is_ended() {
         assert!(!m.read_bit(0, ISACTIVER, 32));
     }
 }
+
+/// EL2 may learn of several EOIs at once: EOIcount says how many.
+#[test]
+fn several_end_outside_before_the_exit() {
+    for nr_lrs in LRS {
+        let mut m = Machine::ready(1, nr_lrs);
+        let nested: Vec<u32> = (32..32 + nr_lrs as u32 + 4).collect();
+        for (depth, &id) in nested.iter().enumerate() {
+            m.write_priority(0, id, 0xF0 - 8 * depth as u8);
+            m.set_line(id, 0, true);
+            assert_eq!(m.acknowledge(0), Some(id));
+        }
+        // The list registers hold the last to begin; then come three that are outside, with the exit still to come.
+        let ended: Vec<u32> = nested.iter().rev().copied().take(nr_lrs + 3).collect();
+        ended.iter().for_each(|&id| m.cpus[0].end(id));
+        m.exit(0);
+        for &id in &nested {
+            assert_eq!(
+                m.read_bit(0, ISACTIVER, id),
+                !ended.contains(&id),
+                "{id} with {nr_lrs} list registers"
+            );
+        }
+    }
+}
