@@ -18,7 +18,7 @@ use crate::vm::Vm;
 
 pub const CASES: &[Case] = cases!["life":
     power_off_stops_everybody, reset_stops_everybody, reset2_tells_type_and_cookie,
-    paused_vm_stands_still, pause_before_the_first_run, control_arguments,
+    paused_vm_stands_still, time_never_goes_back, pause_before_the_first_run, control_arguments,
 ];
 
 const SYSTEM_OFF: u64 = 0x8400_0008;
@@ -169,6 +169,33 @@ fn paused_vm_stands_still() -> Outcome {
         guest + pause_ticks <= host + pause_ticks / 10,
         "{guest} ticks for the guest, {host} for the host"
     );
+    vm.destroy()?;
+    pages::reset();
+    Ok(())
+}
+
+/// The counter stands still from where the guest saw it last, however late the kick reached it.
+fn time_never_goes_back() -> Outcome {
+    const PAUSES: u32 = 400;
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    let vm = Vm::new(programs::time_goes_back(), 1)?;
+    check!(vm.map(RAM).ok(), "MAP_GUEST");
+    on_second_cpu(&vm, 0)?;
+    let mut outcome = Ok(());
+    for _ in 0..PAUSES {
+        let now = counter(&vm);
+        let moves = timer::wait_ms(5000, || counter(&vm) != now);
+        outcome = pause(&vm).map(drop);
+        let resumed = control(&vm, RESUME).ok();
+        if !moves || !resumed || outcome.is_err() {
+            break;
+        }
+    }
+    stop_second_cpu()?;
+    outcome?;
+    check_eq!(pages::read(vm.memory + 0x808), 0, "steps back in {PAUSES} pauses");
     vm.destroy()?;
     pages::reset();
     Ok(())

@@ -78,6 +78,8 @@ programs! {
     keeps_secrets = (prog_secrets, prog_secrets_end);
     /// Writes the virtual count to RAM + 0x800, for ever.
     tells_time = (prog_time, prog_time_end);
+    /// The same, and at RAM + 0x808 how often the count went back.
+    time_goes_back = (prog_back, prog_back_end);
     /// Tells where it runs, and the word at its x0; writes x0 behind that word, tells it from there, turns off.
     reaches = (prog_reaches, prog_reaches_end);
 }
@@ -102,6 +104,7 @@ global_asm!(
     .global prog_random, prog_random_end
     .global prog_ends, prog_ends_end
     .global prog_time, prog_time_end
+    .global prog_back, prog_back_end
     .global prog_faults, prog_faults_end
     .global prog_vector, prog_vector_end
     .global prog_crashes, prog_crashes_end
@@ -337,6 +340,21 @@ prog_time:
     str     x5, [x4, #0x800]
     b       1b
 prog_time_end:
+
+    .balign 16
+prog_back:
+    mov     x4, #0x80000000
+    mov     x6, #0
+    mov     x7, #0
+1:  isb
+    mrs     x5, cntvct_el0
+    cmp     x5, x6
+    cinc    x7, x7, lo
+    mov     x6, x5
+    str     x5, [x4, #0x800]
+    str     x7, [x4, #0x808]
+    b       1b
+prog_back_end:
 
     .balign 16
 prog_tour:
