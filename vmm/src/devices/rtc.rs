@@ -153,8 +153,8 @@ fn ring(clock: &Weak<Shared>) {
 
 impl MmioDevice for Pl031 {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        // The registers are words; Linux's AMBA bus reads the ID registers so, too.
-        let Ok(data) = <&mut [u8; 4]>::try_from(data) else { return };
+        // The registers are words. Linux's AMBA bus reads those of the ID so, too; EDK2 only their low bytes.
+        let (offset, byte) = (offset & !3, (offset & 3) as usize);
         let registers = self.0.lock();
         let id = offset.checked_sub(ID_REGISTERS).and_then(|offset| usize::try_from(offset / 4).ok());
         let value = match offset {
@@ -167,7 +167,9 @@ impl MmioDevice for Pl031 {
             RTCMIS => registers.masked().into(),
             _ => id.and_then(|index| IDS.get(index)).map_or(0, |&id| id.into()),
         };
-        *data = value.to_le_bytes();
+        if let Some(part) = value.to_le_bytes().get(byte..byte.saturating_add(data.len())) {
+            data.copy_from_slice(part);
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<EndReason> {
@@ -228,9 +230,14 @@ mod tests {
         assert!(now.abs_diff(read(&rtc, RTCDR).into()) <= 2);
         let ids: Vec<_> = (0..8).map(|index| read(&rtc, ID_REGISTERS + 4 * index)).collect();
         assert_eq!(ids, [0x31, 0x10, 4, 0, 0xD, 0xF0, 5, 0xB1]);
-        let mut byte = [0; 1];
-        rtc.read(0, &mut byte);
-        assert_eq!(byte, [0], "only word accesses exist");
+        let mut parts = [[0; 1]; 4];
+        for (offset, part) in (0x10..).zip(&mut parts) {
+            rtc.read(ID_REGISTERS + offset, part);
+        }
+        assert_eq!(parts, [[0xD], [0], [0], [0]], "a register's bytes");
+        let mut more = [7; 8];
+        rtc.read(ID_REGISTERS, &mut more);
+        assert_eq!(more, [7; 8], "no more than a register");
         assert_eq!(read(&rtc, RTCCR), 1);
     }
 
