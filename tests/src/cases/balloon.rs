@@ -18,7 +18,7 @@ use crate::{
 #[must_use]
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new(Tier::Soak, "balloon::gives_memory_back_and_takes_it", WHOLE, |context| {
+        Case::new(Tier::System, "balloon::gives_memory_back_and_takes_it", WHOLE, |context| {
             run(context, GUEST, HOST)
         }),
         Case::new(Tier::System, "balloon::resized_at_run_time", WHOLE, |context| run(context, IDLE, RESIZE)),

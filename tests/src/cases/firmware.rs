@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Soak tier: guests by others that are not Linux. Firmware for QEMU's `virt` machine under `gz run --firmware`: GIC or
+//! Guests by others that are not Linux: U-Boot in the system tier, EDK2, which takes minutes, in the soak tier. Firmware for QEMU's `virt` machine under `gz run --firmware`: GIC or
 //! polled timer, PSCI, UART, virtio-mmio, flash; what a person does at its prompt.
 
 use std::{path::PathBuf, time::Duration};
@@ -42,10 +42,10 @@ pub fn cases() -> Vec<Case> {
         Case::new(tier, name, needs, move |context| run(context, host, firmware))
     };
     vec![
-        case(Tier::Soak, "guests::uboot", Host::Gzvm, WHOLE, &U_BOOT),
+        case(Tier::System, "guests::uboot", Host::Gzvm, WHOLE, &U_BOOT),
         case(Tier::Soak, "guests::edk2", Host::Gzvm, WHOLE, &EDK2),
         // The peer tells whose fault a failure is. EDK2 copies from flash with instructions that KVM does not decode.
-        case(Tier::Soak, "guests::kvm::uboot", Host::Kvm, PEER, &U_BOOT),
+        case(Tier::System, "guests::kvm::uboot", Host::Kvm, PEER, &U_BOOT),
     ]
 }
 
