@@ -206,8 +206,8 @@ pub enum Feature {
 
 /// A number of SPIs that a GIC can have.
 fn spis(text: &str) -> Result<u16, String> {
-    let spis = text.parse().map_err(|e| format!("{e}"))?;
-    if (32..=960).contains(&spis) && spis % 32 == 0 || usize::from(spis) == MAX_SPIS {
+    let spis: u16 = text.parse().map_err(|e| format!("{e}"))?;
+    if (32..=960).contains(&spis) && spis.is_multiple_of(32) || usize::from(spis) == MAX_SPIS {
         Ok(spis)
     } else {
         Err(format!("32 to 960 in steps of 32, or {MAX_SPIS}"))

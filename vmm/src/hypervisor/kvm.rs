@@ -88,7 +88,7 @@ fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, memory: &[GuestRam]) 
 
 fn create_gic(vm: &VmFd, Parts { map, vcpus, spis, .. }: Parts) -> anyhow::Result<DeviceFd> {
     let interrupts = spis.map_or(layout::GIC_INTERRUPTS, |spis| u32::from(spis) + layout::GIC_PRIVATE);
-    if interrupts % 32 != 0 {
+    if !interrupts.is_multiple_of(32) {
         anyhow::bail!("--spis {}: KVM counts in steps of 32", interrupts - layout::GIC_PRIVATE);
     }
     let mut request = kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };

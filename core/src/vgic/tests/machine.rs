@@ -263,9 +263,9 @@ impl Machine {
     pub fn sgi(&mut self, n: usize, register: Sgi, value: u64) {
         self.trap(n, |vgic| {
             let kicks = match register {
-                Sgi::Sgi1r => vgic.sgi1r_write(v(n), value),
-                Sgi::Sgi0r => vgic.sgi0r_write(v(n), value),
-                Sgi::Asgi1r => vgic.asgi1r_write(v(n), value),
+                Sgi::Group1 => vgic.sgi1r_write(v(n), value),
+                Sgi::Group0 => vgic.sgi0r_write(v(n), value),
+                Sgi::Other => vgic.asgi1r_write(v(n), value),
             };
             ((), kicks)
         });

@@ -136,9 +136,12 @@ impl Interface {
 /// Registers that raise SGIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sgi {
-    Sgi1r,
-    Sgi0r,
-    Asgi1r,
+    /// ICC_SGI1R_EL1.
+    Group1,
+    /// ICC_SGI0R_EL1.
+    Group0,
+    /// ICC_ASGI1R_EL1.
+    Other,
 }
 
 #[derive(Clone, Debug)]
@@ -232,7 +235,7 @@ impl Oracle {
             let meant = if all_but_self { v != from } else { named };
             let irq = self.irq(v, id as u32);
             // The other two registers reach group 0 only.
-            if meant && (register == Sgi::Sgi1r || !irq.group1) {
+            if meant && (register == Sgi::Group1 || !irq.group1) {
                 irq.pend();
             }
         }

@@ -72,7 +72,7 @@ fn op(vcpus: usize) -> impl Strategy<Value = Op> {
         use Bit::*;
         prop::sample::select(&[Enable, Enable, Enable, Disable, Pend, Unpend, Activate, Deactivate][..])
     };
-    let register = prop::sample::select(&[Sgi::Sgi1r, Sgi::Sgi1r, Sgi::Sgi0r, Sgi::Asgi1r][..]);
+    let register = prop::sample::select(&[Sgi::Group1, Sgi::Group1, Sgi::Group0, Sgi::Other][..]);
     // Mostly some of the vCPUs; at times with IRM, or an affinity, range or target that nobody has.
     let list = move || 0..1u64 << vcpus;
     let strange = (list(), prop::sample::select(&[40u32, 16, 32, 44, 48, 15][..]));
@@ -431,7 +431,7 @@ impl Pair {
     fn again(&mut self, n: usize, change: Change) {
         let Some(&id) = self.guests[n].handling.last() else { return };
         if id < 16 {
-            self.apply(&Op::Sgi(n, Sgi::Sgi1r, 1 << n, id));
+            self.apply(&Op::Sgi(n, Sgi::Group1, 1 << n, id));
         } else if id != TIMER {
             self.apply(&Op::Line(id, n, true));
         }

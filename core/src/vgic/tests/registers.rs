@@ -310,7 +310,7 @@ fn words_that_are_not_defined() {
     let dist = |offset: u64| match offset {
         0x0000..0x000C => true,
         // From IGROUPR to IPRIORITYR; the first word or eight are the redistributors'.
-        0x0080..0x0400 => offset % 0x80 != 0 && offset % 0x80 / 4 < 3,
+        0x0080..0x0400 => !offset.is_multiple_of(0x80) && offset % 0x80 / 4 < 3,
         0x0420..0x0460 => true,
         0x0C08..0x0C18 => true,
         0x6100..0x6300 => offset & 4 == 0,
@@ -319,7 +319,7 @@ fn words_that_are_not_defined() {
     };
     let redist = |offset: u64| match offset {
         0x0000..0x0010 | 0x0014 | 0xFFE8 | 0xFFF0..=0xFFFC => true,
-        0x1_0080..0x1_0400 => offset % 0x80 == 0,
+        0x1_0080..0x1_0400 => offset.is_multiple_of(0x80),
         0x1_0400..0x1_0420 | 0x1_0C00..0x1_0C08 => true,
         _ => false,
     };
