@@ -37,6 +37,8 @@ pub fn write_rodata() {
 pub fn execute_data() {
     // SAFETY: faults, which is its purpose; if not, the instruction there returns.
     unsafe { core::mem::transmute::<*const u32, extern "C" fn()>(DATA.as_ptr())() };
+    // Not the last thing that is done here: this function is to be in the backtrace.
+    super::barrier::isb();
 }
 
 /// UDF.
