@@ -30,7 +30,7 @@
 //!   outside, another of its interrupts may be deactivated.
 
 use super::irq::{Irq, LrState};
-use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, MAX_LRS, Memory, Vgic, ones};
+use super::{FIRST_PPI, Flags, Kicks, MAX_LRS, Memory, Vgic, ones};
 use crate::addr::{IntId, VcpuId};
 use bitflags::bitflags;
 
@@ -180,20 +180,12 @@ impl<M: Memory> Vgic<M> {
         let mut left = Demand::default();
         if self.busy_spis().saturating_add(busy.count_ones()) <= nr_lrs {
             // However many of them want a list register, there is one for each.
-            let mut private = u64::from(busy);
-            while private != 0 {
-                self.load_if_candidate(v, private.trailing_zeros(), cpu);
-                private &= private.wrapping_sub(1);
+            for intid in ones(busy.into()) {
+                self.load_if_candidate(v, intid, cpu);
             }
-            let mut words = self.spi_words;
-            while words != 0 {
-                let word = words.trailing_zeros();
-                words &= words.wrapping_sub(1);
-                let mut spis = self.spi_busy.get(word as usize).copied().unwrap_or(0);
-                while spis != 0 {
-                    let spi = word.wrapping_mul(64).wrapping_add(spis.trailing_zeros());
-                    self.load_if_candidate(v, spi.saturating_add(FIRST_SPI), cpu);
-                    spis &= spis.wrapping_sub(1);
+            for word in ones(self.spi_words.into()) {
+                for intid in self.busy_in(word) {
+                    self.load_if_candidate(v, intid, cpu);
                 }
             }
         } else {
@@ -240,13 +232,8 @@ impl<M: Memory> Vgic<M> {
 
     /// How many SPIs are busy.
     fn busy_spis(&self) -> u32 {
-        let (mut words, mut sum) = (self.spi_words, 0u32);
-        while words != 0 {
-            let word = self.spi_busy.get(words.trailing_zeros() as usize);
-            sum = sum.saturating_add(word.map_or(0, |w| w.count_ones()));
-            words &= words.wrapping_sub(1);
-        }
-        sum
+        let words = ones(self.spi_words.into()).filter_map(|word| self.spi_busy.get(word as usize));
+        words.fold(0, |sum, word| sum.saturating_add(word.count_ones()))
     }
 
     /// Takes back what is in the list registers of `v`. After every exit that followed a
@@ -351,11 +338,7 @@ impl<M: Memory> Vgic<M> {
     fn for_each_candidate(&self, v: VcpuId, vmcr: u32, mut f: impl FnMut(Candidate)) {
         let Some(vcpu) = self.present(v) else { return };
         let private = ones(u64::from(vcpu.busy));
-        let shared = self
-            .spi_busy
-            .iter()
-            .zip((FIRST_SPI..).step_by(64))
-            .flat_map(|(&word, first)| ones(word).map(move |n| first.saturating_add(n)));
+        let shared = ones(self.spi_words.into()).flat_map(|word| self.busy_in(word));
         for intid in private.chain(shared) {
             if let Some(irq) = self.irq(v, intid)
                 && let Some(candidate) = self.candidate(v, intid, irq, vmcr)

@@ -551,16 +551,20 @@ impl<M: Memory> Vgic<M> {
         if self.any == before {
             return;
         }
-        for word in ones(u64::from(self.spi_words)) {
-            let busy = self.spi_busy.get(word as usize).copied().unwrap_or(0);
-            for n in ones(busy) {
-                let spi = word.saturating_mul(64).saturating_add(n);
-                let intid = spi.saturating_add(FIRST_SPI);
+        for word in ones(self.spi_words.into()) {
+            for intid in self.busy_in(word) {
                 if self.irq(VcpuId(0), intid).is_some_and(|irq| irq.has(Flags::ANY)) {
                     self.changed(VcpuId(0), intid, kicks);
                 }
             }
         }
+    }
+
+    /// INTIDs of the busy SPIs in a word of `spi_busy`, as it is now.
+    fn busy_in(&self, word: u32) -> impl Iterator<Item = u32> + use<M> {
+        let busy = self.spi_busy.get(word as usize).copied().unwrap_or(0);
+        let first = word.saturating_mul(64).saturating_add(FIRST_SPI);
+        ones(busy).map(move |n| first.saturating_add(n))
     }
 }
 

@@ -33,39 +33,29 @@ pub const POLL: &[u32] = &[0xF940_0001, 0x17FF_FFFF];
 pub const WALK: &[u32] = &[0xF940_0001, 0x8B02_0000, 0x17FF_FFFE];
 
 /// Enables SPI 5 (level-triggered, as reset leaves it), then for ever: acknowledges it, stores its INTID at x0, ends it.
-#[rustfmt::skip]
-pub const TAKES_SPI: &[u32] = &[
-    0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
-    0x5280_024B, 0xB900_014B, // CTLR = ARE, group 1
-    0x1280_000B, 0xB900_854B, // IGROUPR1 = all
-    0x5280_040B, 0xB901_054B, // ISENABLER1 = SPI 5
-    0xD2A7_FF6C, 0xB900_159F, // mov x12, #0x3FFB0000: GICR; WAKER = 0
-    0xD280_002B, 0xD518_CCAB, 0xD503_3FDF, // ICC_SRE_EL1 = 1
-    0xD280_1FEB, 0xD518_460B, // ICC_PMR_EL1 = 0xFF
-    0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
-    0xD538_CC04, // 1: mrs x4, icc_iar1_el1
-    0x7100_949F, 0x54FF_FFC1, // cmp w4, #37; b.ne 1b
-    0xB900_0004, // str w4, [x0]
-    0xD518_CC24, 0xD503_3FDF, // msr icc_eoir1_el1, x4; isb
-    0x17FF_FFFA, // b 1b
-];
+pub const TAKES_SPI: &[u32] = &takes([0x5280_040B, 0xB901_054B], 37); // ISENABLER1 = SPI 5
 
 /// As [`TAKES_SPI`], of the highest there can be: INTID 1019.
+pub const TAKES_LAST_SPI: &[u32] = &takes([0x52A1_000B, 0xB901_7D4B], 1019); // ISENABLER31 = 1 << 27
+
 #[rustfmt::skip]
-pub const TAKES_LAST_SPI: &[u32] = &[
-    0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
-    0x5280_024B, 0xB900_014B, // CTLR = ARE, group 1
-    0x52A1_000B, 0xB901_7D4B, // ISENABLER31 = 1 << 27
-    0xD2A7_FF6C, 0xB900_159F, // mov x12, #0x3FFB0000: GICR; WAKER = 0
-    0xD280_002B, 0xD518_CCAB, 0xD503_3FDF, // ICC_SRE_EL1 = 1
-    0xD280_1FEB, 0xD518_460B, // ICC_PMR_EL1 = 0xFF
-    0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
-    0xD538_CC04, // 1: mrs x4, icc_iar1_el1
-    0x710F_EC9F, 0x54FF_FFC1, // cmp w4, #1019; b.ne 1b
-    0xB900_0004, // str w4, [x0]
-    0xD518_CC24, 0xD503_3FDF, // msr icc_eoir1_el1, x4; isb
-    0x17FF_FFFA, // b 1b
-];
+const fn takes(enable: [u32; 2], intid: u32) -> [u32; 24] {
+    [
+        0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
+        0x5280_024B, 0xB900_014B, // CTLR = ARE, group 1
+        0x1280_000B, 0xB900_854B, // IGROUPR1 = all
+        enable[0], enable[1],
+        0xD2A7_FF6C, 0xB900_159F, // mov x12, #0x3FFB0000: GICR; WAKER = 0
+        0xD280_002B, 0xD518_CCAB, 0xD503_3FDF, // ICC_SRE_EL1 = 1
+        0xD280_1FEB, 0xD518_460B, // ICC_PMR_EL1 = 0xFF
+        0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
+        0xD538_CC04, // 1: mrs x4, icc_iar1_el1
+        0x7100_009F | intid << 10, 0x54FF_FFC1, // cmp w4, #intid; b.ne 1b
+        0xB900_0004, // str w4, [x0]
+        0xD518_CC24, 0xD503_3FDF, // msr icc_eoir1_el1, x4; isb
+        0x17FF_FFFA, // b 1b
+    ]
+}
 
 /// A VM with RAM, a GIC and a vCPU.
 pub struct Machine {

@@ -34,8 +34,10 @@ const OSLSR_LOCKED: u64 = 1 << 1;
 
 /// MDSCR_EL1.SS.
 pub const MDSCR_SS: u64 = 1;
-/// MDSCR_EL1.MDE.
-const MDSCR_MDE: u64 = 1 << 15;
+/// MDSCR_EL1.KDE: debug exceptions of EL1 itself.
+pub const MDSCR_KDE: u64 = 1 << 13;
+/// MDSCR_EL1.MDE: breakpoints and watchpoints.
+pub const MDSCR_MDE: u64 = 1 << 15;
 /// MDCR_EL2.TDE: debug exceptions come to EL2, whatever PSTATE.D says.
 const MDCR_TDE: u64 = 1 << 8;
 /// DBGBCR<n>_EL1: enabled, an address, all four bytes, EL1.

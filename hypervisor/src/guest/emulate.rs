@@ -21,8 +21,6 @@ use super::vcpu::{Pending, Vcpu};
 use crate::arch::cpu;
 use crate::arch::percpu::{PerCpu, count};
 use crate::mem::host;
-use crate::mem::pool::Account;
-use crate::mem::tables::Tables;
 use crate::platform;
 
 /// SCTLR_EL1.C: data accesses are cached.
@@ -80,8 +78,7 @@ impl Running<'_> {
     fn fetch(&self, va: u64) -> Fetched {
         let Some(ipa) = cpu::guest_stage1(va) else { return Fetched::Gone };
         let memory = self.vm.memory.lock();
-        let mut nobody = Account::new(0);
-        let Walk::Mapped { pa, .. } = memory.stage2.walk(&Tables { account: &mut nobody }, ipa) else {
+        let Walk::Mapped { pa, .. } = memory.walk(ipa) else {
             return if memory.slots.find(ipa).is_some() { Fetched::Gone } else { Fetched::Nowhere };
         };
         // A guest with its caches off wrote its code past them.
@@ -106,9 +103,7 @@ impl Running<'_> {
             return false;
         }
         let memory = self.vm.memory.lock();
-        let mut nobody = Account::new(0);
-        let walk = memory.stage2.walk(&Tables { account: &mut nobody }, next);
-        matches!(walk, Walk::Unmapped { .. }) && memory.slots.find(next).is_none()
+        matches!(memory.walk(next), Walk::Unmapped { .. }) && memory.slots.find(next).is_none()
     }
 
     fn begin(&mut self, access: decode::Access, fault: Fault) -> Result<Emulation, Mismatch> {

@@ -18,8 +18,6 @@ use super::vcpu::Pending;
 use super::vm::Vgic;
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{barrier, cpu};
-use crate::mem::pool::Account;
-use crate::mem::tables::Tables;
 
 /// Fault status code of a TLB conflict abort.
 const FSC_TLB_CONFLICT: u8 = 0x30;
@@ -113,10 +111,15 @@ impl Running<'_> {
         Next::Resume
     }
 
+    /// The syndrome of an access that nothing answers.
+    fn bus_error(&self, instruction: bool, write: bool) -> u64 {
+        let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
+        syndrome::esr_external_abort(instruction, from_el0, write)
+    }
+
     /// A stage-2 abort.
     fn abort(&mut self, abort: Abort, access: Option<DataAccess>, instruction: bool) -> Next {
-        let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
-        let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
+        let esr = self.bus_error(instruction, abort.write);
         let far = cpu::far();
         if !matches!(abort.kind, FaultKind::Translation) {
             if abort.kind == FaultKind::Other(FSC_TLB_CONFLICT) {
@@ -150,8 +153,7 @@ impl Running<'_> {
     #[cold]
     fn undescribed(&mut self, ipa: Ipa, abort: Abort, instruction: bool) -> Next {
         let far = cpu::far();
-        let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
-        let esr = syndrome::esr_external_abort(instruction, from_el0, abort.write);
+        let esr = self.bus_error(instruction, abort.write);
         if instruction || abort.s1ptw || abort.cm {
             return self.external_abort(esr, far);
         }
@@ -162,9 +164,7 @@ impl Running<'_> {
     fn slot_fault(&mut self, ipa: Ipa) -> Option<Next> {
         let memory = self.vm.memory.lock();
         memory.slots.find(ipa)?;
-        let mut nobody = Account::new(0);
-        let walk = memory.stage2.walk(&Tables { account: &mut nobody }, ipa);
-        Some(match walk {
+        Some(match memory.walk(ipa) {
             Walk::Mapped { .. } => Next::Resume,
             _ => Next::Exit(Exit::PageFault(ipa.0)),
         })
@@ -173,9 +173,7 @@ impl Running<'_> {
     fn device_access(&mut self, ipa: Ipa, access: DataAccess) -> Next {
         let protected = self.vm.protected();
         if protected && self.vm.memory.lock().refuses_mmio(ipa) {
-            let from_el0 = self.vcpu.regs.pstate & 0xF == 0;
-            return self
-                .external_abort(syndrome::esr_external_abort(false, from_el0, access.write), cpu::far());
+            return self.external_abort(self.bus_error(false, access.write), cpu::far());
         }
         let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
             Some(x) if access.write => truncate(*x, access.size),
@@ -251,23 +249,19 @@ impl Running<'_> {
             None => Vgic::dist_settled(offset, size),
             Some(_) => Vgic::redist_settled(offset, size),
         };
-        if settled {
-            let mut vgic = self.vm.vgic.lock();
-            return match frame {
-                None => vgic.dist_read(id, offset, size),
-                Some(target) => vgic.redist_read(id, target, offset, size),
-            };
-        }
-        let (data, holders) = {
-            let mut vgic = self.vgic();
-            match frame {
-                None => (vgic.dist_read(id, offset, size), vgic.held_elsewhere(offset, size)),
-                Some(target) => (
-                    vgic.redist_read(id, target, offset, size),
-                    vgic.held_elsewhere_redist(target, offset, size),
-                ),
-            }
+        let mut vgic = if settled { self.vm.vgic.lock() } else { self.vgic() };
+        let data = match frame {
+            None => vgic.dist_read(id, offset, size),
+            Some(target) => vgic.redist_read(id, target, offset, size),
         };
+        if settled {
+            return data;
+        }
+        let holders = match frame {
+            None => vgic.held_elsewhere(offset, size),
+            Some(target) => vgic.held_elsewhere_redist(target, offset, size),
+        };
+        drop(vgic);
         // vCPUs that know better than what was read come out: a guest that polls sees it next time.
         let _ = self.vm.kick(holders);
         data

@@ -21,6 +21,13 @@ use crate::platform;
 const TABLE_LIMIT: u64 = 8192 + 256;
 /// Pages in a block of 2 MiB.
 const BLOCK_PAGES: u64 = 512;
+/// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
+const MOST_DIRTY: usize = 16;
+/// Pages that such a step scrubs: some 256 KiB.
+const SCRUB_PAGES: u64 = 64;
+/// The note in stage 2 at an MMIO page that the guest has named.
+const NAMED: Annotation = Annotation(1);
+
 /// A VM's memory.
 pub struct VmMemory {
     /// What the guest sees.
@@ -39,13 +46,6 @@ pub struct VmMemory {
     /// MMIO goes to the VMM only where the guest has named the page.
     guarded: bool,
 }
-
-/// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
-const MOST_DIRTY: usize = 16;
-/// Pages that it scrubs: some 64 KiB.
-const SCRUB_PAGES: u64 = 64;
-/// The note in stage 2 at an MMIO page that the guest has named.
-const NAMED: Annotation = Annotation(1);
 
 /// Marks pages of the host as shared with a VM.
 pub fn share(range: PaRange) -> Result<(), OwnershipError> {
@@ -76,6 +76,13 @@ fn unshare_in(ownership: &mut Ownership<'_>, range: PaRange) {
 }
 
 impl VmMemory {
+    /// What `ipa` translates to.
+    pub fn walk(&self, ipa: Ipa) -> Walk {
+        // A look takes no pages.
+        let mut nobody = Account::new(0);
+        self.stage2.walk(&Tables { account: &mut nobody }, ipa)
+    }
+
     /// No memory, and no slots: for the VM `id`, with so many bits of addresses.
     pub fn new(id: VmId, bits: u8, pa_bits: u8) -> Result<Self, Exhausted> {
         let root_pages = Stage2::root_pages(bits);
@@ -102,11 +109,13 @@ impl VmMemory {
     }
 
     /// From now on pages are the VM's own. Only with nothing mapped, and once.
-    pub fn protect(&mut self, id: VmId) -> Result<(), MapFailure> {
-        if self.owner.is_some() || !self.is_empty() {
+    pub fn protect(&mut self) -> Result<(), MapFailure> {
+        let all = 1u64.wrapping_shl(self.stage2.ipa_bits().into());
+        let all = IpaRange::new(Ipa(0), all).map_err(|_| MapFailure::Invalid)?;
+        if self.owner.is_some() || self.first_mapped(all).is_some() {
             return Err(MapFailure::Invalid);
         }
-        self.owner = Some(id);
+        self.owner = Some(VmId(self.stage2.vmid()));
         Ok(())
     }
 
@@ -157,7 +166,7 @@ impl VmMemory {
         for page in 0..ipa.pages() {
             let offset = page.wrapping_mul(PAGE_SIZE);
             let (ipa, pa) = (Ipa(ipa.start().0.wrapping_add(offset)), Pa(pa.0.wrapping_add(offset)));
-            let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+            let walk = self.walk(ipa);
             match walk {
                 Walk::Mapped { pa: have, .. } if have == pa => {}
                 Walk::Mapped { .. } | Walk::OutOfRange => return Err(MapFailure::Invalid),
@@ -189,19 +198,6 @@ impl VmMemory {
                 _ => MapFailure::Invalid,
             }
         })
-    }
-
-    /// Whether nothing is mapped.
-    fn is_empty(&mut self) -> bool {
-        let mut empty = true;
-        let all = 1u64.wrapping_shl(self.stage2.ipa_bits().into());
-        if let Ok(all) = IpaRange::new(Ipa(0), all) {
-            self.stage2.for_each(&Tables { account: &mut self.account }, all, |_| {
-                empty = false;
-                false
-            });
-        }
-        empty
     }
 
     /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first.
@@ -245,8 +241,8 @@ impl VmMemory {
     }
 
     /// The page of a protected VM at `ipa`; none if there is none yet, or no slot.
-    fn private_page(&mut self, ipa: Ipa) -> Result<PaRange, NoPage> {
-        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+    fn private_page(&self, ipa: Ipa) -> Result<PaRange, NoPage> {
+        let walk = self.walk(ipa);
         match walk {
             Walk::Mapped { pa, .. } if ipa.is_aligned(PAGE_SIZE) => {
                 PaRange::page_of(pa).ok_or(NoPage::Nowhere)
@@ -284,14 +280,14 @@ impl VmMemory {
     }
 
     /// Whether an access to a device at `ipa` is not for the VMM.
-    pub fn refuses_mmio(&mut self, ipa: Ipa) -> bool {
-        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+    pub fn refuses_mmio(&self, ipa: Ipa) -> bool {
+        let walk = self.walk(ipa);
         self.guarded && !matches!(walk, Walk::Unmapped { note: NAMED, .. })
     }
 
     /// Takes a page of the guest's back from it. True if there was one.
     pub fn unmap_page(&mut self, ipa: Ipa) -> bool {
-        let walk = self.stage2.walk(&Tables { account: &mut self.account }, ipa);
+        let walk = self.walk(ipa);
         let Walk::Mapped { pa, .. } = walk else { return false };
         let page = ipa.align_down(PAGE_SIZE);
         let (Ok(range), Ok(target)) =

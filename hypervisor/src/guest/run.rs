@@ -96,13 +96,13 @@ impl Exit {
     fn publish(&self, vcpu: &mut Vcpu, vm: &Vm) -> u32 {
         // The reason at the front; what the driver keeps in the bytes behind it stays.
         let reason = self.reason();
-        vcpu.shared.store32(0, reason);
+        vcpu.shared.store(0, reason);
         match self {
             // The driver answers these alone: there is no payload.
             Self::Irq | Self::Again => {}
-            Self::Ipi(sleepers) => vcpu.shared.store(PAYLOAD, [*sleepers]),
+            Self::Ipi(sleepers) => vcpu.shared.store(PAYLOAD, *sleepers),
             Self::Idle(delay) => vcpu.publish(vm.cntvoff(), *delay, 1),
-            Self::Mmio(mmio) => vcpu.shared.store::<4>(PAYLOAD, zerocopy::transmute!(*mmio)),
+            Self::Mmio(mmio) => vcpu.shared.store(PAYLOAD, *mmio),
             other => other.publish_rare(vcpu, vm),
         }
         reason

@@ -10,13 +10,8 @@ use gzvm_core::vcpu::syndrome::SysregAccess;
 use super::run::{Next, Running};
 use super::vcpu::Vcpu;
 use crate::arch::cpu;
-use crate::arch::debug::{BCR_MASK, Owner, WCR_MASK};
+use crate::arch::debug::{BCR_MASK, MDSCR_KDE, MDSCR_MDE, MDSCR_SS, Owner, WCR_MASK};
 use crate::arch::percpu::PerCpu;
-
-/// MDSCR_EL1: software step, debug exceptions of EL1 itself, breakpoints and watchpoints.
-const MDSCR_SS: u64 = 1;
-const MDSCR_KDE: u64 = 1 << 13;
-const MDSCR_MDE: u64 = 1 << 15;
 
 /// ICC_SGI1R_EL1, by which a guest sends its IPIs.
 const ICC_SGI1R: (u8, u8, u8, u8, u8) = (3, 0, 12, 11, 5);
@@ -120,7 +115,6 @@ impl Running<'_> {
     fn write(&mut self, trap: Trap, crm: u8, value: u64) -> Option<Next> {
         let id = self.vcpu.id;
         let kicks = match trap {
-            Trap::Sgi1 => self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value)),
             Trap::AliasSgi1 => self.with_vgic_of_others(|vgic| vgic.asgi1r_write(id, value)),
             Trap::Sgi0 => self.with_vgic_of_others(|vgic| vgic.sgi0r_write(id, value)),
             Trap::Deactivate => self.vgic().deactivate(id, IntId((value & 0xFF_FFFF) as u32)),
@@ -154,7 +148,8 @@ impl Running<'_> {
             }
             // Read-only: `registers::trap` has refused the write.
             Trap::IdRegister | Trap::OsLockStatus => return None,
-            Trap::PhysicalTimer => return None,
+            // `sysreg` and `timer_register` have them.
+            Trap::Sgi1 | Trap::PhysicalTimer => return None,
         };
         Some(self.after_kicks(kicks))
     }

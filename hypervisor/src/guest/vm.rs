@@ -144,12 +144,12 @@ impl Vm {
     }
 
     /// Makes it protected for life: a VM that has not run, with nothing in it yet.
-    pub fn protect(&self, id: VmId) -> Result<(), MapFailure> {
+    pub fn protect(&self) -> Result<(), MapFailure> {
         let mut memory = self.memory.lock();
         if self.life.state() != State::Created || self.vcpu_count.load(Ordering::SeqCst) != 0 {
             return Err(MapFailure::Invalid);
         }
-        memory.protect(id)?;
+        memory.protect()?;
         self.protected.store(true, Ordering::SeqCst);
         Ok(())
     }

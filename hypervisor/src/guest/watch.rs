@@ -29,8 +29,6 @@ use crate::arch::{cpu, timer};
 const PSTATE_SS: u64 = 1 << 21;
 /// PSTATE.D.
 const PSTATE_D: u64 = 1 << 9;
-/// MDSCR_EL1.KDE.
-const MDSCR_KDE: u64 = 1 << 13;
 
 /// Exception classes of a lower EL that MDCR_EL2.TDE brings.
 mod class {
@@ -144,7 +142,7 @@ impl Running<'_> {
     }
 
     fn guest_mdscr(&self) -> u64 {
-        self.vcpu.effective_mdscr() & (debug::MDSCR_SS | MDSCR_KDE)
+        self.vcpu.effective_mdscr() & (debug::MDSCR_SS | debug::MDSCR_KDE)
     }
 
     /// Before each entry.
@@ -225,7 +223,7 @@ impl Running<'_> {
         let user = pstate & 0xF == 0;
         if user {
             self.inject_class(esr, class::STEP);
-        } else if self.guest_mdscr() & MDSCR_KDE != 0 && pstate & PSTATE_D == 0 {
+        } else if self.guest_mdscr() & debug::MDSCR_KDE != 0 && pstate & PSTATE_D == 0 {
             self.inject_class(esr, class::STEP | 1);
         } else {
             self.vcpu.regs.pstate |= PSTATE_SS;

@@ -2,7 +2,7 @@
 //! ENABLE_CAP.
 
 use gzvm_abi::hypercall::cap;
-use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa, VmId};
+use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
 use gzvm_core::memory::PaRange;
 
 use super::memory::MOST_PAGES;
@@ -26,7 +26,7 @@ pub fn enable([id, capability, arg0, arg1, ..]: Args) -> Result<Results, Error> 
         cap::BLOCK_BASED_DEMAND_PAGING => block_paging(id, arg0, arg1),
         cap::PROTECTED_VM if arg0 == cap::protected::SET_PROTECTED_VM => {
             let vm = registry::get(id)?;
-            vm.vm().ok_or(Error::Invalid)?.protect(VmId(id as u16))?;
+            vm.vm().ok_or(Error::Invalid)?.protect()?;
             Ok([0; 3])
         }
         // Firmware of protected VMs is not there yet.

@@ -10,6 +10,7 @@ use core::sync::atomic::{Ordering, fence};
 use gzvm_core::addr::{PAGE_SIZE, Pa};
 use gzvm_core::memory::PaRange;
 use gzvm_core::memory::ownership::{Ownership, State};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The range is not all memory of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,37 +79,31 @@ impl SharedPages {
         (end <= self.range.size()).then_some(self.range.start().0.wrapping_add(offset) as *mut u8)
     }
 
-    /// The word at `offset`, a multiple of its size; outside of the pages, zero.
+    /// Where a `T` is at `offset`, if that is a place for one.
     #[inline(always)]
-    pub fn load(&self, offset: u64) -> u64 {
-        match self.address(offset, size_of::<u64>()) {
-            Some(from) if offset.is_multiple_of(8) => {
-                // SAFETY: in the pages, which start at a page boundary, and aligned; else as in `read`.
-                unsafe { from.cast::<u64>().read_volatile() }
-            }
-            _ => 0,
+    fn place<T>(&self, offset: u64) -> Option<*mut T> {
+        self.address(offset, size_of::<T>())
+            .filter(|_| offset.is_multiple_of(align_of::<T>() as u64))
+            .map(<*mut u8>::cast)
+    }
+
+    /// The value at `offset`, a multiple of its alignment; outside of the pages, zero.
+    #[inline(always)]
+    pub fn load<T: FromBytes>(&self, offset: u64) -> T {
+        match self.place::<T>(offset) {
+            // SAFETY: in the pages, which start at a page boundary, aligned, and valid whatever the bytes; else as in
+            // `read`.
+            Some(from) => unsafe { from.read_volatile() },
+            None => T::new_zeroed(),
         }
     }
 
-    /// Puts a half word at `offset`, a multiple of its size.
+    /// Puts a value at `offset`, a multiple of its alignment.
     #[inline(always)]
-    pub fn store32(&self, offset: u64, value: u32) {
-        if let Some(to) = self.address(offset, size_of::<u32>())
-            && offset.is_multiple_of(4)
-        {
+    pub fn store<T: IntoBytes>(&self, offset: u64, value: T) {
+        if let Some(to) = self.place::<T>(offset) {
             // SAFETY: as in `load`.
-            unsafe { to.cast::<u32>().write_volatile(value) };
-        }
-    }
-
-    /// Puts words at `offset`, a multiple of their size.
-    #[inline(always)]
-    pub fn store<const N: usize>(&self, offset: u64, words: [u64; N]) {
-        if let Some(to) = self.address(offset, size_of::<[u64; N]>())
-            && offset.is_multiple_of(8)
-        {
-            // SAFETY: as in `load`.
-            unsafe { to.cast::<[u64; N]>().write_volatile(words) };
+            unsafe { to.write_volatile(value) };
         }
     }
 

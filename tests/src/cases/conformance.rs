@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 
-use super::{BOOT_LIMIT, Host, scripted};
+use super::{BOOT_LIMIT, Host, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::Extra,
@@ -246,11 +246,7 @@ fn ioctl_level(context: &Context) -> Result<Results> {
         areas(IOCTL_LEVEL).join(" ")
     );
     let machine = scripted(context, Host::Gzvm, &script, &[check])?;
-    let mut console = context.start(&machine, "console")?;
-    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
-    console.wait_for("[DONE]", Duration::from_secs(400))?;
-    console.wait_power_off(Duration::from_secs(30))?;
-    Results::read(&console.text())
+    results(context, &machine, Duration::from_secs(400))
 }
 
 #[cfg(test)]

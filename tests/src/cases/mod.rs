@@ -28,6 +28,7 @@ use crate::{
     initrd::Extra,
     layout::Layout,
     machine::{Boot, Kernel, Machine},
+    results::Results,
 };
 
 /// Parts of the whole path from the hypervisor to a guest.
@@ -85,6 +86,18 @@ impl Host {
             Self::Kvm => Boot::Direct(kernel),
         }
     }
+}
+
+/// Runs a [`scripted`] machine to its end, which the script has to reach within `limit`; what it found.
+///
+/// # Errors
+/// It did not come to its end.
+pub fn results(context: &Context, machine: &Machine, limit: Duration) -> Result<Results> {
+    let mut console = context.start(machine, "console")?;
+    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", limit)?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())
 }
 
 /// A machine with a Linux host that runs `script` with `extras` at hand, then powers off.

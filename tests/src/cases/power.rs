@@ -5,11 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{BOOT_LIMIT, Host, WHOLE, scripted};
-use crate::{
-    harness::{Case, Context, Tier},
-    results::Results,
-};
+use super::{Host, WHOLE, results, scripted};
+use crate::harness::{Case, Context, Tier};
 
 /// The tests of this file.
 #[must_use]
@@ -22,11 +19,7 @@ pub fn cases() -> Vec<Case> {
 
 fn run(context: &Context, script: &str) -> Result<()> {
     let machine = scripted(context, Host::Gzvm, script, &[])?;
-    let mut console = context.start(&machine, "console")?;
-    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
-    console.wait_for("[DONE]", Duration::from_secs(200))?;
-    console.wait_power_off(Duration::from_secs(30))?;
-    Results::read(&console.text())?.check()
+    results(context, &machine, Duration::from_secs(200))?.check()
 }
 
 /// A guest that says every 50 ms that it lives.
@@ -64,9 +57,7 @@ holds socket_is_gone "still there" [ ! -e /tmp/vm ]
 gz status /tmp/vm 2>/dev/null
 holds nobody_listens "not an error" [ $? = 1 ]
 sleep 1
-held >/tmp/after
-diff /tmp/before /tmp/after
-holds counters_return "see the difference above" cmp -s /tmp/before /tmp/after
+counters_return
 finish"#;
 
 /// Resets by the guest, by `gz reset`, and of a paused guest.
@@ -105,7 +96,5 @@ holds reset_of_a_paused_guest "$(lives) lives" waits_for 3
 until [ "$(gz status /tmp/vm 2>/dev/null)" = running ]; do usleep 50000; done
 holds stop_at_last "exit status $(cat /tmp/status)" stops
 sleep 1
-held >/tmp/after
-diff /tmp/before /tmp/after
-holds counters_return "see the difference above" cmp -s /tmp/before /tmp/after
+counters_return
 finish"#;

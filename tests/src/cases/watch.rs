@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{BOOT_LIMIT, Host, WHOLE, scripted};
+use super::{Host, WHOLE, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
-    results::Results,
 };
 
 /// The tests of this file.
@@ -26,11 +25,7 @@ pub fn cases() -> Vec<Case> {
 
 fn run(context: &Context, script: &str, extras: &[Extra]) -> Result<()> {
     let machine = scripted(context, Host::Gzvm, script, extras)?;
-    let mut console = context.start(&machine, "console")?;
-    console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
-    console.wait_for("[DONE]", Duration::from_secs(400))?;
-    console.wait_power_off(Duration::from_secs(30))?;
-    Results::read(&console.text())?.check()
+    results(context, &machine, Duration::from_secs(400))?.check()
 }
 
 const CRASHES: &str = r#". /etc/test-library
