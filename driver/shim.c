@@ -498,6 +498,12 @@ void gzk_irqfd_free(void *p, int from_hangup)
 	kfree(irqfd);
 }
 
+/* Returns when every hang-up that has come by now has been handled. Not from a hang-up. */
+void gzk_irqfd_flush(void)
+{
+	flush_workqueue(gzk_hangups);
+}
+
 /* ---- Files ---- */
 
 static long gzk_vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

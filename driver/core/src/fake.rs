@@ -844,6 +844,9 @@ pub unsafe fn gzk_irqfd_free(p: *mut c_void, _from_hangup: i32) {
     });
 }
 
+/// Here, hang-ups are handled at once.
+pub unsafe fn gzk_irqfd_flush() {}
+
 pub unsafe fn gzk_vm_fd(vm: *mut c_void) -> i32 {
     fake(|k| if k.fails() { EMFILE } else { k.new_fd(File::Vm(vm.expose_provenance())) })
 }

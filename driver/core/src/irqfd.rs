@@ -14,7 +14,7 @@ use gzvm_abi::ioctl::{IRQFD_DEASSIGN, IRQFD_RESAMPLE, Irqfd as Args};
 
 use crate::counters::{IRQFD_SIGNALS, IRQFDS};
 use crate::device;
-use crate::kernel::eventfd::{EventFd, Watch};
+use crate::kernel::eventfd::{EventFd, Watch, flush_hangups};
 use crate::kernel::sync::{Class, Mutex};
 use crate::kernel::{Arc, Error, KBox, KVec, Result, code};
 use crate::vm::Vm;
@@ -162,10 +162,12 @@ impl IrqFds {
         }
     }
 
-    /// Ends them all.
+    /// Ends them all. A hang-up that was faster holds the VM as long as it runs: it is over, too, so that who closes a VM's
+    /// files finds it gone.
     pub fn clear(&self) {
         while let Some(irqfd) = self.take(|_| true) {
             self.end(irqfd);
         }
+        flush_hangups();
     }
 }

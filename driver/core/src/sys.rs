@@ -49,6 +49,7 @@ unsafe extern "C" {
     pub fn gzk_irqfd_new(fd: i32, out: *mut *mut c_void, ctx: *mut *mut c_void) -> i32;
     pub fn gzk_irqfd_watch(p: *mut c_void, fd: i32, owner: *mut c_void) -> i32;
     pub fn gzk_irqfd_free(p: *mut c_void, from_hangup: i32);
+    pub fn gzk_irqfd_flush();
 
     pub fn gzk_vm_fd(vm: *mut c_void) -> i32;
     pub fn gzk_vcpu_fd(index: u32, vcpu: *mut c_void) -> i32;

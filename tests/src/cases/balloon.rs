@@ -84,9 +84,10 @@ holds guest_fills_its_memory "$filled pages are pinned" [ $filled -gt 44000 ]
 echo go >&3
 holds guest_inflates "no end of it" said STEP-inflated
 holds pages_are_unpinned "they are not" pinned -lt $((filled - 25000))
-inflated=$(counter driver_pinned_pages) inflated_available=$(available)
-echo "inflated: $inflated pages pinned, $inflated_available KiB available"
-gained=$((inflated_available - filled_available))
+# Pages wait in lists of the host's CPUs for a while before they count as available.
+n=0
+until gained=$(($(available) - filled_available)); [ $gained -gt 90000 ] || [ $n -gt 100 ]; do n=$((n + 1)); usleep 100000; done
+echo "inflated: $(counter driver_pinned_pages) pages pinned, $gained KiB gained"
 holds host_gains_memory "only $gained KiB" [ $gained -gt 90000 ]
 
 echo go >&3

@@ -87,6 +87,12 @@ impl Watch {
     }
 }
 
+/// Waits for the hang-ups that are under way. Never called by one.
+pub fn flush_hangups() {
+    // SAFETY: may be called from any process context but that of a hang-up.
+    unsafe { sys::gzk_irqfd_flush() }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         // SAFETY: raw is live, and self is used up. The shim waits for calls of the owner under way.
