@@ -84,6 +84,8 @@ functions! {
     /// Ours. x1 = VM id (0: only asks), x2 = [kinds](crate::watch::kind), x3 = [action](crate::watch::action), x4 = ms
     /// to a stall. Result x1 = kinds that can be watched.
     SetWatch = 0x46,
+    /// Ours. x1 = one of [`host_access`]; further arguments and results there.
+    HostAccess = 0x47,
     /// Ours. x1 = VM id, x2 = mask of [`vm_feature`]s to give it, before its first vCPU; x1 = x2 = 0 asks. Result
     /// x1 = mask of those that the machine has.
     VmFeatures = 0x4C,
@@ -204,6 +206,21 @@ impl Tuple {
 pub mod vm_feature {
     /// SVE, with the longest vectors that all CPUs have.
     pub const SVE: u64 = 1;
+}
+
+/// What [`Function::HostAccess`] is asked, in x1: which pages this host may access, and when it loses one.
+pub mod host_access {
+    /// x2 = first PFN, x3 = pages, 1 to [`MOST`]. Results: x1 = mask of those that the host may access (bit n: the nth),
+    /// x2 = of those that are the host's alone.
+    pub const QUERY: u64 = 0;
+    /// x2 = VM id: from now on a page that its guest stops sharing is told first, by exit
+    /// [`UNSHARE`](crate::run::exit::UNSHARE).
+    pub const ANNOUNCE: u64 = 1;
+    /// x2 = tuple of a vCPU whose last exit was [`UNSHARE`](crate::run::exit::UNSHARE): the page leaves the host now. With the vCPU's
+    /// next RUN it does so in any case.
+    pub const UNSHARE: u64 = 2;
+    /// Pages in one question.
+    pub const MOST: u64 = 64;
 }
 
 /// Capabilities, x2 of [`Function::EnableCap`].

@@ -49,6 +49,8 @@ pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
 pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
 /// VM, ours: how many SPIs it has, before the first vCPU; see [`extension::VGIC_SPIS`].
 pub const VGIC_SPIS: u32 = iow::<VgicSpis>(0xD4);
+/// VM, ours: makes guest memory that is a file; see [`extension::GUEST_MEMORY`]. Returns its file descriptor.
+pub const CREATE_GUEST_MEMORY: u32 = iow::<GuestMemory>(0xC1);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);
 /// VM: tells where the device tree is.
@@ -75,6 +77,8 @@ pub mod extension {
     pub const DISCARD: u64 = 0x475A_0007;
     /// 1: [`IRQFD_RESAMPLE`](super::IRQFD_RESAMPLE) does as in KVM.
     pub const IRQFD_RESAMPLE: u64 = 0x475A_0008;
+    /// 1: [`CREATE_GUEST_MEMORY`](super::CREATE_GUEST_MEMORY).
+    pub const GUEST_MEMORY: u64 = 0x475A_0009;
     /// [`MAX_SPIS`](crate::MAX_SPIS): [`VGIC_SPIS`](super::VGIC_SPIS).
     pub const VGIC_SPIS: u64 = 0x475A_0020;
 }
@@ -226,6 +230,15 @@ structure! {
         spis: u32,
         /// Zero.
         reserved: [u32; 3],
+    }
+}
+structure! {
+    /// Argument of [`CREATE_GUEST_MEMORY`].
+    GuestMemory[16] {
+        /// Bytes, in pages.
+        size: u64,
+        /// Zero.
+        flags: u64,
     }
 }
 structure! {

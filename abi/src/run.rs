@@ -37,6 +37,8 @@ pub mod exit {
     pub const RESAMPLED: u32 = 0x9292_0040;
     /// Ours, for VMs that are watched only: [`Watch`](super::Watch).
     pub const WATCH: u32 = 0x9292_0041;
+    /// Ours, after [`ANNOUNCE`](crate::hypercall::host_access::ANNOUNCE) only: the guest stops sharing a page: [`Unshare`](super::Unshare).
+    pub const UNSHARE: u32 = 0x9292_0042;
 }
 
 /// [`SystemEvent::type_`] values.
@@ -188,6 +190,14 @@ payload! {
         intids: [u32; 16],
         /// Zero.
         pad: u32,
+    }
+}
+
+payload! {
+    /// Payload of [`exit::UNSHARE`].
+    Unshare {
+        /// Guest physical address of the page.
+        gpa: u64,
     }
 }
 

@@ -26,6 +26,8 @@ mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
 #[cfg(target_os = "none")]
+mod host_access;
+#[cfg(target_os = "none")]
 mod levels;
 #[cfg(target_os = "none")]
 mod life;
@@ -69,6 +71,7 @@ fn host_vm() {
         addresses::CASES,
         levels::CASES,
         protected::CASES,
+        host_access::CASES,
         abuse::CASES,
     ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();

@@ -42,7 +42,7 @@ impl Running<'_> {
             Answer::Trng { fid, arg } => return self.trng(fid, arg),
             Answer::Relinquish(ipa) => return self.relinquish(ipa),
             Answer::Share(ipa) => return self.expose(ipa, true),
-            Answer::Unshare(ipa) => return self.expose(ipa, false),
+            Answer::Unshare(ipa) => return self.unshare(ipa),
             Answer::GuardEnroll => {
                 self.vm.memory.lock().guard();
                 self.vcpu.regs.x[0] = 0;
@@ -66,6 +66,16 @@ impl Running<'_> {
             Err(NoPage::Nowhere) => smccc::INVALID_PARAMETER,
         };
         Next::Resume
+    }
+
+    /// A protected guest hides a page from the host again. A driver that asked for it is told first, and takes the page out of
+    /// its own mappings.
+    fn unshare(&mut self, ipa: u64) -> Next {
+        if !self.vm.memory.lock().announces_unshare(Ipa(ipa)) {
+            return self.expose(ipa, false);
+        }
+        self.vcpu.pending = Some(Pending::Unshare(ipa));
+        Next::Exit(Exit::Unshare(ipa))
     }
 
     fn name_mmio(&mut self, ipa: u64, named: bool) {

@@ -45,6 +45,8 @@ pub struct VmMemory {
     dirty: ArrayVec<Dirty, MOST_DIRTY>,
     /// MMIO goes to the VMM only where the guest has named the page.
     guarded: bool,
+    /// The driver wants to know of a page that the guest stops sharing before the host loses it.
+    announces: bool,
 }
 
 /// Marks pages of the host as shared with a VM.
@@ -100,6 +102,7 @@ impl VmMemory {
             owner: None,
             dirty: ArrayVec::new(),
             guarded: false,
+            announces: false,
         })
     }
 
@@ -260,6 +263,19 @@ impl VmMemory {
         let page = self.private_page(ipa)?;
         let done = if visible { private::share(vm, page) } else { private::unshare(vm, page) };
         done.map_err(|_| NoPage::Nowhere)
+    }
+
+    /// From now on the driver is told before the host loses a page that was shared.
+    pub fn announce_unshare(&mut self) {
+        self.announces = true;
+    }
+
+    /// Is the driver to be told before the guest stops sharing this page?
+    pub fn announces_unshare(&self, ipa: Ipa) -> bool {
+        match (self.owner, self.private_page(ipa)) {
+            (Some(vm), Ok(page)) if self.announces => private::is_shared(vm, page),
+            _ => false,
+        }
     }
 
     /// From now on MMIO goes to the VMM only where the guest says so.

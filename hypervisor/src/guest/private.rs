@@ -14,7 +14,7 @@
 
 use gzvm_core::addr::VmId;
 use gzvm_core::memory::PaRange;
-use gzvm_core::memory::ownership::{Dirty, Transition};
+use gzvm_core::memory::ownership::{Dirty, State, Transition};
 
 use super::memory::MapFailure;
 use crate::host;
@@ -34,6 +34,11 @@ pub fn share(vm: VmId, page: PaRange) -> Result<(), MapFailure> {
         host.show(page);
         Ok(())
     })
+}
+
+/// Does it let the host see this page?
+pub fn is_shared(vm: VmId, page: PaRange) -> bool {
+    platform::ownership().lock().state(page.start()) == Ok(State::VmShared(vm))
 }
 
 /// It takes that back.

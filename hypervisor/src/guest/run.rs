@@ -72,6 +72,8 @@ pub enum Exit {
     Again,
     /// Something watched has happened; the vCPU knows what.
     Watch,
+    /// The guest stops sharing a page.
+    Unshare(u64),
 }
 
 impl Exit {
@@ -89,6 +91,7 @@ impl Exit {
             Self::FailEntry(_) => exit::FAIL_ENTRY,
             Self::Again => exit::GZ,
             Self::Watch => exit::WATCH,
+            Self::Unshare(_) => exit::UNSHARE,
         }
     }
 
@@ -122,6 +125,7 @@ impl Exit {
                 ended.write(&mut run);
             }
             Self::Watch => vcpu.watch.event.write(&mut run),
+            Self::Unshare(gpa) => abi::Unshare { gpa: *gpa }.write(&mut run),
             Self::Hypercall([function, argument]) => {
                 // The driver answers the time with the counter's offset, which a pause moves.
                 vcpu.publish_offset(vm.cntvoff());
@@ -208,7 +212,7 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
         Gate::Parked => {
             // The host has answered by now, and may write the page while the VM is paused.
             // What it answered may have been but a step of an access.
-            take_answer(vcpu).unwrap_or_else(|| vm.told())
+            take_answer(vm, vcpu).unwrap_or_else(|| vm.told())
         }
         Gate::Over | Gate::Gone => vm.told(),
     };
@@ -237,7 +241,7 @@ fn rest(vcpu: &mut Vcpu, outcome: Exit) -> Exit {
 }
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
-    if let Some(exit) = take_answer(vcpu) {
+    if let Some(exit) = take_answer(vm, vcpu) {
         return exit;
     }
     let sleepers = core::mem::take(&mut vcpu.wake_others);
@@ -346,9 +350,10 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
 
 /// What the host answered to the last exit goes into the registers; what else has to be asked comes
 /// back.
-fn take_answer(vcpu: &mut Vcpu) -> Option<Exit> {
+fn take_answer(vm: &Vm, vcpu: &mut Vcpu) -> Option<Exit> {
     match vcpu.pending.take() {
         None => {}
+        Some(Pending::Unshare(ipa)) => vcpu.finish_unshare(vm, ipa),
         Some(Pending::Load(load)) => {
             let (register, value) = load.complete(mmio_data(vcpu));
             if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {

@@ -3,14 +3,15 @@
 
 use arrayvec::ArrayVec;
 use gzvm_abi::run::HWSTATE_OFFSET;
-use gzvm_core::addr::VcpuId;
+use gzvm_core::addr::{Ipa, VcpuId};
+use gzvm_core::platform::smccc;
 use gzvm_core::vcpu::decode::emulate::Emulation;
 use gzvm_core::vcpu::mmio::PendingLoad;
 use gzvm_core::vgic::{self, CpuInterface};
 use zerocopy::IntoBytes;
 
 use super::timer::PhysicalTimer;
-use super::vm::Vgic;
+use super::vm::{Vgic, Vm};
 use super::watch::VcpuWatch;
 use crate::arch::debug::DebugRegs;
 use crate::arch::el1::{El1Regs, SCTLR_EL1_RESET};
@@ -29,6 +30,8 @@ pub enum Pending {
     Ptp,
     /// A load or store that takes several accesses: the answer to the current one.
     Emulation(Emulation),
+    /// The guest stops sharing the page at this IPA, which the driver has been told.
+    Unshare(u64),
 }
 
 /// A vCPU.
@@ -119,6 +122,13 @@ impl Vcpu {
         self.reset(entry, context);
         self.timer = VirtualTimer { kctl: 0, ..timer };
         self.ptimer = ptimer;
+    }
+
+    /// Completes the call by which the guest stops sharing the page at `ipa`.
+    pub fn finish_unshare(&mut self, vm: &Vm, ipa: u64) {
+        self.pending = None;
+        let done = vm.memory.lock().expose(Ipa(ipa), false);
+        self.regs.x[0] = if done.is_ok() { 0 } else { smccc::INVALID_PARAMETER };
     }
 
     /// MPIDR_EL1 as the guest reads it.

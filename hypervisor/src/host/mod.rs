@@ -110,6 +110,11 @@ pub fn with<R>(f: impl FnOnce(&mut Host) -> Result<R, MapFailure>) -> Result<R, 
     HOST.lock().as_mut().map_or(Err(MapFailure::Invalid), f)
 }
 
+/// Whether the host may access memory in this state.
+pub fn sees(state: State) -> bool {
+    matches!(state, State::Host | State::HostShared(_) | State::VmShared(_))
+}
+
 /// The host has nothing at `ipa` just now. Whether it does from now on: memory that is its own, or that it may see, and
 /// that another CPU was about to move, or that came back when there was no page for a table.
 pub fn repair(ipa: Ipa) -> bool {
@@ -117,7 +122,7 @@ pub fn repair(ipa: Ipa) -> bool {
     let repaired = with(|host| {
         let state = platform::ownership().lock().state(page.start());
         match state {
-            Ok(State::Host | State::HostShared(_) | State::VmShared(_)) => host
+            Ok(state) if sees(state) => host
                 .map(Region { base: page.start().0, size: page.size() }, Attrs::RAM)
                 .map_err(|_| MapFailure::NoMemory),
             _ => Err(MapFailure::NotHosts),

@@ -11,6 +11,7 @@ mod control;
 mod crash;
 mod device;
 mod features;
+mod host_access;
 mod info;
 mod memory;
 mod vcpu;
@@ -128,6 +129,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::ExtCounter => info::counter(args),
         Function::Control => control::control(args),
         Function::SetWatch => watch::set(args),
+        Function::HostAccess => host_access::host_access(args),
         Function::VmFeatures => features::give(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),
