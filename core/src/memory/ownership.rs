@@ -28,7 +28,7 @@ use super::granule::{Refused, Step, next};
 use crate::addr::{BLOCK_2M, PAGE_SHIFT, Pa, VmId};
 use arrayvec::ArrayVec;
 
-pub use super::granule::{State, Transition};
+pub use super::granule::{Loan, State, Transition};
 
 /// The most banks of RAM that a machine may have.
 pub const MAX_BANKS: usize = 16;
@@ -112,6 +112,8 @@ pub struct Counts {
     pub vm: u64,
     /// [`State::VmShared`].
     pub vm_shared: u64,
+    /// [`State::Lent`] and [`State::Retrieved`].
+    pub lent: u64,
     /// [`State::Dirty`].
     pub dirty: u64,
 }
@@ -124,6 +126,7 @@ impl Counts {
             State::HostShared(_) => &mut self.host_shared,
             State::Vm(_) => &mut self.vm,
             State::VmShared(_) => &mut self.vm_shared,
+            State::Lent(_) | State::Retrieved(_) => &mut self.lent,
             State::Dirty => &mut self.dirty,
         }
     }

@@ -53,7 +53,7 @@ pub fn counter([index, ..]: Args) -> Result<Results, Error> {
         platform::ownership().lock().counts().host_shared
     } else if is(Counter::PagesPrivate) {
         let counts = platform::ownership().lock().counts();
-        counts.vm.saturating_add(counts.vm_shared)
+        counts.vm.saturating_add(counts.vm_shared).saturating_add(counts.lent)
     } else {
         platform::get().cpus.iter().fold(0, |sum, cpu| cpu.counter(index).wrapping_add(sum))
     };

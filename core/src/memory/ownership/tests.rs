@@ -29,12 +29,21 @@ fn run(start: u64, size: u64) -> PaRange {
     PaRange::new(Pa(start), size).unwrap()
 }
 
-/// The specification. A granule has an owner, viewers, and may be dirty.
+/// The specification. A granule has an owner, viewers, may be lent, and may be dirty.
 #[derive(Clone, Debug, PartialEq)]
 struct Granule {
     owner: Owner,
     /// Mappings that are not the owner's: in unprotected VMs for the host's, the host's for a VM's.
     viewers: u32,
+    lent: Option<Lent>,
+}
+
+/// A protected VM's page that VM `to` may map, and has `mapped`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Lent {
+    to: u16,
+    write: bool,
+    mapped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,8 +66,14 @@ enum Ask {
 impl Spec {
     /// One granule's future, or a refusal.
     fn ask(granule: &Granule, ask: &Ask) -> Option<Granule> {
-        let g = |owner, viewers| Some(Granule { owner, viewers });
-        let alone = granule.viewers == 0;
+        let g = |owner, viewers| Some(Granule { owner, viewers, lent: None });
+        let alone = granule.viewers == 0 && granule.lent.is_none();
+        // The page of the loan's owner is lent to its borrower with its rights.
+        let as_lent = |loan: &Loan, mapped| {
+            let lent = Lent { to: loan.borrower.0, write: loan.write, mapped };
+            (granule.owner == Owner::Vm(loan.owner.0) && granule.lent == Some(lent)).then_some(lent)
+        };
+        let mapped = |lent, mapped| Some(Granule { lent: Some(Lent { mapped, ..lent }), ..granule.clone() });
         match *ask {
             Ask::Transition(Transition::HostToHypervisor) if granule.owner == Owner::Host && alone => {
                 g(Owner::Hypervisor, 0)
@@ -80,10 +95,23 @@ impl Spec {
             Ask::Transition(Transition::VmShare(vm)) if granule.owner == Owner::Vm(vm.0) && alone => {
                 g(granule.owner, 1)
             }
-            Ask::Transition(Transition::VmUnshare(vm)) if granule.owner == Owner::Vm(vm.0) && !alone => {
+            Ask::Transition(Transition::VmUnshare(vm))
+                if granule.owner == Owner::Vm(vm.0) && granule.viewers != 0 =>
+            {
                 g(granule.owner, 0)
             }
-            Ask::Take(vm) if granule.owner == Owner::Vm(vm) => g(Owner::Nobody, 0),
+            Ask::Transition(Transition::VmLend(loan))
+                if granule.owner == Owner::Vm(loan.owner.0)
+                    && alone
+                    && loan.borrower != loan.owner
+                    && loan.borrower.0 < 4096 =>
+            {
+                mapped(Lent { to: loan.borrower.0, write: loan.write, mapped: false }, false)
+            }
+            Ask::Transition(Transition::VmRetrieve(loan)) => mapped(as_lent(&loan, false)?, true),
+            Ask::Transition(Transition::VmRelinquish(loan)) => mapped(as_lent(&loan, true)?, false),
+            Ask::Transition(Transition::VmReclaim(loan)) => as_lent(&loan, false).and(g(granule.owner, 0)),
+            Ask::Take(vm) if granule.owner == Owner::Vm(vm) && granule.lent.is_none() => g(Owner::Nobody, 0),
             Ask::GiveBack if granule.owner == Owner::Nobody => g(Owner::Host, 0),
             _ => None,
         }
@@ -104,18 +132,23 @@ impl Spec {
 }
 
 fn granule(state: State) -> Granule {
-    let (owner, viewers) = match state {
-        State::Hypervisor => (Owner::Hypervisor, 0),
-        State::Host => (Owner::Host, 0),
+    let lent = |loan: Loan, mapped| {
+        (Owner::Vm(loan.owner.0), 0, Some(Lent { to: loan.borrower.0, write: loan.write, mapped }))
+    };
+    let (owner, viewers, lent) = match state {
+        State::Hypervisor => (Owner::Hypervisor, 0, None),
+        State::Host => (Owner::Host, 0, None),
         State::HostShared(n) => {
             assert_ne!(n, 0);
-            (Owner::Host, n.into())
+            (Owner::Host, n.into(), None)
         }
-        State::Vm(vm) => (Owner::Vm(vm.0), 0),
-        State::VmShared(vm) => (Owner::Vm(vm.0), 1),
-        State::Dirty => (Owner::Nobody, 0),
+        State::Vm(vm) => (Owner::Vm(vm.0), 0, None),
+        State::VmShared(vm) => (Owner::Vm(vm.0), 1, None),
+        State::Lent(loan) => lent(loan, false),
+        State::Retrieved(loan) => lent(loan, true),
+        State::Dirty => (Owner::Nobody, 0, None),
     };
-    Granule { owner, viewers }
+    Granule { owner, viewers, lent }
 }
 
 fn compare(table: &Ownership<'_>, spec: &Spec) {
@@ -138,6 +171,14 @@ fn compare(table: &Ownership<'_>, spec: &Spec) {
 
 fn asks() -> impl Strategy<Value = Ask> {
     let vm = || (1u16..3).prop_map(VmId);
+    let loan =
+        || (vm(), vm(), any::<bool>()).prop_map(|(owner, borrower, write)| Loan { owner, borrower, write });
+    let lending = prop_oneof![
+        2 => loan().prop_map(Transition::VmLend),
+        1 => loan().prop_map(Transition::VmRetrieve),
+        1 => loan().prop_map(Transition::VmRelinquish),
+        1 => loan().prop_map(Transition::VmReclaim),
+    ];
     prop_oneof![
         1 => Just(Ask::Transition(Transition::HostToHypervisor)),
         3 => Just(Ask::Transition(Transition::HypervisorToHost)),
@@ -146,6 +187,7 @@ fn asks() -> impl Strategy<Value = Ask> {
         2 => Just(Ask::Transition(Transition::UnshareWithVm)),
         1 => vm().prop_map(|v| Ask::Transition(Transition::VmShare(v))),
         1 => vm().prop_map(|v| Ask::Transition(Transition::VmUnshare(v))),
+        4 => lending.prop_map(Ask::Transition),
         2 => vm().prop_map(|v| Ask::Take(v.0)),
         2 => Just(Ask::GiveBack),
     ]
@@ -184,7 +226,7 @@ proptest! {
             banks
                 .iter()
                 .flat_map(|b| b.start().frame()..b.end().frame())
-                .map(|f| (f, Granule { owner: Owner::Hypervisor, viewers: 0 }))
+                .map(|f| (f, Granule { owner: Owner::Hypervisor, viewers: 0, lent: None }))
                 .collect(),
         );
         compare(&table, &spec);
@@ -210,6 +252,10 @@ fn whole_transition_table() {
     states.extend([1, 2, 0xFFFE, 0xFFFF].map(State::HostShared));
     states.extend(vms.map(State::Vm));
     states.extend(vms.map(State::VmShared));
+    let both = |(owner, borrower)| [false, true].map(|write| Loan { owner, borrower, write });
+    let pairs = vms.iter().flat_map(|owner| [1, 2, 3, 0xFFF].map(|n| (*owner, VmId(n))));
+    let loans: Vec<_> = pairs.filter(|(owner, borrower)| owner != borrower).flat_map(both).collect();
+    states.extend(loans.iter().copied().flat_map(|loan| [State::Lent(loan), State::Retrieved(loan)]));
     use Transition as T;
     let mut asks = [T::HostToHypervisor, T::HypervisorToHost, T::ShareWithVm, T::UnshareWithVm]
         .map(Ask::Transition)
@@ -217,6 +263,14 @@ fn whole_transition_table() {
     for vm in vms {
         asks.extend([T::DonateToVm(vm), T::VmShare(vm), T::VmUnshare(vm)].map(Ask::Transition));
         asks.push(Ask::Take(vm.0));
+    }
+    // And to itself, and to a VM that no entry can name.
+    let odd = [(vms[0], vms[0]), (vms[0], VmId(0x1000)), (vms[0], vms[2])].into_iter().flat_map(both);
+    for loan in loans.into_iter().chain(odd) {
+        asks.extend(
+            [T::VmLend(loan), T::VmRetrieve(loan), T::VmRelinquish(loan), T::VmReclaim(loan)]
+                .map(Ask::Transition),
+        );
     }
     asks.push(Ask::GiveBack);
     for &state in &states {
@@ -233,7 +287,9 @@ fn whole_transition_table() {
         }
     }
     assert_eq!(State::decode(0), Some(State::Hypervisor));
-    assert_eq!(State::decode(0xDEAD_BEEF), None);
+    for entry in [0xDEAD_BEEF, MIXED, 0x10, 0x1_0013, 10, 0xF] {
+        assert_eq!(State::decode(entry), None, "{entry:#x}");
+    }
 }
 
 #[test]
