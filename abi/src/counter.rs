@@ -83,6 +83,8 @@ counters! {
     PagesShared = "pages_shared",
     /// Pages owned by VMs.
     PagesPrivate = "pages_private",
+    /// Accesses of devices that an SMMU aborted and told of.
+    DmaFaults = "dma_faults",
 }
 
 /// How many counters there are.

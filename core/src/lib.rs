@@ -22,6 +22,7 @@ pub mod addr;
 pub mod fdt;
 pub mod memory;
 pub mod platform;
+pub mod smmu;
 pub mod vcpu;
 pub mod vgic;
 pub mod vm;

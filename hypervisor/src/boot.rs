@@ -10,6 +10,7 @@
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
+use gzvm_core::fdt::dma::{MAX_SMMUS, MAX_UNGUARDED};
 use gzvm_core::fdt::machine::{MAX_RESERVED, Machine, PsciMethod, Region};
 use gzvm_core::fdt::{host_tree, placement};
 use gzvm_core::memory::PaRange;
@@ -46,6 +47,7 @@ enum BootError {
     NoRedistributor,
     NoRoom(u64),
     HostImage(&'static str),
+    Smmu(u64),
 }
 
 impl core::fmt::Display for BootError {
@@ -54,7 +56,7 @@ impl core::fmt::Display for BootError {
             Self::NoDeviceTree => write!(f, "no valid device tree in x0"),
             Self::NoMemory => write!(f, "the device tree names no usable memory"),
             Self::TreeTooLarge => {
-                write!(f, "the device tree has more memory ranges than this hypervisor handles")
+                write!(f, "the device tree has more memory ranges or SMMUs than this hypervisor handles")
             }
             Self::OnlyVhe => write!(f, "this CPU's EL2 has HCR_EL2.E2H fixed to 1, which is not supported"),
             Self::NoGic => write!(
@@ -66,6 +68,7 @@ impl core::fmt::Display for BootError {
             Self::NoRoom(bytes) => {
                 write!(f, "not enough memory: no free range of {} KiB for the hypervisor", bytes >> 10)
             }
+            Self::Smmu(base) => write!(f, "the SMMU at {base:#x} can't be told to block its devices"),
             Self::HostImage(why) => write!(f, "the host image can't be started: {why}"),
         }
     }
@@ -112,7 +115,7 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let features = Features::detect();
     banner(&machine, &features, image_base);
 
-    if machine.truncated {
+    if machine.truncated || machine.dma.truncated {
         return Err(BootError::TreeTooLarge);
     }
     if cpu::stuck_in_vhe() {
@@ -146,14 +149,14 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
         publish(block, ttbr, &mut published);
     }
     let own = [layout.own, image_pages()];
-    host::init(&banks, &own, &features).map_err(|_| BootError::NoRoom(layout.own.size))?;
+    let withheld: ArrayVec<Region, { MAX_SMMUS + MAX_UNGUARDED }> = machine.dma.withheld().collect();
+    host::init(&banks, &own, &withheld, &features).map_err(|_| BootError::NoRoom(layout.own.size))?;
+    host::dma::init(&machine.dma, |bits| host::stage2_for_devices(&features, bits))
+        .map_err(BootError::Smmu)?;
     let firmware = machine.psci == Some(PsciMethod::Smc);
     let firmware_trng = firmware && guest::random::firmware_has_it();
     if !firmware {
         warn!("no PSCI by SMC: the host gets one CPU, and can't power off");
-    }
-    if !machine.smmu {
-        warn!("no SMMUv3: DMA of host devices is not isolated");
     }
     platform::init(Platform { gic, timers, cpus: published, firmware, firmware_trng }, ownership);
 
@@ -167,8 +170,8 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let entry = check_image(&image.kernel)?;
     // SAFETY: the range was reserved by the layout for this, once, and nothing else uses it.
     let buffer = unsafe { mem::carve::<u8>(layout.tree.base, layout.tree.size as usize) };
-    let used =
-        host_tree::write(fdt, buffer, &image, &own).map_err(|_| BootError::NoRoom(layout.tree.size))?;
+    let used = host_tree::write(fdt, buffer, &image, &own, &machine.dma)
+        .map_err(|_| BootError::NoRoom(layout.tree.size))?;
     // The host starts with its caches off.
     barrier::clean_invalidate(layout.tree.base as usize, used);
     info!("host: kernel {:#x}, {} bytes of device tree at {:#x}: starting", entry, used, layout.tree.base);
@@ -190,7 +193,7 @@ fn banner(machine: &Machine<'_>, features: &Features, image_base: usize) {
         "GICv3: {}, PSCI: {:?}, SMMUv3: {}",
         if machine.gic.is_some() { "yes" } else { "no" },
         machine.psci,
-        if machine.smmu { "yes (not driven yet)" } else { "no" },
+        if machine.dma.smmus.is_empty() { "no" } else { "yes" },
     );
 }
 
@@ -336,6 +339,9 @@ fn map_hypervisor(machine: &Machine<'_>, banks: &[Region], cpus: &Blocks) -> u64
     if let Some(gic) = &machine.gic {
         map.device(gic.dist);
         gic.redist.iter().for_each(|r| map.device(*r));
+    }
+    for smmu in &machine.dma.smmus {
+        map.device(smmu.region);
     }
     map.activate()
 }

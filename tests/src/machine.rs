@@ -60,6 +60,8 @@ pub struct Machine {
     pub memory: String,
     /// What runs at EL2.
     pub boot: Boot,
+    /// An SMMUv3 for what is on PCI.
+    pub smmu: bool,
     /// Count instructions instead of time: one tick of a 1 GHz counter is one instruction.
     pub icount: bool,
     /// Wait for gdb on TCP port 1234.
@@ -79,6 +81,7 @@ impl Machine {
             smp: 4,
             memory: "2G".to_owned(),
             boot,
+            smmu: false,
             icount: false,
             gdb: false,
             no_reboot: true,
@@ -93,6 +96,9 @@ impl Machine {
     pub fn command(&self, interactive: bool) -> Command {
         let mut command = Command::new(QEMU);
         let mut board = "virt,virtualization=on,gic-version=3,memory-backend=ram".to_owned();
+        if self.smmu {
+            board.push_str(",iommu=smmuv3");
+        }
         if self.icount {
             board.push_str(",dtb-randomness=off");
         }

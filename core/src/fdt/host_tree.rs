@@ -7,6 +7,7 @@ use core::fmt::Write;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
+use super::dma::Dma;
 use super::machine::{HostImage, Region};
 use super::writer::{NoSpace, Writer};
 
@@ -18,12 +19,14 @@ const MAX_DEPTH: u32 = 16;
 ///
 /// - `hypervisor` ranges stand in `/reserved-memory` with `no-map`;
 /// - `/chosen` has the host's boot arguments and initrd, and no boot modules;
-/// - `/hypervisor` (`mediatek,geniezone`) is there; another hypervisor's node is not.
+/// - `/hypervisor` (`mediatek,geniezone`) is there; another hypervisor's node is not;
+/// - SMMUs, what names them, and bus masters behind none are left out (`dma`).
 pub fn write(
     source: Fdt<'_>,
     buffer: &mut [u8],
     host: &HostImage<'_>,
     hypervisor: &[Region],
+    dma: &Dma,
 ) -> Result<usize, NoSpace> {
     let reservations = source.memory_reservations().map(|r| (r.address(), r.size()));
     let mut w = Writer::new(buffer, reservations)?;
@@ -42,39 +45,44 @@ pub fn write(
         match child.name() {
             "chosen" => {
                 seen_chosen = true;
-                chosen(&mut w, Some(child), host)?;
+                chosen(&mut w, Some(child), host, dma)?;
             }
             "reserved-memory" => {
                 seen_reserved = true;
-                reserved(&mut w, Some(child), hypervisor)?;
+                reserved(&mut w, Some(child), hypervisor, dma)?;
             }
             "hypervisor" => {}
-            _ => copy(&mut w, child, MAX_DEPTH)?,
+            _ => copy(&mut w, child, dma, MAX_DEPTH)?,
         }
     }
     if !seen_chosen {
-        chosen(&mut w, None, host)?;
+        chosen(&mut w, None, host, dma)?;
     }
     if !seen_reserved {
-        reserved(&mut w, None, hypervisor)?;
+        reserved(&mut w, None, hypervisor, dma)?;
     }
     w.end_node()?;
     w.finish()
 }
 
-fn copy(w: &mut Writer<'_>, node: FdtNode<'_>, depth: u32) -> Result<(), NoSpace> {
-    let Some(depth) = depth.checked_sub(1) else { return Ok(()) };
+fn copy(w: &mut Writer<'_>, node: FdtNode<'_>, dma: &Dma, depth: u32) -> Result<(), NoSpace> {
+    let Some(depth) = depth.checked_sub(1).filter(|_| !dma.leaves_out(&node)) else { return Ok(()) };
     w.begin_node(node.name())?;
-    for p in node.properties() {
+    for p in node.properties().filter(|p| !dma.leaves_out_property(p.name())) {
         w.property(p.name(), p.value())?;
     }
     for child in node.children() {
-        copy(w, child, depth)?;
+        copy(w, child, dma, depth)?;
     }
     w.end_node()
 }
 
-fn chosen(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, host: &HostImage<'_>) -> Result<(), NoSpace> {
+fn chosen(
+    w: &mut Writer<'_>,
+    old: Option<FdtNode<'_>>,
+    host: &HostImage<'_>,
+    dma: &Dma,
+) -> Result<(), NoSpace> {
     const OURS: [&str; 3] = ["bootargs", "linux,initrd-start", "linux,initrd-end"];
     w.begin_node("chosen")?;
     if let Some(old) = old {
@@ -92,13 +100,18 @@ fn chosen(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, host: &HostImage<'_>) ->
     }
     if let Some(old) = old {
         for child in old.children().filter(|c| c.name_without_address() != "module") {
-            copy(w, child, MAX_DEPTH)?;
+            copy(w, child, dma, MAX_DEPTH)?;
         }
     }
     w.end_node()
 }
 
-fn reserved(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, ranges: &[Region]) -> Result<(), NoSpace> {
+fn reserved(
+    w: &mut Writer<'_>,
+    old: Option<FdtNode<'_>>,
+    ranges: &[Region],
+    dma: &Dma,
+) -> Result<(), NoSpace> {
     w.begin_node("reserved-memory")?;
     // New children follow the cell counts that the old node has.
     let cells = |name| match old.and_then(|o| o.property(name)) {
@@ -139,7 +152,7 @@ fn reserved(w: &mut Writer<'_>, old: Option<FdtNode<'_>>, ranges: &[Region]) -> 
     }
     if let Some(old) = old {
         for child in old.children() {
-            copy(w, child, MAX_DEPTH)?;
+            copy(w, child, dma, MAX_DEPTH)?;
         }
     }
     w.end_node()
@@ -165,6 +178,21 @@ mod tests {
         w.property("compatible", b"arm,pl011\0arm,primecell\0").unwrap();
         let reg: Vec<u8> = [0x900_0000u64, 0x1000].iter().flat_map(|v| v.to_be_bytes()).collect();
         w.property("reg", &reg).unwrap();
+        w.end_node().unwrap();
+        w.begin_node("smmu@9050000").unwrap();
+        w.property("compatible", b"arm,smmu-v3\0").unwrap();
+        w.property("phandle", &7u32.to_be_bytes()).unwrap();
+        let reg: Vec<u8> = [0x905_0000u64, 0x2_0000].iter().flat_map(|v| v.to_be_bytes()).collect();
+        w.property("reg", &reg).unwrap();
+        w.end_node().unwrap();
+        w.begin_node("bus").unwrap();
+        w.begin_node("dma").unwrap();
+        w.property("iommus", &[0, 0, 0, 7, 0, 0, 0, 1]).unwrap();
+        w.property("dma-coherent", &[]).unwrap();
+        w.end_node().unwrap();
+        w.begin_node("fw-cfg").unwrap();
+        w.property("dma-coherent", &[]).unwrap();
+        w.end_node().unwrap();
         w.end_node().unwrap();
         w.begin_node("psci").unwrap();
         w.property("compatible", b"arm,psci-1.0\0arm,psci-0.2\0").unwrap();
@@ -198,13 +226,17 @@ mod tests {
 
         let mut out = vec![0; 16384];
         let hyp = [Region { base: 0x7F00_0000, size: 0x100_0000 }];
-        let len = write(fdt, &mut out, &host, &hyp).unwrap();
+        let len = write(fdt, &mut out, &host, &hyp, &machine.dma).unwrap();
         let edited = Fdt::new(&out[..len]).unwrap();
         let again = Machine::from_fdt(edited);
         assert!(again.host.is_none());
         assert!(again.reserved.contains(&hyp[0]));
         let node = edited.find_node("/hypervisor").unwrap();
         assert_eq!(node.property("compatible").unwrap().value(), b"mediatek,geniezone\0");
+        assert_eq!((machine.dma.smmus.len(), again.dma.smmus.len()), (1, 0));
+        let guarded = edited.find_node("/bus/dma").unwrap();
+        assert!(guarded.property("dma-coherent").is_some() && guarded.property("iommus").is_none());
+        assert!(edited.find_node("/bus/fw-cfg").is_none());
         let chosen = edited.find_node("/chosen").unwrap();
         assert_eq!(chosen.property("bootargs").unwrap().value(), b"console=ttyAMA0\0");
         assert!(edited.find_node("/reserved-memory/gzvm@7f000000").unwrap().property("no-map").is_some());
@@ -217,7 +249,7 @@ mod tests {
         let fdt = Fdt::new(&source[..len]).unwrap();
         let host = HostImage { kernel: Region::default(), initrd: None, bootargs: "" };
         for size in 0..400 {
-            assert_eq!(write(fdt, &mut vec![0; size], &host, &[]), Err(NoSpace));
+            assert_eq!(write(fdt, &mut vec![0; size], &host, &[], &Dma::default()), Err(NoSpace));
         }
     }
 }

@@ -5,6 +5,8 @@ use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
+use super::dma::Dma;
+
 /// Most RAM banks.
 pub const MAX_BANKS: usize = 16;
 /// Most physical CPUs.
@@ -130,8 +132,8 @@ pub struct Machine<'a> {
     pub psci: Option<PsciMethod>,
     /// The host's image, if the boot loader gave one.
     pub host: Option<HostImage<'a>>,
-    /// Whether an SMMUv3 is there.
-    pub smmu: bool,
+    /// SMMUs and bus masters.
+    pub dma: Dma,
 }
 
 fn cells(bytes: &[u8]) -> Option<u64> {
@@ -142,12 +144,12 @@ fn cells(bytes: &[u8]) -> Option<u64> {
     }
 }
 
-fn u32_at(value: &[u8], index: usize) -> Option<u32> {
+pub(super) fn u32_at(value: &[u8], index: usize) -> Option<u32> {
     let start = index.checked_mul(4)?;
     value.get(start..start.checked_add(4)?)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-fn property_u32(node: &FdtNode<'_>, name: &str) -> Option<u32> {
+pub(super) fn property_u32(node: &FdtNode<'_>, name: &str) -> Option<u32> {
     u32_at(node.property(name)?.value(), 0)
 }
 
@@ -155,15 +157,15 @@ fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
     value.split(|b| *b == 0).filter(|s| !s.is_empty()).filter_map(|s| core::str::from_utf8(s).ok())
 }
 
-fn compatible(node: &FdtNode<'_>, name: &str) -> bool {
+pub(super) fn compatible(node: &FdtNode<'_>, name: &str) -> bool {
     node.property("compatible").is_some_and(|p| strings(p.value()).any(|s| s == name))
 }
 
-fn disabled(node: &FdtNode<'_>) -> bool {
+pub(super) fn disabled(node: &FdtNode<'_>) -> bool {
     node.property("status").is_some_and(|p| !strings(p.value()).any(|s| s == "okay" || s == "ok"))
 }
 
-fn regions<'a>(node: &FdtNode<'a>) -> impl Iterator<Item = Region> + use<'a> {
+pub(super) fn regions<'a>(node: &FdtNode<'a>) -> impl Iterator<Item = Region> + use<'a> {
     node.reg()
         .ok()
         .flatten()
@@ -182,7 +184,7 @@ fn module_region(node: &FdtNode<'_>) -> Option<Region> {
 
 /// Calls `f` for every node of the tree, parents first. Bounded by the blob's size; trees deeper
 /// than `depth` are cut.
-fn walk<'a>(node: FdtNode<'a>, depth: u32, f: &mut dyn FnMut(&FdtNode<'a>)) {
+pub(super) fn walk<'a>(node: FdtNode<'a>, depth: u32, f: &mut dyn FnMut(&FdtNode<'a>)) {
     f(&node);
     if let Some(depth) = depth.checked_sub(1) {
         for child in node.children() {
@@ -245,7 +247,7 @@ impl<'a> Machine<'a> {
             timer: None,
             psci: None,
             host: None,
-            smmu: false,
+            dma: Dma::from_fdt(fdt),
         };
         for r in fdt.memory_reservations() {
             let region = Region { base: r.address(), size: r.size() };
@@ -343,7 +345,6 @@ impl<'a> Machine<'a> {
                 _ => None,
             });
         }
-        self.smmu |= compatible(node, "arm,smmu-v3");
     }
 
     /// Bytes of RAM.

@@ -22,6 +22,10 @@ mod conformance;
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
+mod dma;
+#[cfg(target_os = "none")]
+mod edu;
+#[cfg(target_os = "none")]
 mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
@@ -72,6 +76,7 @@ fn host_vm() {
         levels::CASES,
         protected::CASES,
         host_access::CASES,
+        dma::CASES,
         abuse::CASES,
     ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();

@@ -23,12 +23,12 @@ pub const CASES: &[Case] = cases!["protected":
     what_it_has_is_nobody_elses, neighbours_are_not_disturbed,
 ];
 
-const SECRET: u64 = 0x5EC2_E75E_C2E7;
+pub const SECRET: u64 = 0x5EC2_E75E_C2E7;
 const INVALID: u64 = -3i64 as u64;
 /// PSCI's and SMCCC's success.
-const OK: u64 = 0;
+pub const OK: u64 = 0;
 
-fn counter(which: Counter) -> Result<u64, Verdict> {
+pub fn counter(which: Counter) -> Result<u64, Verdict> {
     match hypercall::counter(which) {
         Some(count) => Ok(count),
         None => fail!("no counter {}", which.index()),
@@ -53,7 +53,7 @@ fn out_of_reach(address: u64) -> Result<bool, Verdict> {
     }
 }
 
-fn told(vm: &mut Vm, offset: u64, what: &str) -> Result<u64, Verdict> {
+pub fn told(vm: &mut Vm, offset: u64, what: &str) -> Result<u64, Verdict> {
     let (at, value) = vm.run_to_store(0)?;
     check_eq!(at, offset, "{what}: told at");
     Ok(value)

@@ -17,6 +17,7 @@ pub mod percpu;
 pub mod provoke;
 pub mod rng;
 pub mod smc;
+pub mod smmu;
 pub mod sysreg;
 pub mod timer;
 

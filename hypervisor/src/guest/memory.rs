@@ -390,6 +390,8 @@ pub enum MapFailure {
     NoMemory,
     /// The host may not do that to a protected VM.
     Protected,
+    /// An SMMU did not confirm that the host's devices lost it.
+    Dma,
 }
 
 /// Why a page of a guest's can't be had.

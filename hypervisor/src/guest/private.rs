@@ -51,7 +51,7 @@ fn leave_host(memory: PaRange, transition: Transition) -> Result<(), MapFailure>
     host::with(|host| {
         let mut ownership = platform::ownership().lock();
         let permit = ownership.check(memory, transition).map_err(|_| MapFailure::NotHosts)?;
-        host.hide(memory).map_err(|_| MapFailure::NoMemory)?;
+        host.hide(memory)?;
         permit.commit();
         Ok(())
     })

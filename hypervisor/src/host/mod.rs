@@ -2,10 +2,12 @@
 //! The host VM: Linux with the machine to itself, less what is not its own.
 //!
 //! - Its stage 2 is an identity map of everything but the hypervisor's memory, in the largest blocks.
+//! - What its devices see behind an SMMU is the same ([`dma`]).
 //! - Memory that a protected VM is given leaves it, and comes back scrubbed.
 //! - It comes to EL2 for HVC, SMC, faults on memory that is not its own, and its first FP use after
 //!   a guest's. Interrupts never come here while it runs ([`Counter::HostIrq`] proves it).
 
+pub mod dma;
 mod psci;
 
 use arrayvec::ArrayVec;
@@ -18,6 +20,8 @@ use gzvm_core::memory::stage2::{Attrs, MapError, Stage2};
 use gzvm_core::memory::{IpaRange, PaRange};
 use gzvm_core::platform::host_calls::{self, HostCall};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
+use gzvm_core::smmu::Unfit;
+use gzvm_core::smmu::stream_table::Stage2Config;
 use gzvm_core::vcpu::syndrome::{self, Cause, FaultKind};
 use spin::Once;
 
@@ -32,6 +36,7 @@ use crate::hypercall;
 use crate::mem::pool::{self, Account};
 use crate::mem::tables::{Tables, VmTlb};
 use crate::platform;
+use dma::HostTlb;
 
 /// `reason` of an SError.
 const SERROR: u64 = 3;
@@ -77,8 +82,13 @@ pub fn without(region: Region, holes: &[Region]) -> impl Iterator<Item = Region>
     })
 }
 
-/// Builds the host's stage 2: RAM less `own`, and everything that is not RAM as devices.
-pub fn init(banks: &[Region], own: &[Region], features: &Features) -> Result<(), MapError> {
+/// Builds the host's stage 2: RAM less `own`, and everything that is not RAM as devices, less `withheld`.
+pub fn init(
+    banks: &[Region],
+    own: &[Region],
+    withheld: &[Region],
+    features: &Features,
+) -> Result<(), MapError> {
     let bits = ipa_bits(features);
     let root_pages = Stage2::root_pages(bits);
     let out = MapError::OutOfTables(gzvm_core::memory::stage2::OutOfTables);
@@ -95,7 +105,9 @@ pub fn init(banks: &[Region], own: &[Region], features: &Features) -> Result<(),
     let mut at = 0;
     for bank in sorted.iter().copied().chain([Region { base: 1 << bits, size: 0 }]) {
         if bank.base > at {
-            host.map(Region { base: at, size: bank.base - at }, Attrs::DEVICE)?;
+            for part in without(Region { base: at, size: bank.base - at }, withheld) {
+                host.map(part, Attrs::DEVICE)?;
+            }
         }
         at = bank.end();
     }
@@ -103,6 +115,15 @@ pub fn init(banks: &[Region], own: &[Region], features: &Features) -> Result<(),
     TRANSLATION.call_once(|| (cpu::vttbr(root.0, VMID), cpu::vtcr(t0sz, sl0, features)));
     *HOST.lock() = Some(host);
     Ok(())
+}
+
+/// The host's tables for an SMMU with so many bits of address.
+pub fn stage2_for_devices(features: &Features, address_bits: u8) -> Result<Stage2Config, Unfit> {
+    let host = HOST.lock();
+    let stage2 = &host.as_ref().ok_or(Unfit::NoMemory)?.stage2;
+    let (_, sl0) = stage2.vtcr_fields();
+    let ipa = (stage2.ipa_bits(), sl0);
+    Stage2Config::new(stage2.root(), ipa, features.pa_bits, dma::VMID, address_bits)
 }
 
 /// Does `f` with the host's stage 2.
@@ -132,11 +153,18 @@ pub fn repair(ipa: Ipa) -> bool {
 }
 
 impl Host {
-    /// Takes memory out of the host's sight, on all CPUs. Nothing has changed if there is no page for a table.
-    pub fn hide(&mut self, memory: PaRange) -> Result<(), MapError> {
-        let ipa = IpaRange::new(Ipa(memory.start().0), memory.size()).map_err(|_| MapError::IpaOutOfRange)?;
-        let root = self.stage2.root();
-        self.stage2.unmap(&mut Tables { account: &mut self.account }, &mut VmTlb { root }, ipa)
+    /// Takes memory out of the host's sight, on all CPUs and for its devices. Nothing has changed if there is no page for a
+    /// table. After [`MapFailure::Dma`] a device may still reach it, so that it has to stay the host's ([`repair`]).
+    pub fn hide(&mut self, memory: PaRange) -> Result<(), MapFailure> {
+        let ipa = IpaRange::new(Ipa(memory.start().0), memory.size()).map_err(|_| MapFailure::Invalid)?;
+        let mut tlb = self.tlb();
+        let hidden = self.stage2.unmap(&mut Tables { account: &mut self.account }, &mut tlb, ipa);
+        tlb.finish().map_err(|_| MapFailure::Dma)?;
+        hidden.map_err(|_| MapFailure::NoMemory)
+    }
+
+    fn tlb(&self) -> HostTlb {
+        HostTlb::new(VmTlb { root: self.stage2.root() })
     }
 
     /// Puts it there again, in big blocks where all around is there; see [`repair`] for what can't be.
@@ -144,17 +172,17 @@ impl Host {
         let region = Region { base: memory.start().0, size: memory.size() };
         let Ok(ipa) = IpaRange::new(Ipa(region.base), region.size) else { return };
         if self.map(region, Attrs::RAM).is_ok() {
-            let root = self.stage2.root();
+            let mut tlb = self.tlb();
             let tables = &mut Tables { account: &mut self.account };
-            let _ = self.stage2.coalesce(tables, &mut VmTlb { root }, ipa);
+            let _ = self.stage2.coalesce(tables, &mut tlb, ipa);
         }
     }
 
     fn map(&mut self, region: Region, attrs: Attrs) -> Result<(), MapError> {
         let ipa = IpaRange::new(Ipa(region.base), region.size).map_err(|_| MapError::IpaOutOfRange)?;
-        let root = self.stage2.root();
+        let mut tlb = self.tlb();
         let mut tables = Tables { account: &mut self.account };
-        self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, Pa(region.base), attrs)
+        self.stage2.map(&mut tables, &mut tlb, ipa, Pa(region.base), attrs)
     }
 }
 

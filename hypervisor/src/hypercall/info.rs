@@ -9,6 +9,7 @@ use gzvm_abi::hypercall::{EXT_MAGIC, EXT_VERSION, Function, PROBE_VERSION};
 use super::{Args, Error, Results};
 use crate::guest::registry;
 use crate::guest::run::WAKES_AFTERWARDS;
+use crate::host::dma;
 use crate::mem::pool;
 use crate::platform;
 
@@ -54,6 +55,8 @@ pub fn counter([index, ..]: Args) -> Result<Results, Error> {
     } else if is(Counter::PagesPrivate) {
         let counts = platform::ownership().lock().counts();
         counts.vm.saturating_add(counts.vm_shared).saturating_add(counts.lent)
+    } else if is(Counter::DmaFaults) {
+        dma::faults()
     } else {
         platform::get().cpus.iter().fold(0, |sum, cpu| cpu.counter(index).wrapping_add(sum))
     };

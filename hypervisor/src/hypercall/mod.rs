@@ -87,7 +87,7 @@ impl From<MapFailure> for Error {
             MapFailure::Invalid => Self::Invalid,
             MapFailure::NotHosts => Self::Fault,
             MapFailure::NoMemory => Self::NoMemory,
-            MapFailure::Protected => Self::NotSupported,
+            MapFailure::Protected | MapFailure::Dma => Self::NotSupported,
         }
     }
 }

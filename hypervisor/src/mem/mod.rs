@@ -6,12 +6,14 @@
 //!
 //! - [`pool`]: the hypervisor's own pages, handed out zeroed, charged to an account;
 //! - [`boxed`]: values in pool pages;
+//! - [`shared`]: what devices read and write of it;
 //! - [`host`]: copies to and from memory that is the host's, checked page by page;
 //! - [`tables`]: stage-2 table pages and TLB, for `gzvm_core::memory::stage2`.
 
 pub mod boxed;
 pub mod host;
 pub mod pool;
+pub mod shared;
 pub mod stage1;
 pub mod tables;
 

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Stage-2 table pages and TLB maintenance, as `gzvm_core::memory::stage2` wants them.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use gzvm_core::addr::Pa;
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::stage2::{OutOfTables, TableMemory, Tlb};
 
 use super::pool::{self, Account};
 use crate::arch::{barrier, cpu, sysreg};
+
+/// A translation cache did not confirm that it forgot something: pages that were tables are lost from now on, for a walk may
+/// still read them.
+pub static STALE_WALKS: AtomicBool = AtomicBool::new(false);
 
 /// Table pages from the pool, charged to an account.
 pub struct Tables<'a> {
@@ -41,6 +47,9 @@ impl TableMemory for Tables<'_> {
     }
 
     fn free_table(&mut self, table: Pa) {
+        if STALE_WALKS.load(Ordering::SeqCst) {
+            return;
+        }
         pool::free(table, 1);
         self.refund();
     }
