@@ -4,7 +4,7 @@
  *
  * The driver's logic is Rust (core/). This file gives it plain-typed services (gzk_*), and hands
  * it what the kernel asks of a driver (gzr_*). Every LINUX_VERSION_CODE test lives here; no
- * decision about GenieZone does. core/src/sys.rs repeats the prototypes, and core/src/fake.rs is
+ * decision about GenieZone does. core/src/sys.rs repeats the prototypes, and core/src/fake/ is
  * the same interface for tests on a PC.
  *
  * Pointers that cross are opaque on the other side. Errors are negative errno values.

@@ -36,7 +36,7 @@ mod pins;
 #[expect(unsafe_code, reason = "foreign functions")]
 mod sys;
 #[cfg(test)]
-#[path = "fake.rs"]
+#[path = "fake/mod.rs"]
 #[expect(unsafe_code, reason = "stands in for C")]
 mod sys;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The C shim's functions, as `shim.c` defines them. `fake.rs` offers the same in tests.
+//! The C shim's functions, as `shim.c` defines them. `fake/` offers the same in tests.
 
 use core::ffi::c_void;
 

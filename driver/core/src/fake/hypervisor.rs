@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The hypervisor, as far as hypercalls go, and what exits do in the middle of a RUN.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+
+use gzvm_abi::hypercall::{Function, Status, Tuple, cap};
+
+use super::{Fake, File, USER, fake};
+
+/// What RUN does next: writes the shared area, and answers the exit reason.
+pub type Exit = Box<dyn FnOnce(&mut Shared) -> u32 + Send>;
+
+/// The two pages of a vCPU.
+pub struct Shared(*mut u8);
+
+impl Shared {
+    /// Pages at an address of the driver's.
+    pub fn at(page: *mut c_void) -> Self {
+        Self(page.cast())
+    }
+
+    /// Where they are.
+    pub fn address(&self) -> usize {
+        self.0.expose_provenance()
+    }
+
+    /// Writes a value at an offset.
+    pub fn put<T: zerocopy::IntoBytes>(&mut self, offset: usize, value: T) {
+        assert!(offset + size_of::<T>() <= 8192);
+        // SAFETY: inside the two pages.
+        unsafe { self.0.add(offset).cast::<T>().write_unaligned(value) }
+    }
+
+    /// Reads a value at an offset.
+    pub fn get<T: zerocopy::FromBytes>(&self, offset: usize) -> T {
+        assert!(offset + size_of::<T>() <= 8192);
+        // SAFETY: inside the two pages.
+        unsafe { self.0.add(offset).cast::<T>().read_unaligned() }
+    }
+}
+
+/// A VM of the fake hypervisor.
+#[derive(Default)]
+pub struct FakeVm {
+    pub vcpus: BTreeMap<u16, u64>,
+    pub slots: BTreeMap<u32, (u64, u64)>,
+    pub mapped: BTreeMap<u64, u64>,
+    pub mailbox: u64,
+    pub lines: Vec<(u16, u64, u64)>,
+    /// IRQ_LEVEL: vCPU, irq, level, flags.
+    pub levels: Vec<(u16, u64, u64, u64)>,
+    /// VGIC_SPIS.
+    pub spis: u64,
+}
+
+impl Fake {
+    fn hypercall(&mut self, function: Function, args: [u64; 7]) -> (Status, [u64; 3]) {
+        self.calls.push((function, args));
+        let [a1, a2, a3, a4, a5, ..] = args;
+        let done = (Status::Success, [0; 3]);
+        let invalid = (Status::InvalidArgs, [0; 3]);
+        let vm_of = a1 as u16;
+        match function {
+            Function::Probe => (Status::Success, [16, 0, 0]),
+            Function::ExtInfo if self.extensions == 0 => (Status::NotSupported, [0; 3]),
+            Function::ExtInfo => {
+                let version = gzvm_abi::hypercall::EXT_VERSION;
+                (Status::Success, [gzvm_abi::hypercall::EXT_MAGIC, version, self.extensions])
+            }
+            Function::ExtCounter if a1 < gzvm_abi::counter::COUNT as u64 => {
+                (Status::Success, [a1 + 100, 0, 0])
+            }
+            Function::EnableCap => match a2 {
+                cap::QUERY_HYP_BATCH_PAGES => (Status::Success, [self.batch, 0, 0]),
+                cap::QUERY_DESTROY_BATCH_PAGES => (Status::Success, [128, 0, 0]),
+                cap::ENABLE_DEMAND_PAGING if !self.no_demand_paging => done,
+                cap::ENABLE_IDLE => done,
+                cap::BLOCK_BASED_DEMAND_PAGING if !self.no_blocks => match self.vms.get_mut(&vm_of) {
+                    Some(vm) => {
+                        assert_eq!(a3, 2 << 20);
+                        vm.mailbox = a4;
+                        done
+                    }
+                    None => invalid,
+                },
+                cap::PROTECTED_VM if a3 == cap::protected::GET_PVMFW_SIZE => {
+                    (Status::Success, [0x40_0000, 0, 0])
+                }
+                cap::PROTECTED_VM => done,
+                _ => (Status::NotSupported, [0; 3]),
+            },
+            Function::CreateVm => {
+                let id = self.next_vm;
+                self.next_vm += 1;
+                self.vms.insert(id, FakeVm::default());
+                (Status::Success, [id.into(), 0, 0])
+            }
+            Function::DestroyVm => {
+                assert_eq!(a2, 128);
+                if self.destroy_busy > 0 {
+                    self.destroy_busy -= 1;
+                    return (Status::Busy, [0; 3]);
+                }
+                match self.vms.remove(&vm_of) {
+                    Some(vm) => {
+                        assert!(vm.vcpus.is_empty(), "vCPUs outlive their VM");
+                        done
+                    }
+                    None => invalid,
+                }
+            }
+            Function::CreateVcpu => {
+                let Some(tuple) = Tuple::from_reg(a1) else { return invalid };
+                match self.vms.get_mut(&tuple.vm) {
+                    Some(vm) if !vm.vcpus.contains_key(&tuple.vcpu) => {
+                        vm.vcpus.insert(tuple.vcpu, a2);
+                        done
+                    }
+                    _ => invalid,
+                }
+            }
+            Function::DestroyVcpu => {
+                let tuple = Tuple::from_reg(a1).unwrap();
+                let known = self.vms.get_mut(&tuple.vm).and_then(|vm| vm.vcpus.remove(&tuple.vcpu));
+                assert!(known.is_some(), "destroyed a vCPU that is not there");
+                done
+            }
+            Function::SetMemregion => {
+                assert_eq!(a2, 8192);
+                let buffer = Shared(a3 as *mut u8);
+                let (slot, count) = (buffer.get::<u32>(0), buffer.get::<u32>(4));
+                let (pages, gpa) = (buffer.get::<u64>(8), buffer.get::<u64>(16));
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                if let Some(&(first, all)) = vm.slots.get(&slot) {
+                    let mut gfn = gpa / 4096;
+                    assert!(gfn >= first && gfn + pages <= first + all && count > 0);
+                    for i in 0..count as usize {
+                        let (pa, n) = (buffer.get::<u64>(24 + 16 * i), buffer.get::<u32>(32 + 16 * i));
+                        for page in 0..u64::from(n) {
+                            vm.mapped.insert(gfn, pa / 4096 + page);
+                            gfn += 1;
+                        }
+                    }
+                    assert_eq!(gfn, gpa / 4096 + pages);
+                } else {
+                    assert_eq!(count, 0, "registration with constituents");
+                    vm.slots.insert(slot, (gpa / 4096, pages));
+                }
+                done
+            }
+            Function::MapGuest => {
+                assert_eq!(a5, 1);
+                self.vms.get_mut(&vm_of).unwrap().mapped.insert(a4, a3);
+                done
+            }
+            Function::MapGuestBlock => {
+                let batch = self.batch;
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                assert!(a4 <= batch && a4 > 0);
+                assert!(vm.mailbox != 0);
+                let mailbox = Shared(vm.mailbox as *mut u8);
+                let (first, pages) = vm.slots[&(a2 as u32)];
+                for i in 0..a4 {
+                    let (gfn, pfn) = (a3 + i, mailbox.get::<u64>(8 * i as usize));
+                    assert!((first..first + pages).contains(&gfn), "outside the slot");
+                    assert!(vm.mapped.insert(gfn, pfn).is_none_or(|old| old == pfn), "mapped differently");
+                }
+                done
+            }
+            Function::UnmapGuest => {
+                let batch = self.unmap_batch;
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                let inside = |&(first, all): &(u64, u64)| a2 >= first && a2 + a3 <= first + all;
+                assert!(a3 > 0 && vm.slots.values().any(inside), "unmaps what is in no slot");
+                if unmap(vm, a2..a2 + a3, batch) { done } else { (Status::Busy, [0; 3]) }
+            }
+            Function::RemoveMemregion => {
+                let batch = self.unmap_batch;
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                let Some(&(first, all)) = vm.slots.get(&(a2 as u32)) else { return invalid };
+                if !unmap(vm, first..first + all, batch) {
+                    return (Status::Busy, [0; 3]);
+                }
+                vm.slots.remove(&(a2 as u32));
+                done
+            }
+            Function::IrqLevel => {
+                let tuple = Tuple::from_reg(a1).unwrap();
+                self.vms.get_mut(&tuple.vm).unwrap().levels.push((tuple.vcpu, a2, a3, a4));
+                (Status::Success, [self.sleepers, 0, 0])
+            }
+            Function::IrqLine => {
+                let tuple = Tuple::from_reg(a1).unwrap();
+                self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
+                (Status::Success, [self.sleepers, 0, 0])
+            }
+            Function::SetWatch if a1 == 0 => (Status::Success, [0x73F, 0, 0]),
+            Function::SetWatch if a2 & !0x73F != 0 => (Status::NotSupported, [0; 3]),
+            Function::SetWatch if a3 > 3 => invalid,
+            Function::SetWatch => (Status::Success, [0x73F, 0, 0]),
+            Function::VmFeatures if a2 <= 1 && (a1 | a2 == 0 || self.vms.contains_key(&vm_of)) => {
+                (Status::Success, [1, 0, 0])
+            }
+            Function::VmFeatures => invalid,
+            Function::Control => match self.vms.get_mut(&vm_of) {
+                Some(_) if self.control_busy > 0 => {
+                    self.control_busy -= 1;
+                    (Status::Busy, [0; 3])
+                }
+                Some(_) if a2 <= 2 => (Status::Success, [a2 + 1, 5, 0]),
+                _ => invalid,
+            },
+            Function::VgicSpis if (32..=988).contains(&a2) => match self.vms.get_mut(&vm_of) {
+                Some(vm) if vm.vcpus.is_empty() => {
+                    vm.spis = a2;
+                    (Status::Success, [a2, 0, 0])
+                }
+                _ => invalid,
+            },
+            Function::VgicSpis => invalid,
+            Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00, 0]),
+            Function::SetOneReg
+            | Function::CreateDevice
+            | Function::MemregionPurpose
+            | Function::SetDtbConfig
+            | Function::InformExit => done,
+            _ => (Status::NotSupported, [0; 3]),
+        }
+    }
+}
+
+/// One step of taking pages back. Is it done?
+fn unmap(vm: &mut FakeVm, gfns: std::ops::Range<u64>, batch: usize) -> bool {
+    let there: Vec<u64> = vm.mapped.range(gfns).map(|(gfn, _)| *gfn).collect();
+    for gfn in there.iter().take(batch) {
+        vm.mapped.remove(gfn);
+    }
+    there.len() <= batch
+}
+
+pub unsafe fn gzk_hvc(regs: *mut u64) {
+    // SAFETY: 8 registers, as promised by the caller.
+    let regs = unsafe { &mut *regs.cast::<[u64; 8]>() };
+    let function = Function::from_fid(regs[0]).expect("unknown hypercall");
+    let args: [u64; 7] = regs[1..8].try_into().unwrap();
+    if function == Function::Run {
+        let tuple = Tuple::from_reg(args[0]).unwrap();
+        // The exit may call back into the driver, as interrupts do: not under the fake's lock.
+        let (exit, pa) = fake(|k| {
+            k.runs += 1;
+            (k.exits.pop_front().expect("no exit left"), k.vms[&tuple.vm].vcpus[&tuple.vcpu])
+        });
+        let mut shared = Shared(pa as *mut u8);
+        let reason = exit(&mut shared);
+        shared.put(0, reason);
+        regs[0] = 0;
+        regs[1] = reason.into();
+        return;
+    }
+    fake(|k| {
+        let must_succeed = matches!(
+            function,
+            Function::DestroyVm | Function::DestroyVcpu | Function::InformExit | Function::ExtCounter
+        );
+        if !must_succeed && k.fails() {
+            k.calls.push((function, args));
+            regs[0] = Status::NoMemory.to_x0();
+            return;
+        }
+        if let Some(at) = k.answers.iter().position(|(f, _)| *f == function) {
+            k.calls.push((function, args));
+            regs[0] = k.answers.remove(at).1;
+            return;
+        }
+        let (status, results) = k.hypercall(function, args);
+        regs[0] = status.to_x0();
+        regs[1..4].copy_from_slice(&results);
+    });
+}
+
+// ---- What exits do in the middle of a RUN ----
+
+/// User space writes a byte of its memory.
+pub fn poke_user(at: u64, value: u8) {
+    fake(|k| k.user(at, 1).unwrap()[0] = value);
+}
+
+/// The next RUN exits so.
+pub fn nested_exit(exit: impl FnOnce(&mut Shared) -> u32 + Send + 'static) {
+    fake(|k| {
+        // Before what is queued, after what was nested.
+        let at = k.nested;
+        k.nested += 1;
+        k.exits.insert(at, Box::new(exit));
+    });
+}
+
+/// Another thread of the VMM makes an ioctl of the VM.
+pub fn as_vmm<T: zerocopy::IntoBytes + zerocopy::Immutable>(vm: i32, cmd: u32, value: &T) {
+    let at = USER + 0x8000;
+    let file = fake(|k| {
+        k.user(at, size_of::<T>()).unwrap().copy_from_slice(value.as_bytes());
+        k.files[&vm]
+    });
+    let File::Vm(p) = file else { panic!("no VM") };
+    // SAFETY: the private data of an open file.
+    assert_eq!(unsafe { crate::entry::gzr_vm_ioctl(p as *mut c_void, cmd, at) }, 0);
+}
+
+/// Another thread of the VMM runs a vCPU.
+pub fn as_vmm_run(vcpu: i32, at: u64) -> i64 {
+    let File::Vcpu(p) = fake(|k| k.files[&vcpu]) else { panic!("no vCPU") };
+    // SAFETY: the private data of an open file.
+    let ret = unsafe { crate::entry::gzr_vcpu_ioctl(p as *mut c_void, gzvm_abi::ioctl::RUN, at) };
+    fake(|k| k.nested = 0);
+    ret
+}

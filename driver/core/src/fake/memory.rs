@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Memory of the kernel and of user space.
+
+use std::ffi::c_void;
+
+use super::{EFAULT, EINVAL, ENOMEM, PFN_BASE, fake};
+
+pub unsafe fn gzk_alloc(size: usize) -> *mut c_void {
+    fake(|k| {
+        if k.fails() {
+            return std::ptr::null_mut();
+        }
+        let mut memory = vec![0_u64; size.div_ceil(8)];
+        let p = memory.as_mut_ptr();
+        k.allocations.insert(p.addr(), memory);
+        p.cast()
+    })
+}
+
+pub unsafe fn gzk_free(p: *mut c_void) {
+    fake(|k| k.allocations.remove(&p.addr()).expect("freed what is not allocated"));
+}
+
+pub unsafe fn gzk_pages_alloc(order: u32, pa: *mut u64) -> *mut c_void {
+    fake(|k| {
+        if k.fails() {
+            return std::ptr::null_mut();
+        }
+        let layout = std::alloc::Layout::from_size_align(4096 << order, 4096).unwrap();
+        // SAFETY: the size is not zero.
+        let p = unsafe { std::alloc::alloc_zeroed(layout) };
+        k.pages.insert(p.addr(), order);
+        // SAFETY: as promised by the caller.
+        unsafe { *pa = p.expose_provenance() as u64 };
+        p.cast()
+    })
+}
+
+pub unsafe fn gzk_pages_free(p: *mut c_void, order: u32) {
+    fake(|k| {
+        assert_eq!(k.pages.remove(&p.addr()), Some(order));
+        for vm in k.vms.values() {
+            assert!(vm.mailbox != p.addr() as u64, "mailbox freed under the hypervisor");
+            assert!(
+                !vm.vcpus.values().any(|&pa| pa == p.addr() as u64),
+                "vCPU pages freed under the hypervisor"
+            );
+        }
+    });
+    let layout = std::alloc::Layout::from_size_align(4096 << order, 4096).unwrap();
+    // SAFETY: allocated with this layout.
+    unsafe { std::alloc::dealloc(p.cast(), layout) }
+}
+
+pub unsafe fn gzk_user_read(to: *mut c_void, from: u64, len: usize) -> i32 {
+    fake(|k| {
+        if k.fails() {
+            return EFAULT;
+        }
+        let Some(bytes) = k.user(from, len) else { return EFAULT };
+        // SAFETY: as promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast(), len) };
+        0
+    })
+}
+
+pub unsafe fn gzk_user_write(to: u64, from: *const c_void, len: usize) -> i32 {
+    fake(|k| {
+        if k.fails() {
+            return EFAULT;
+        }
+        let Some(bytes) = k.user(to, len) else { return EFAULT };
+        // SAFETY: as promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast(), bytes.as_mut_ptr(), len) };
+        0
+    })
+}
+
+pub unsafe fn gzk_user_range_check(start: u64, size: u64) -> i32 {
+    fake(|k| match k.mapped.iter().find(|(a, b)| (*a..*b).contains(&start)) {
+        None => EFAULT,
+        Some((_, end)) if start + size > *end => EINVAL,
+        Some(_) => 0,
+    })
+}
+
+pub unsafe fn gzk_mm_grab() -> *mut c_void {
+    fake(|k| {
+        if k.fails() {
+            return std::ptr::null_mut();
+        }
+        k.mm_refs += 1;
+        std::ptr::without_provenance_mut(0x100)
+    })
+}
+
+pub unsafe fn gzk_mm_is_current(mm: *const c_void) -> i32 {
+    assert_eq!(mm.addr(), 0x100);
+    fake(|k| i32::from(!k.foreign_mm))
+}
+
+pub unsafe fn gzk_mm_drop(_mm: *mut c_void) {
+    fake(|k| k.mm_refs -= 1);
+}
+
+pub unsafe fn gzk_pin(addr: u64, n: usize, pfns: *mut u64) -> isize {
+    fake(|k| {
+        if k.fails() {
+            return ENOMEM as isize;
+        }
+        let mut got = 0;
+        while got < n {
+            let at = addr + 4096 * got as u64;
+            if k.unpinnable.contains(&at) || !k.mapped.iter().any(|(a, b)| (*a..*b).contains(&at)) {
+                break;
+            }
+            let pfn = PFN_BASE + at / 4096;
+            *k.pins.entry(pfn).or_default() += 1;
+            // SAFETY: got < n.
+            unsafe { pfns.add(got).write(pfn) };
+            got += 1;
+        }
+        if got == 0 { EFAULT as isize } else { got as isize }
+    })
+}
+
+pub unsafe fn gzk_unpin(pfns: *mut u64, n: usize) {
+    fake(|k| {
+        for i in 0..n {
+            // SAFETY: i < n.
+            let pfn = unsafe { pfns.add(i).read() };
+            for vm in k.vms.values() {
+                assert!(!vm.mapped.values().any(|&p| p == pfn), "unpinned under the hypervisor");
+            }
+            let count = k.pins.get_mut(&pfn).expect("not pinned");
+            *count -= 1;
+            if *count == 0 {
+                k.pins.remove(&pfn);
+            }
+        }
+    });
+}
