@@ -23,7 +23,7 @@ counters! {
     HostSmc = "host_smc",
     /// SMCs of the host that were refused.
     HostSmcDenied = "host_smc_denied",
-    /// Stage-2 faults of the host that were answered with a mapping.
+    /// Stage-2 faults of the host that were answered with a mapping, or where its own tables lead elsewhere by now.
     HostFault = "host_fault",
     /// Stage-2 faults of the host that were answered with an abort.
     HostAbort = "host_abort",

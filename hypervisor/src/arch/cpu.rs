@@ -529,7 +529,7 @@ pub fn set_guest_sp(pstate: u64, value: u64) {
     }
 }
 
-/// Stage 1 of the running guest, as its EL1 would read `va` (every page that is executable at EL0 is
+/// Stage 1 of the running guest, or of the host in an exception of its own, as its EL1 would read `va` (every page that is executable at EL0 is
 /// readable at EL1): AT S1E1R, with the guest's PAR_EL1 kept. None if there is no translation.
 pub fn guest_stage1(va: u64) -> Option<Ipa> {
     const PAR_ADDRESS: u64 = 0x0000_FFFF_FFFF_F000;

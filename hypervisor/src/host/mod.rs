@@ -22,7 +22,7 @@ use gzvm_core::platform::host_calls::{self, HostCall};
 use gzvm_core::platform::smccc::NOT_SUPPORTED;
 use gzvm_core::smmu::Unfit;
 use gzvm_core::smmu::stream_table::Stage2Config;
-use gzvm_core::vcpu::syndrome::{self, Cause, FaultKind};
+use gzvm_core::vcpu::syndrome::{self, Abort, Cause, FaultKind};
 use spin::Once;
 
 use crate::arch::lock::Mutex;
@@ -228,7 +228,8 @@ extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
             PerCpu::this().with(|state| state.host_uses_fp());
         }
         Cause::DataAbort(abort, _) | Cause::InstructionAbort(abort)
-            if abort.kind == FaultKind::Translation && repair(Ipa(cpu::fault_ipa_page())) =>
+            if abort.kind == FaultKind::Translation
+                && (repair(Ipa(cpu::fault_ipa_page())) || went_elsewhere(abort)) =>
         {
             count(Counter::HostFault);
         }
@@ -251,6 +252,15 @@ extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
             inject(frame, syndrome::ESR_UNDEFINED, 0);
         }
     }
+}
+
+/// Whether the host's own tables lead elsewhere by now: another of its CPUs took the page out of them, and then gave it away,
+/// while this access was on its way here. It tries again, and finds what its kernel put there.
+fn went_elsewhere(abort: Abort) -> bool {
+    /// Of HPFAR_EL2 and PAR_EL1 alike.
+    const FRAME: u64 = 0x0000_FFFF_FFFF_F000;
+    let now = cpu::guest_stage1(cpu::far());
+    !abort.s1ptw && now.is_none_or(|ipa| (ipa.0 ^ cpu::fault_ipa_page()) & FRAME != 0)
 }
 
 fn from_el0(frame: &HostFrame) -> bool {
