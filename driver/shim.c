@@ -49,6 +49,9 @@ void gzr_vm_release(void *vm);
 long gzr_vcpu_ioctl(void *vcpu, u32 cmd, u64 arg);
 int gzr_vcpu_run_page(void *vcpu, void **page);
 void gzr_vcpu_release(void *vcpu);
+int gzr_memory_map(void *memory, u64 page, u64 pages);
+int gzr_memory_fault(void *memory, u64 page, void *fault);
+void gzr_memory_release(void *memory);
 void gzr_irqfd_signalled(void *owner); /* atomic, interrupts off */
 void gzr_irqfd_hangup(void *owner);
 void gzr_counters_show(void *seq);
@@ -158,15 +161,28 @@ void gzk_mm_drop(void *mm)
 	mmdrop(mm);
 }
 
+static const struct file_operations gzk_memory_fops;
+
+/* The file of guest memory that is mapped at an address, and its page there. NULL for others. */
+static struct file *gzk_memory_at(struct vm_area_struct *vma, u64 at, u64 *page)
+{
+	if (!vma->vm_file || vma->vm_file->f_op != &gzk_memory_fops)
+		return NULL;
+	*page = vma->vm_pgoff + ((at - vma->vm_start) >> PAGE_SHIFT);
+	return vma->vm_file;
+}
+
 /*
  * Is [start, start + size) of the caller wholly mapped? -EFAULT: nothing at start; -EINVAL: a
- * hole further on.
+ * hole further on. Where a file of guest memory is mapped there, *memory is that file, with a
+ * reference, and *page its page at start; -EINVAL if that is not so, in order, up to the end.
  */
-int gzk_user_range_check(u64 start, u64 size)
+int gzk_user_range_check(u64 start, u64 size, void **memory, u64 *page)
 {
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
-	u64 at = start, end = start + size;
+	struct file *file, *first = NULL;
+	u64 at = start, end = start + size, here = 0;
 	int ret = 0;
 
 	if (end < start || end > TASK_SIZE)
@@ -178,8 +194,17 @@ int gzk_user_range_check(u64 start, u64 size)
 			ret = at == start ? -EFAULT : -EINVAL;
 			break;
 		}
+		file = gzk_memory_at(vma, at, &here);
+		if (at == start) {
+			first = file;
+			*page = here;
+		} else if (file != first || (file && here - *page != (at - start) >> PAGE_SHIFT)) {
+			ret = -EINVAL;
+			break;
+		}
 		at = vma->vm_end;
 	} while (at < end);
+	*memory = ret || !first ? NULL : get_file(first);
 	mmap_read_unlock(mm);
 	return ret;
 }
@@ -217,12 +242,12 @@ void gzk_unpin(u64 *pfns, size_t n)
 
 void *gzk_mutex_new(u32 class)
 {
-	static struct lock_class_key keys[5];
-	static const char *const names[5] = { "gzvm vcpu", "gzvm memory", "gzvm irqfds",
-					       "gzvm create", "gzvm ioeventfds" };
+	static struct lock_class_key keys[6];
+	static const char *const names[6] = { "gzvm vcpu", "gzvm memory", "gzvm irqfds", "gzvm create",
+					      "gzvm ioeventfds", "gzvm guest memory" };
 	struct mutex *m = kzalloc(sizeof(*m), GFP_KERNEL_ACCOUNT);
 
-	class = min_t(u32, class, 4);
+	class = min_t(u32, class, 5);
 	if (m)
 		__mutex_init(m, names[class], &keys[class]);
 	return m;
@@ -504,6 +529,142 @@ void gzk_irqfd_flush(void)
 	flush_workqueue(gzk_hangups);
 }
 
+/* ---- Guest memory that is a file ---- */
+
+/* 2^order zeroed pages, freed one by one; the first one's PFN goes to *pfn. */
+int gzk_frames_alloc(u32 order, u64 *pfn)
+{
+	gfp_t gfp = GFP_USER | __GFP_ZERO | __GFP_ACCOUNT;
+	struct page *page;
+
+	/* Whoever asks for many takes single ones too. */
+	if (order)
+		gfp |= __GFP_NORETRY | __GFP_NOWARN;
+	page = alloc_pages(gfp, order);
+	if (!page)
+		return -ENOMEM;
+	if (order)
+		split_page(page, order);
+	*pfn = page_to_pfn(page);
+	return 0;
+}
+
+void gzk_frame_free(u64 pfn)
+{
+	__free_page(pfn_to_page(pfn));
+}
+
+static vm_fault_t gzk_memory_fault(struct vm_fault *vmf)
+{
+	switch (gzr_memory_fault(vmf->vma->vm_file->private_data, vmf->pgoff, vmf)) {
+	case 0:
+		return VM_FAULT_NOPAGE;
+	case -ENOMEM:
+		return VM_FAULT_OOM;
+	default:
+		return VM_FAULT_SIGBUS;
+	}
+}
+
+/* Maps a page where user space touched one. Called by the Rust side out of gzr_memory_fault. */
+int gzk_memory_insert(void *fault, u64 pfn)
+{
+	struct vm_fault *vmf = fault;
+	vm_fault_t ret = vmf_insert_pfn(vmf->vma, vmf->address & PAGE_MASK, pfn);
+
+	if (ret == VM_FAULT_NOPAGE)
+		return 0;
+	return ret == VM_FAULT_OOM ? -ENOMEM : -EFAULT;
+}
+
+static const struct vm_operations_struct gzk_memory_vm_ops = {
+	.fault = gzk_memory_fault,
+};
+
+static void gzk_vma_set(struct vm_area_struct *vma, unsigned long flags)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_set(vma, flags);
+#else
+	vma->vm_flags |= flags;
+#endif
+}
+
+/* Page frames, not pages: nobody can get hold of one, as direct I/O would, when it has to go. */
+static int gzk_memory_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	int ret;
+
+	if (!(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	ret = gzr_memory_map(file->private_data, vma->vm_pgoff, vma_pages(vma));
+	if (ret)
+		return ret;
+	gzk_vma_set(vma, VM_PFNMAP | VM_IO | VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	vma->vm_ops = &gzk_memory_vm_ops;
+	return 0;
+}
+
+static int gzk_memory_release(struct inode *inode, struct file *file)
+{
+	/* NULL: it was never finished. */
+	if (file->private_data) {
+		gzr_memory_release(file->private_data);
+		iput(file->f_mapping->host);
+	}
+	return 0;
+}
+
+static const struct file_operations gzk_memory_fops = {
+	.owner = THIS_MODULE,
+	.release = gzk_memory_release,
+	.mmap = gzk_memory_mmap,
+};
+
+/* Gives the object to a new file, which releases it. On error the object stays the caller's. */
+int gzk_memory_fd(void *memory)
+{
+	struct file *file;
+	struct inode *inode;
+	int fd = get_unused_fd_flags(O_CLOEXEC);
+
+	if (fd < 0)
+		return fd;
+	file = anon_inode_getfile("gzvm-memory", &gzk_memory_fops, NULL, O_RDWR);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(file);
+	}
+	/* All such files have one inode, but each needs its own list of mappings. */
+	inode = alloc_anon_inode(file_inode(file)->i_sb);
+	if (IS_ERR(inode)) {
+		fput(file);
+		put_unused_fd(fd);
+		return PTR_ERR(inode);
+	}
+	file->f_mapping = inode->i_mapping;
+	file->private_data = memory;
+	fd_install(fd, file);
+	return fd;
+}
+
+/* The object of such a file. */
+void *gzk_memory_of(void *file)
+{
+	return ((struct file *)file)->private_data;
+}
+
+void gzk_memory_put(void *file)
+{
+	fput(file);
+}
+
+/* When it returns, no process reaches these pages, unless it faults again. */
+void gzk_memory_unmap(void *file, u64 page, u64 pages)
+{
+	unmap_mapping_range(((struct file *)file)->f_mapping, page << PAGE_SHIFT, pages << PAGE_SHIFT, 1);
+}
+
 /* ---- Files ---- */
 
 static long gzk_vm_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -540,11 +701,7 @@ static int gzk_vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 	if (ret)
 		return ret;
 	/* A child could not use it. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND);
-#else
-	vma->vm_flags |= VM_DONTCOPY | VM_DONTEXPAND;
-#endif
+	gzk_vma_set(vma, VM_DONTCOPY | VM_DONTEXPAND);
 	return vm_insert_page(vma, vma->vm_start, virt_to_page(page));
 }
 

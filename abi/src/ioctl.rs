@@ -49,7 +49,7 @@ pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
 pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
 /// VM, ours: how many SPIs it has, before the first vCPU; see [`extension::VGIC_SPIS`].
 pub const VGIC_SPIS: u32 = iow::<VgicSpis>(0xD4);
-/// VM, ours: makes guest memory that is a file; see [`extension::GUEST_MEMORY`]. Returns its file descriptor.
+/// Device, ours: makes guest memory that is a file; see [`extension::GUEST_MEMORY`]. Returns its file descriptor.
 pub const CREATE_GUEST_MEMORY: u32 = iow::<GuestMemory>(0xC1);
 /// VM: creates an in-hypervisor device (the virtual GIC).
 pub const CREATE_DEVICE: u32 = iowr::<CreateDevice>(0xE0);

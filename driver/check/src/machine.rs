@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use gzvm_abi::ioctl::{self, CreateDevice, OneReg, UserspaceMemoryRegion, VgicSpis};
+use gzvm_abi::hypercall::cap;
+use gzvm_abi::ioctl::{self, CreateDevice, EnableCap, OneReg, UserspaceMemoryRegion, VgicSpis};
 use gzvm_abi::reg;
 use gzvm_abi::run::{Exception, Mmio, VcpuRun, exit};
 use zerocopy::FromZeros;
@@ -110,6 +111,14 @@ impl Machine {
     pub fn with_spis(code: &[u32], registers: &[(u8, u64)], spis: u32) -> Result<Self, String> {
         Self::make(Mapping::new(SIZE, true), code, registers, |vm| {
             sys::ioctl_with(vm, ioctl::VGIC_SPIS, &mut VgicSpis { spis, reserved: [0; 3] }).map(drop)
+        })
+    }
+
+    /// A protected machine with this memory.
+    pub fn protected(ram: Mapping, code: &[u32], registers: &[(u8, u64)]) -> Result<Self, String> {
+        Self::make(ram, code, registers, |vm| {
+            let args = [cap::protected::SET_PROTECTED_VM, 0, 0, 0, 0];
+            sys::ioctl_with(vm, ioctl::ENABLE_CAP, &mut EnableCap { cap: cap::PROTECTED_VM, args }).map(drop)
         })
     }
 

@@ -17,6 +17,7 @@ mod arguments;
 mod conformance;
 mod crosvm;
 mod eventfds;
+mod guest_memory;
 mod machine;
 mod memory;
 mod processes;
@@ -70,6 +71,11 @@ const CHECKS: &[Named] = &[
     ("content_is_shared", memory::content_is_shared),
     ("discard_gives_pages_back", memory::discard_gives_pages_back),
     ("slot_goes_under_a_running_guest", memory::slot_goes_under_a_running_guest),
+    ("guest_memory_arguments", guest_memory::arguments),
+    ("guest_memory_is_ordinary_until_given", guest_memory::ordinary_until_given),
+    ("guest_memory_leaves_every_mapping", guest_memory::leaves_every_mapping),
+    ("guest_memory_stays_the_guests", guest_memory::stays_the_guests),
+    ("guest_memory_sharing_races", guest_memory::sharing_races),
     ("ioeventfd", eventfds::ioeventfd),
     ("irqfd_arguments", eventfds::irqfd_arguments),
     ("irqfd_closed_while_armed", eventfds::closed_while_armed),

@@ -15,7 +15,7 @@ use crate::sys::{self, Child, Mapping, errno, eventfd};
 use crate::{Check, ensure};
 
 /// A value of debugfs' `counters`.
-fn counter(name: &str) -> Result<u64, String> {
+pub fn counter(name: &str) -> Result<u64, String> {
     let text = std::fs::read_to_string("/sys/kernel/debug/gzvm/counters").map_err(|e| e.to_string())?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
     value.ok_or_else(|| format!("no {name} in debugfs"))

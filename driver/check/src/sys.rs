@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! System calls: the only unsafe code of this program.
 
+pub mod probe;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -96,6 +98,22 @@ impl Mapping {
         } else {
             Ok(Self { start: start.cast(), len })
         }
+    }
+
+    /// Moves it elsewhere, and back into one piece.
+    pub fn relocate(&mut self) -> io::Result<()> {
+        let elsewhere = Self::new(self.len, false);
+        // SAFETY: both ranges are our own mappings, of which no reference exists; the second one's is not used again.
+        let moved = unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            libc::mremap(self.start.cast(), self.len, self.len, flags, elsewhere.start)
+        };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::mem::forget(elsewhere);
+        self.start = moved.cast();
+        Ok(())
     }
 
     /// Its address.

@@ -19,6 +19,12 @@ pub static VMS: Gauge = Gauge(AtomicU64::new(0));
 pub static VCPUS: Gauge = Gauge(AtomicU64::new(0));
 /// Pages pinned for VMs.
 pub static PINNED_PAGES: Gauge = Gauge(AtomicU64::new(0));
+/// Pages in files of guest memory.
+pub static GUEST_MEMORY_PAGES: Gauge = Gauge(AtomicU64::new(0));
+/// Of them, those that a protected VM was given.
+pub static PRIVATE_PAGES: Gauge = Gauge(AtomicU64::new(0));
+/// Accesses of user space, or of a system call for it, to pages that are a protected VM's.
+pub static PRIVATE_FAULTS: Gauge = Gauge(AtomicU64::new(0));
 /// irqfds.
 pub static IRQFDS: Gauge = Gauge(AtomicU64::new(0));
 /// Page faults of guests that brought pages in.
@@ -54,8 +60,11 @@ pub fn show(out: &mut SeqFile) {
         ("driver_vms", &VMS),
         ("driver_vcpus", &VCPUS),
         ("driver_pinned_pages", &PINNED_PAGES),
+        ("driver_guest_memory_pages", &GUEST_MEMORY_PAGES),
+        ("driver_private_pages", &PRIVATE_PAGES),
         ("driver_irqfds", &IRQFDS),
         ("driver_faults", &FAULTS),
+        ("driver_private_faults", &PRIVATE_FAULTS),
         ("driver_ioevents", &IOEVENTS),
         ("driver_irqfd_signals", &IRQFD_SIGNALS),
         ("driver_wake_ups", &WAKE_UPS),

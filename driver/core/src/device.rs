@@ -7,6 +7,7 @@ use gzvm_abi::MAX_MEMSLOTS;
 use gzvm_abi::hypercall::{EXT_MAGIC, Function, PROBE_VERSION, cap};
 use gzvm_abi::ioctl::{self, extension};
 
+use crate::guest_memory::GuestMemory;
 use crate::hypercall::call;
 use crate::kernel::print::{pr_err, pr_info, pr_warn};
 use crate::kernel::{Result, code, pa_bits, uaccess};
@@ -110,6 +111,9 @@ pub fn ioctl(cmd: u32, arg: u64) -> Result<i64> {
     match cmd {
         ioctl::CREATE_VM => Vm::create(arg),
         ioctl::CHECK_EXTENSION => check_extension(arg),
+        ioctl::CREATE_GUEST_MEMORY if has_function(Function::HostAccess) => {
+            GuestMemory::create(&uaccess::read(arg)?)
+        }
         ioctl::GET_VCPU_MMAP_SIZE if arg == 0 => Ok(gzvm_abi::PAGE_SIZE as i64),
         ioctl::GET_VCPU_MMAP_SIZE => Err(code::EINVAL),
         _ => Err(code::ENOTTY),
@@ -130,6 +134,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         extension::GET_ONE_REG if knows_registers() => 1,
         extension::RUN_MMAP => 1,
         extension::VGIC_SPIS if has_function(Function::VgicSpis) => gzvm_abi::MAX_SPIS as u64,
+        extension::GUEST_MEMORY if has_function(Function::HostAccess) => 1,
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         cap::VM_FEATURES if has_function(Function::VmFeatures) => call(Function::VmFeatures, [0, 0])?.x1,
         _ => return Err(code::EOPNOTSUPP),

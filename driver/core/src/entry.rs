@@ -3,8 +3,10 @@
 
 use core::ffi::c_void;
 
+use crate::guest_memory::GuestMemory;
 use crate::hypercall::to_long;
 use crate::irqfd::IrqFd;
+use crate::kernel::file::UserFault;
 use crate::kernel::print::SeqFile;
 use crate::kernel::{Arc, KBox};
 use crate::vm::{VcpuFile, Vm};
@@ -80,6 +82,40 @@ pub unsafe extern "C" fn gzr_vcpu_run_page(vcpu: *mut c_void, page: *mut *mut c_
 pub unsafe extern "C" fn gzr_vcpu_release(vcpu: *mut c_void) {
     // SAFETY: the file's box passes to us.
     drop(unsafe { KBox::<VcpuFile>::from_raw(vcpu) });
+}
+
+/// Someone maps these pages of a file of guest memory: 0, or a negative errno if it has no such pages.
+///
+/// # Safety
+/// `memory` is the file's private data, and the file is open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_memory_map(memory: *mut c_void, page: u64, pages: u64) -> i32 {
+    // SAFETY: the file owns it, and is open during the call.
+    let memory = unsafe { &*memory.cast::<GuestMemory>() };
+    memory.check_map(page, pages).map_or_else(|e| e.to_errno(), |()| 0)
+}
+
+/// User space touched a page of a mapping that is not there. 0: it is now.
+///
+/// # Safety
+/// As [`gzr_memory_map`]; `fault` is what `gzk_memory_insert` takes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_memory_fault(memory: *mut c_void, page: u64, fault: *mut c_void) -> i32 {
+    // SAFETY: the file owns it, and is open during the call.
+    let memory = unsafe { &*memory.cast::<GuestMemory>() };
+    // SAFETY: by the caller's promise.
+    let mut fault = unsafe { UserFault::from_raw(fault) };
+    memory.fault(page, |pfn| fault.insert(pfn)).map_or_else(|e| e.to_errno(), |()| 0)
+}
+
+/// A file of guest memory is closed, and no mapping of it is left.
+///
+/// # Safety
+/// `memory` is the file's private data, not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_memory_release(memory: *mut c_void) {
+    // SAFETY: the file's box passes to us.
+    drop(unsafe { KBox::<GuestMemory>::from_raw(memory) });
 }
 
 /// A watched eventfd was signalled. Atomic context.

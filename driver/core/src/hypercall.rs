@@ -3,7 +3,7 @@
 //!
 //! A status becomes an errno in one place, [`errno`].
 
-use gzvm_abi::hypercall::{Function, Status, Tuple};
+use gzvm_abi::hypercall::{Function, Status, Tuple, host_access};
 
 use crate::kernel::{Error, Result, code, hvc, task};
 
@@ -82,6 +82,12 @@ pub fn in_steps(mut f: impl FnMut() -> Result<Reply>) -> Result {
         }
         task::cond_resched();
     }
+}
+
+/// Whether the host may access a page just now, and whether it is the host's alone. Where the hypervisor can't say: neither.
+pub fn host_access(pfn: u64) -> (bool, bool) {
+    call(Function::HostAccess, [host_access::QUERY, pfn, 1])
+        .map_or((false, false), |reply| (reply.x1 & 1 != 0, reply.x2 & 1 != 0))
 }
 
 /// The negative number user space sees.

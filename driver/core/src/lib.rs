@@ -4,7 +4,8 @@
 //! - [`entry`]: what the kernel calls; turns pointers into objects.
 //! - [`device`]: probing the hypervisor, and the ioctls of `/dev/gzvm` itself.
 //! - [`vm`]: a VM, its ioctls, its end. [`vcpu`]: a vCPU and its run loop.
-//! - [`memory`]: slots, demand paging; [`pins`]: which page of the host lies under which of the guest.
+//! - [`memory`]: slots, demand paging; [`pins`]: which page of the host lies under which of the guest; [`guest_memory`]: memory
+//!   that is a file, and leaves user space when it becomes a protected VM's.
 //! - [`ioeventfd`], [`irqfd`]: eventfds signalled by guest writes, and interrupts raised by eventfds.
 //! - [`hypercall`]: the calls, and how their status becomes an errno.
 //! - [`kernel`]: safe types over the C shim, named like those of the kernel's own Rust crate.
@@ -13,7 +14,7 @@
 //! - A page of the host that the hypervisor may have mapped stays pinned until the guest gives it
 //!   back or DESTROY_VM has succeeded. If that call fails, the pages are leaked on purpose.
 //! - No allocation is infallible, and each failing step undoes the steps before it.
-//! - Lock order: vCPU creation or a vCPU's run lock, then memory. The lists of irqfds and
+//! - Lock order: vCPU creation or a vCPU's run lock, then memory, then a file of guest memory. The lists of irqfds and
 //!   ioeventfds stand alone.
 //!
 //! Unsafe code is in [`kernel`] and [`entry`] alone. Tests replace the shim ([`sys`]) by a fake.
@@ -25,6 +26,7 @@ mod counters;
 mod device;
 #[expect(unsafe_code, reason = "the C side's pointers")]
 pub mod entry;
+mod guest_memory;
 mod hypercall;
 mod ioeventfd;
 mod irqfd;

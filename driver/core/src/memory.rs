@@ -9,18 +9,22 @@
 //! bring in one page; but where they follow one another, more and more of those behind ([`Streams`]), as a guest
 //! does that takes back what it gave.
 //!
+//! Pages of a file of guest memory ([`guest_memory`](crate::guest_memory)) are not pinned. Where they go to a protected VM, every
+//! call that may take them from the host is made by [`Target::give`].
+//!
 //! Pages go by the guest's own wish (relinquish), with their slot (size 0), or by DISCARD: always the hypervisor first,
 //! in steps, and the pins after it is done with them.
 
 use gzvm_abi::PAGE_SIZE;
-use gzvm_abi::hypercall::{Constituent, Function, REGION_BUFFER_SIZE, RegionHeader};
+use gzvm_abi::hypercall::{Constituent, Function, REGION_BUFFER_SIZE, RegionHeader, Tuple, host_access};
 use gzvm_abi::ioctl::{Discard, UserspaceMemoryRegion};
 
 use crate::device::{self, BLOCK_PAGES};
-use crate::hypercall::{call, in_steps, retry};
+use crate::hypercall::{self, call, in_steps, retry};
 use crate::kernel::page::Pages;
+use crate::kernel::print::pr_warn;
 use crate::kernel::{KVec, Result, code, mm, task};
-use crate::pins::Pins;
+use crate::pins::{Pins, Source};
 
 /// Most pages in a slot.
 const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
@@ -56,7 +60,6 @@ struct Slot {
     id: u32,
     gfn: u64,
     pages: u64,
-    user_addr: u64,
     pins: Pins,
 }
 
@@ -68,27 +71,23 @@ impl Slot {
     fn contains(&self, gfn: u64) -> bool {
         (self.gfn..self.end()).contains(&gfn)
     }
+}
 
-    /// Address in the creator of a page of this slot.
-    fn user_addr(&self, gfn: u64) -> Result<u64> {
-        gfn.checked_sub(self.gfn)
-            .and_then(|n| n.checked_mul(PAGE_SIZE))
-            .and_then(|offset| self.user_addr.checked_add(offset))
-            .ok_or(code::EFAULT)
-    }
+/// The VM as calls name it.
+#[derive(Clone, Copy)]
+struct Target {
+    id: u16,
+    /// What it is given leaves the host.
+    protected: bool,
+}
 
-    /// Pins pages from `gfn` on, none of which is pinned, and records them. They lie in one block. How many, at least one;
-    /// their PFNs are in `pfns` then.
-    fn pin(&mut self, gfn: u64, pfns: &mut [u64]) -> Result<usize> {
-        self.pins.prepare(gfn)?;
-        let got = mm::pin(self.user_addr(gfn)?, pfns)?;
-        let pinned = pfns.get_mut(..got).ok_or(code::EINVAL)?;
-        if let Err(e) = self.pins.record(gfn, pinned) {
-            // Not reached: the callers looked. Pins without an entry must not stay.
-            mm::unpin(pinned);
-            return Err(e);
+impl Target {
+    /// Makes a call that gives it pages of the slot, or takes them from the host's sight.
+    fn give(self, slot: &Slot, gfn: u64, pages: u64, f: impl FnOnce() -> Result) -> Result {
+        match slot.pins.file(gfn) {
+            Some((file, page)) if self.protected => file.give(page, pages, f),
+            _ => f(),
         }
-        Ok(got)
     }
 }
 
@@ -122,7 +121,7 @@ impl Streams {
 
 /// The slots of a VM and what is needed to fill them.
 pub struct Memory {
-    vm_id: u16,
+    vm: Target,
     paging: Paging,
     /// In ascending order of their addresses.
     slots: KVec<Slot>,
@@ -136,7 +135,7 @@ impl Memory {
     /// No slots. Allocates the mailbox.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            vm_id: 0,
+            vm: Target { id: 0, protected: false },
             paging: Paging::Eager,
             slots: KVec::new(),
             streams: Streams::default(),
@@ -152,8 +151,13 @@ impl Memory {
 
     /// Tells which VM this is of, and how its pages come in.
     pub fn start(&mut self, vm_id: u16, paging: Paging) {
-        self.vm_id = vm_id;
+        self.vm.id = vm_id;
         self.paging = paging;
+    }
+
+    /// The VM is protected from now on.
+    pub fn protect(&mut self) {
+        self.vm.protected = true;
     }
 
     /// SET_USER_MEMORY_REGION.
@@ -174,7 +178,7 @@ impl Memory {
         if pages == 0 && device::has_function(Function::RemoveMemregion) {
             return self.remove(region.slot);
         }
-        mm::check_user_range(region.userspace_addr, region.memory_size.max(1))?;
+        let file = mm::check_user_range(region.userspace_addr, region.memory_size.max(1))?;
         if pages == 0 {
             return Err(code::EINVAL);
         }
@@ -184,15 +188,17 @@ impl Memory {
         }
         self.slots.reserve_one()?;
 
-        let slot = Slot {
-            id: region.slot,
-            gfn,
-            pages,
-            user_addr: region.userspace_addr,
-            pins: Pins::new(gfn, pages)?,
+        let vm = u64::from(self.vm.id);
+        let source = match file {
+            Some((file, page)) => {
+                file.check_map(page, pages)?;
+                call(Function::HostAccess, [host_access::ANNOUNCE, vm])?;
+                Source::File(file, page)
+            }
+            None => Source::User(region.userspace_addr),
         };
+        let slot = Slot { id: region.slot, gfn, pages, pins: Pins::new(gfn, pages, source)? };
         let mut buffer = Pages::<1>::new()?;
-        let vm = u64::from(self.vm_id);
         call(
             Function::MemregionPurpose,
             [vm, region.guest_phys_addr, region.memory_size, region.flags.into()],
@@ -212,7 +218,7 @@ impl Memory {
         // From here on the slot stays whatever happens: the hypervisor may hold pages of it.
         let slot = self.slots.get_mut(place).ok_or(code::EINVAL)?;
         if self.paging == Paging::Eager {
-            populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)
+            populate(self.vm, slot, &mut buffer, &mut self.mailbox)
         } else {
             Ok(())
         }
@@ -222,7 +228,7 @@ impl Memory {
     pub fn populate_all(&mut self) -> Result {
         let mut buffer = Pages::new()?;
         for slot in self.slots.iter_mut() {
-            populate(self.vm_id, slot, &mut buffer, &mut self.mailbox)?;
+            populate(self.vm, slot, &mut buffer, &mut self.mailbox)?;
         }
         self.paging = Paging::Eager;
         Ok(())
@@ -236,7 +242,7 @@ impl Memory {
     /// A guest touched `gpa`, which is not mapped. ERESTARTSYS: a signal came first, let the guest try again.
     pub fn fault(&mut self, gpa: u64) -> Result {
         let gfn = gpa / PAGE_SIZE;
-        let (paging, vm) = (self.paging, self.vm_id);
+        let (paging, vm) = (self.paging, self.vm);
         let removed = self.removed;
         let Some(slot) = slot_of(&mut self.slots, gfn) else {
             // What was a slot when the guest touched it is device space now: let it see that.
@@ -246,8 +252,8 @@ impl Memory {
             Paging::Eager => Err(code::EFAULT),
             Paging::Single => {
                 let pfn = one_page(slot, gfn)?;
-                let args = [vm.into(), slot.id.into(), pfn, gfn, 1];
-                patiently(|| call(Function::MapGuest, args).map(drop))
+                let args = [vm.id.into(), slot.id.into(), pfn, gfn, 1];
+                vm.give(slot, gfn, 1, || patiently(|| call(Function::MapGuest, args).map(drop)))
             }
             Paging::Block => {
                 if slot.pins.block_is_empty(gfn) && map_window(vm, slot, gfn, self.mailbox.as_mut_array())? {
@@ -264,8 +270,29 @@ impl Memory {
     /// The guest gave the page at `gpa` back, and the hypervisor has unmapped it.
     pub fn relinquish(&mut self, gpa: u64) {
         let gfn = gpa / PAGE_SIZE;
-        if let Some(slot) = slot_of(&mut self.slots, gfn) {
+        let Some(slot) = slot_of(&mut self.slots, gfn) else { return };
+        let Some(pfn) = slot.pins.get(gfn) else { return };
+        // Another vCPU may have touched it again before we came here: then it is the guest's, and stays.
+        if !device::has_function(Function::HostAccess) || hypercall::host_access(pfn).1 {
             slot.pins.release(gfn, 1);
+        }
+    }
+
+    /// A vCPU of a protected VM stops sharing the page at `gpa` with the host: no user space may have it when it goes.
+    pub fn unshare(&mut self, vcpu: Tuple, gpa: u64) {
+        let gfn = gpa / PAGE_SIZE;
+        let vm = self.vm;
+        let Some(slot) = slot_of(&mut self.slots, gfn).filter(|s| s.pins.get(gfn).is_some()) else { return };
+        let gone = vm.give(slot, gfn, 1, || {
+            let take = || call(Function::HostAccess, [host_access::UNSHARE, vcpu.to_reg()]).map(drop);
+            // No signal keeps the page in a mapping: the next RUN takes it from the host in any case.
+            retry(BUSY_TRIES, take, || {
+                task::cond_resched();
+                Ok(())
+            })
+        });
+        if let Err(e) = gone {
+            pr_warn!("VM {}: page {gfn:#x} is not taken from the host (error {})", vm.id, -e.to_errno());
         }
     }
 
@@ -279,7 +306,7 @@ impl Memory {
             return Err(code::EINVAL);
         }
         let end = range.guest_phys_addr.checked_add(range.size).ok_or(code::EINVAL)? / PAGE_SIZE;
-        let vm = u64::from(self.vm_id);
+        let vm = u64::from(self.vm.id);
         let mut gfn = range.guest_phys_addr / PAGE_SIZE;
         let slot = slot_of(&mut self.slots, gfn).filter(|s| end <= s.end()).ok_or(code::EINVAL)?;
         while gfn < end {
@@ -298,7 +325,7 @@ impl Memory {
     /// Removes a slot and unpins its pages. If a signal interrupts it, the slot is whole: pages come back on demand.
     fn remove(&mut self, id: u32) -> Result {
         let place = self.slots.iter().position(|s| s.id == id).ok_or(code::EINVAL)?;
-        in_steps(|| call(Function::RemoveMemregion, [self.vm_id.into(), id.into()]))?;
+        in_steps(|| call(Function::RemoveMemregion, [self.vm.id.into(), id.into()]))?;
         self.removed = true;
         self.slots.remove(place).map(drop).ok_or(code::EINVAL)
     }
@@ -318,24 +345,25 @@ fn patiently(f: impl FnMut() -> Result) -> Result {
     })
 }
 
-fn map_block(vm: u16, slot: u32, gfn: u64, pages: u64) -> Result {
-    patiently(|| call(Function::MapGuestBlock, [vm.into(), slot.into(), gfn, pages]).map(drop))
+fn map_block(vm: Target, slot: &Slot, gfn: u64, pages: u64) -> Result {
+    let args = [vm.id.into(), slot.id.into(), gfn, pages];
+    vm.give(slot, gfn, pages, || patiently(|| call(Function::MapGuestBlock, args).map(drop)))
 }
 
-/// The PFN under `gfn`, pinned now if it was not.
+/// The PFN under `gfn`, taken now if it was not.
 fn one_page(slot: &mut Slot, gfn: u64) -> Result<u64> {
     if let Some(pfn) = slot.pins.get(gfn) {
         return Ok(pfn);
     }
     let mut pfn = [0];
-    slot.pin(gfn, &mut pfn)?;
+    slot.pins.take(gfn, &mut pfn)?;
     let [pfn] = pfn;
     Ok(pfn)
 }
 
 /// Maps the block around `fault`, of which no page is pinned. Did that include `fault`?
 fn map_window(
-    vm: u16,
+    vm: Target,
     slot: &mut Slot,
     fault: u64,
     mailbox: &mut [u64; BLOCK_PAGES as usize],
@@ -348,9 +376,9 @@ fn map_window(
         let want = device::map_batch().min(end - at);
         let pfns = mailbox.get_mut(..want as usize).ok_or(code::EINVAL)?;
         // A neighbour that can't be had is no reason to fail; the faulting page itself is tried again alone.
-        let Ok(got) = slot.pin(at, pfns) else { break };
+        let Ok(got) = slot.pins.take(at, pfns) else { break };
         let got = got as u64;
-        let mapped = map_block(vm, slot.id, at, got);
+        let mapped = map_block(vm, slot, at, got);
         if (at..at.saturating_add(got)).contains(&fault) {
             mapped?;
             served = true;
@@ -367,7 +395,7 @@ fn map_window(
 
 /// Maps `gfn`, and up to `wanted` pages from there on as far as none is pinned and they lie in the same block. How many.
 fn map_run(
-    vm: u16,
+    vm: Target,
     slot: &mut Slot,
     gfn: u64,
     wanted: u64,
@@ -379,19 +407,19 @@ fn map_run(
     let [first, ..] = mailbox;
     if free <= 1 {
         *first = one_page(slot, gfn)?;
-        return map_block(vm, slot.id, gfn, 1).map(|()| 1);
+        return map_block(vm, slot, gfn, 1).map(|()| 1);
     }
-    let got = slot.pin(gfn, mailbox.get_mut(..free).ok_or(code::EINVAL)?)? as u64;
-    match map_block(vm, slot.id, gfn, got) {
+    let got = slot.pins.take(gfn, mailbox.get_mut(..free).ok_or(code::EINVAL)?)? as u64;
+    match map_block(vm, slot, gfn, got) {
         Ok(()) => Ok(got),
         // What is wrong with a neighbour is found out when it is touched.
         Err(e) if got == 1 || e == code::ERESTARTSYS => Err(e),
-        Err(_) => map_block(vm, slot.id, gfn, 1).map(|()| 1),
+        Err(_) => map_block(vm, slot, gfn, 1).map(|()| 1),
     }
 }
 
 /// Brings in all pages of a slot that are not there, through the region buffer.
-fn populate(vm: u16, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages<0>) -> Result {
+fn populate(vm: Target, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages<0>) -> Result {
     let mut gfn = slot.gfn;
     while gfn < slot.end() {
         if task::signal_pending() {
@@ -414,7 +442,7 @@ fn populate(vm: u16, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages
                 }
                 None => {
                     let free = (at..chunk_end).take_while(|&g| slot.pins.get(g).is_none()).count();
-                    slot.pin(at, pfns.get_mut(..free).ok_or(code::EINVAL)?)?
+                    slot.pins.take(at, pfns.get_mut(..free).ok_or(code::EINVAL)?)?
                 }
             };
             for &pfn in pfns.iter().take(got) {
@@ -428,8 +456,8 @@ fn populate(vm: u16, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages
             total_pages: at - gfn,
             gpa: gfn.saturating_mul(PAGE_SIZE),
         };
-        let pa = buffer.pa();
-        patiently(|| call(Function::SetMemregion, [vm.into(), REGION_BUFFER_SIZE, pa]).map(drop))?;
+        let args = [vm.id.into(), REGION_BUFFER_SIZE, buffer.pa()];
+        vm.give(slot, gfn, at - gfn, || patiently(|| call(Function::SetMemregion, args).map(drop)))?;
         task::cond_resched();
         gfn = at;
     }

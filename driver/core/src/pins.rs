@@ -3,19 +3,50 @@
 //!
 //! A two-level table: blocks of 512 pages (2 MiB, aligned in guest space), 8 bytes a page, allocated on the first touch.
 //!
-//! Invariant: an entry stands for exactly one pin. Dropping the table unpins everything; so it must only be dropped when
-//! the hypervisor has let go of the pages.
+//! Invariant: an entry stands for exactly one page taken from the slot's [`Source`]. Dropping the table gives everything
+//! back; so it must only be dropped when the hypervisor has let go of the pages.
 
-use core::cell::Cell;
-
+use gzvm_abi::PAGE_SIZE;
 use zerocopy::FromZeros;
 
 use crate::counters::PINNED_PAGES;
 use crate::device::BLOCK_PAGES;
+use crate::kernel::file::MemoryFile;
 use crate::kernel::{KBox, KVec, Result, code, mm, task};
 
-/// Pages that are unpinned together.
-const UNPIN_BATCH: usize = 64;
+/// Where a slot's pages come from.
+pub enum Source {
+    /// Whatever the creator has mapped from this address on; pinned.
+    User(u64),
+    /// A file of guest memory, from this page on.
+    File(MemoryFile, u64),
+}
+
+impl Source {
+    /// Takes pages from the slot's page `n` on. How many, at least one; their PFNs are in `pfns` then.
+    fn take(&self, n: u64, pfns: &mut [u64]) -> Result<usize> {
+        match self {
+            Self::User(address) => {
+                let offset = n.checked_mul(PAGE_SIZE).ok_or(code::EFAULT)?;
+                let got = mm::pin(address.checked_add(offset).ok_or(code::EFAULT)?, pfns)?;
+                PINNED_PAGES.add(got as u64);
+                Ok(got)
+            }
+            Self::File(file, first) => file.take(first.saturating_add(n), pfns),
+        }
+    }
+
+    /// Gives back what was taken; overwrites the PFNs.
+    fn put(&self, n: u64, pfns: &mut [u64]) {
+        match self {
+            Self::User(_) => {
+                PINNED_PAGES.sub(pfns.len() as u64);
+                mm::unpin(pfns);
+            }
+            Self::File(file, first) => file.put(first.saturating_add(n), pfns.len() as u64),
+        }
+    }
+}
 
 #[derive(FromZeros)]
 #[repr(C)]
@@ -26,9 +57,10 @@ struct Block {
     entries: [u64; BLOCK_PAGES as usize],
 }
 
-/// The pins of one slot.
+/// The pages of one slot.
 pub struct Pins {
-    first_block: u64,
+    gfn: u64,
+    source: Source,
     blocks: KVec<Option<KBox<Block>>>,
 }
 
@@ -39,16 +71,16 @@ fn split(gfn: u64) -> (u64, usize) {
 
 impl Pins {
     /// None yet, for the guest pages `[gfn, gfn + pages)`.
-    pub fn new(gfn: u64, pages: u64) -> Result<Self> {
+    pub fn new(gfn: u64, pages: u64, source: Source) -> Result<Self> {
         let first_block = gfn / BLOCK_PAGES;
         let last = gfn.checked_add(pages).and_then(|end| end.checked_sub(1)).ok_or(code::EINVAL)?;
         let n = (last / BLOCK_PAGES).saturating_sub(first_block).saturating_add(1);
         let n = usize::try_from(n).map_err(|_| code::ENOMEM)?;
-        Ok(Self { first_block, blocks: KVec::filled(n, || None)? })
+        Ok(Self { gfn, source, blocks: KVec::filled(n, || None)? })
     }
 
     fn place(&self, block: u64) -> Option<usize> {
-        block.checked_sub(self.first_block)?.try_into().ok()
+        block.checked_sub(self.gfn / BLOCK_PAGES)?.try_into().ok()
     }
 
     fn block(&self, block: u64) -> Option<&Block> {
@@ -60,14 +92,31 @@ impl Pins {
         self.blocks.get_mut(place)?.as_deref_mut()
     }
 
-    /// Allocates what recording pins in the block of `gfn` needs.
-    pub fn prepare(&mut self, gfn: u64) -> Result {
+    /// Takes pages from `gfn` on, none of which is here yet, and records them. They lie in one block. How many, at least
+    /// one; their PFNs are in `pfns` then.
+    pub fn take(&mut self, gfn: u64, pfns: &mut [u64]) -> Result<usize> {
         let place = self.place(split(gfn).0).ok_or(code::EINVAL)?;
         let slot = self.blocks.get_mut(place).ok_or(code::EINVAL)?;
         if slot.is_none() {
             *slot = Some(KBox::zeroed()?);
         }
-        Ok(())
+        let n = gfn.checked_sub(self.gfn).ok_or(code::EINVAL)?;
+        let got = self.source.take(n, pfns)?;
+        let taken = pfns.get_mut(..got).ok_or(code::EINVAL)?;
+        if let Err(e) = self.record(gfn, taken) {
+            // Not reached: the callers looked. What has no entry must not stay.
+            self.source.put(n, taken);
+            return Err(e);
+        }
+        Ok(got)
+    }
+
+    /// The file of guest memory that the pages are of, and its page under `gfn`.
+    pub fn file(&self, gfn: u64) -> Option<(&MemoryFile, u64)> {
+        match &self.source {
+            Source::User(_) => None,
+            Source::File(file, first) => Some((file, first.checked_add(gfn.checked_sub(self.gfn)?)?)),
+        }
     }
 
     /// Is nothing pinned in the block of `gfn`?
@@ -81,9 +130,9 @@ impl Pins {
         self.block(block)?.entries.get(index)?.checked_sub(1)
     }
 
-    /// Records pins under the pages from `gfn` on, which have none and lie in one [prepared](Self::prepare) block. If that is
-    /// not so, EINVAL or EEXIST: all of them stay the caller's.
-    pub fn record(&mut self, gfn: u64, pfns: &[u64]) -> Result {
+    /// Records pages from `gfn` on, where there are none, in one block. If that is not so, EINVAL or EEXIST: all of them stay
+    /// the caller's.
+    fn record(&mut self, gfn: u64, pfns: &[u64]) -> Result {
         let (number, index) = split(gfn);
         let block = self.block_mut(number).ok_or(code::EINVAL)?;
         let end = index.checked_add(pfns.len()).ok_or(code::EINVAL)?;
@@ -95,50 +144,51 @@ impl Pins {
             *entry = pfn.wrapping_add(1);
         }
         block.used = block.used.saturating_add(pfns.len() as u64);
-        PINNED_PAGES.add(pfns.len() as u64);
         Ok(())
     }
 
-    /// Unpins what there is under `pages` pages from `gfn` on, which lie in one block.
+    /// Gives back what there is under `pages` pages from `gfn` on, which lie in one block.
     pub fn release(&mut self, gfn: u64, pages: u64) {
         let (number, index) = split(gfn);
         let Some(place) = self.place(number) else { return };
         let Some(slot) = self.blocks.get_mut(place) else { return };
         let Some(block) = slot.as_deref_mut() else { return };
         let end = index.saturating_add(pages as usize).min(block.entries.len());
-        for entries in block.entries.get_mut(index..end).unwrap_or_default().chunks_mut(UNPIN_BATCH) {
-            let mut pfns = [0; UNPIN_BATCH];
-            let mut n = 0;
-            for pfn in entries.iter_mut().filter_map(|e| core::mem::take(e).checked_sub(1)) {
-                if let Some(to) = pfns.get_mut(n) {
-                    *to = pfn;
-                    n += 1;
-                }
-            }
-            block.used = block.used.saturating_sub(n as u64);
-            PINNED_PAGES.sub(n as u64);
-            mm::unpin(pfns.get_mut(..n).unwrap_or_default());
-        }
+        let entries = block.entries.get_mut(index..end).unwrap_or_default();
+        let given = empty(&self.source, gfn.saturating_sub(self.gfn), entries);
+        block.used = block.used.saturating_sub(given);
         if block.used == 0 {
             *slot = None;
         }
     }
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        // PFNs move to the front of the array that held them.
-        let cells = Cell::from_mut(self.entries.as_mut_slice()).as_slice_of_cells();
-        let mut to = cells.iter();
-        let mut n = 0;
-        for pfn in cells.iter().filter_map(|e| e.get().checked_sub(1)) {
-            if let Some(to) = to.next() {
-                to.set(pfn);
-                n += 1;
-            }
+/// Gives back the pages that these entries, of the slot's page `n` and those behind, stand for. How many.
+fn empty(source: &Source, n: u64, entries: &mut [u64]) -> u64 {
+    let (mut at, mut given) = (n, 0_u64);
+    for run in entries.chunk_by_mut(|a, b| (*a == 0) == (*b == 0)) {
+        let pages = run.len() as u64;
+        if run.first() != Some(&0) {
+            run.iter_mut().for_each(|entry| *entry = entry.wrapping_sub(1));
+            source.put(at, run);
+            run.fill(0);
+            given = given.saturating_add(pages);
         }
-        mm::unpin(self.entries.get_mut(..n).unwrap_or_default());
-        PINNED_PAGES.sub(n as u64);
-        task::cond_resched();
+        at = at.wrapping_add(pages);
+    }
+    given
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // The first block's first entry may lie before the slot: nothing is there, but it counts.
+        let mut gfn = self.gfn - self.gfn % BLOCK_PAGES;
+        for block in self.blocks.iter_mut() {
+            if let Some(block) = block.as_deref_mut() {
+                empty(&self.source, gfn.wrapping_sub(self.gfn), &mut block.entries);
+                task::cond_resched();
+            }
+            gfn = gfn.saturating_add(BLOCK_PAGES);
+        }
     }
 }

@@ -16,7 +16,7 @@ unsafe extern "C" {
 
     pub fn gzk_user_read(to: *mut c_void, from: u64, len: usize) -> i32;
     pub fn gzk_user_write(to: u64, from: *const c_void, len: usize) -> i32;
-    pub fn gzk_user_range_check(start: u64, size: u64) -> i32;
+    pub fn gzk_user_range_check(start: u64, size: u64, memory: *mut *mut c_void, page: *mut u64) -> i32;
     pub fn gzk_mm_grab() -> *mut c_void;
     pub fn gzk_mm_is_current(mm: *const c_void) -> i32;
     pub fn gzk_mm_drop(mm: *mut c_void);
@@ -50,6 +50,14 @@ unsafe extern "C" {
     pub fn gzk_irqfd_watch(p: *mut c_void, fd: i32, owner: *mut c_void) -> i32;
     pub fn gzk_irqfd_free(p: *mut c_void, from_hangup: i32);
     pub fn gzk_irqfd_flush();
+
+    pub fn gzk_frames_alloc(order: u32, pfn: *mut u64) -> i32;
+    pub fn gzk_frame_free(pfn: u64);
+    pub fn gzk_memory_insert(fault: *mut c_void, pfn: u64) -> i32;
+    pub fn gzk_memory_fd(memory: *mut c_void) -> i32;
+    pub fn gzk_memory_of(file: *mut c_void) -> *mut c_void;
+    pub fn gzk_memory_put(file: *mut c_void);
+    pub fn gzk_memory_unmap(file: *mut c_void, page: u64, pages: u64);
 
     pub fn gzk_vm_fd(vm: *mut c_void) -> i32;
     pub fn gzk_vcpu_fd(index: u32, vcpu: *mut c_void) -> i32;

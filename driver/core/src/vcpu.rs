@@ -29,8 +29,8 @@ use gzvm_abi::hypercall::{Function, Tuple};
 use gzvm_abi::ioctl::OneReg;
 use gzvm_abi::reg;
 use gzvm_abi::run::{
-    Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, Resampled, VcpuRun,
-    exception, exit, reason,
+    Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, Resampled, Unshare,
+    VcpuRun, exception, exit, reason,
 };
 
 use crate::counters::{FAULTS, IOEVENTS, VCPUS};
@@ -213,6 +213,10 @@ impl Vcpu {
                 for intid in ended.intids.iter().take(ended.count as usize) {
                     vm.irqfds().resampled(intid.saturating_sub(FIRST_SPI));
                 }
+                Next::Again
+            }
+            exit::UNSHARE => {
+                vm.unshare(self.tuple, self.shared.load::<Unshare, PAYLOAD>().gpa);
                 Next::Again
             }
             exit::EXCEPTION => self.exception(vm),

@@ -261,7 +261,9 @@ impl Vm {
                 if memory.paging() == Paging::Single {
                     memory.populate_all()?;
                 }
-                enable().map(drop)
+                enable()?;
+                memory.protect();
+                Ok(())
             }
             _ => Err(code::EINVAL),
         }
@@ -344,6 +346,13 @@ impl Vm {
     pub fn relinquish(&self, gpa: u64) {
         if let Ok(memory) = self.memory() {
             memory.lock().relinquish(gpa);
+        }
+    }
+
+    /// The guest stops sharing a page with the host.
+    pub fn unshare(&self, vcpu: Tuple, gpa: u64) {
+        if let Ok(memory) = self.memory() {
+            memory.lock().unshare(vcpu, gpa);
         }
     }
 

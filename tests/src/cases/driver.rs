@@ -42,7 +42,7 @@ wait
 holds module_goes "rmmod refused" rmmod gzvm
 holds module_comes_back "insmod refused" insmod /lib/modules/gzvm.ko
 # Lock-ups and stalls are the emulator's on a busy PC.
-dmesg | grep -E 'WARNING:|BUG:|Oops|Unable to handle' | grep -v 'soft lockup' >/tmp/kernel
+dmesg | grep -E 'WARNING:|BUG:|Oops|Unable to handle|Internal error|Call trace:|external abort' | grep -v 'soft lockup' >/tmp/kernel
 cat /tmp/kernel
 holds kernel_is_quiet "see above" [ ! -s /tmp/kernel ]
 finish"#;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The hypervisor, as far as hypercalls go, and what exits do in the middle of a RUN.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 
-use gzvm_abi::hypercall::{Function, Status, Tuple, cap};
+use gzvm_abi::hypercall::{Function, Status, Tuple, cap, host_access};
 
 use super::{Fake, File, USER, fake};
 
@@ -52,6 +52,13 @@ pub struct FakeVm {
     pub levels: Vec<(u16, u64, u64, u64)>,
     /// VGIC_SPIS.
     pub spis: u64,
+    pub protected: bool,
+    /// Pages of a protected VM that it lets the host see.
+    pub shared: BTreeSet<u64>,
+    /// HOST_ACCESS, ANNOUNCE.
+    pub announces: bool,
+    /// vCPUs that stop sharing a page: its GFN.
+    pub unsharing: BTreeMap<u16, u64>,
 }
 
 impl Fake {
@@ -87,7 +94,15 @@ impl Fake {
                 cap::PROTECTED_VM if a3 == cap::protected::GET_PVMFW_SIZE => {
                     (Status::Success, [0x40_0000, 0, 0])
                 }
-                cap::PROTECTED_VM => done,
+                cap::PROTECTED_VM => {
+                    let vm = self.vms.get_mut(&vm_of).unwrap();
+                    // Ours, which alone allows such files, makes no VM protected that has pages.
+                    if vm.mapped.values().any(|pfn| self.memories.frames.contains(pfn)) {
+                        return invalid;
+                    }
+                    vm.protected = true;
+                    done
+                }
                 _ => (Status::NotSupported, [0; 3]),
             },
             Function::CreateVm => {
@@ -195,6 +210,24 @@ impl Fake {
                 self.vms.get_mut(&tuple.vm).unwrap().lines.push((tuple.vcpu, a2, a3));
                 (Status::Success, [self.sleepers, 0, 0])
             }
+            Function::HostAccess => match a1 {
+                host_access::QUERY => {
+                    assert!((1..=host_access::MOST).contains(&a3));
+                    let mask =
+                        |f: &dyn Fn(u64) -> bool| (0..a3).fold(0, |mask, n| mask | u64::from(f(a2 + n)) << n);
+                    let visible = mask(&|pfn| self.host_may_access(pfn));
+                    (Status::Success, [visible, mask(&|pfn| self.is_hosts_own(pfn)), 0])
+                }
+                host_access::ANNOUNCE => {
+                    self.vms.get_mut(&(a2 as u16)).unwrap().announces = true;
+                    done
+                }
+                host_access::UNSHARE => {
+                    let tuple = Tuple::from_reg(a2).unwrap();
+                    if self.finish_unshare(tuple) { done } else { invalid }
+                }
+                _ => invalid,
+            },
             Function::SetWatch if a1 == 0 => (Status::Success, [0x73F, 0, 0]),
             Function::SetWatch if a2 & !0x73F != 0 => (Status::NotSupported, [0; 3]),
             Function::SetWatch if a3 > 3 => invalid,
@@ -230,6 +263,44 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// What user space has mapped, the host may access.
+    fn check_mappings(&self) {
+        for vm in self.vms.values().filter(|vm| vm.protected) {
+            for pfn in vm.mapped.values().filter(|pfn| !vm.shared.contains(pfn)) {
+                assert!(!self.memories.is_mapped(*pfn), "user space has what the host lost");
+            }
+        }
+    }
+
+    /// A page that a vCPU stops sharing leaves the host. Does it?
+    fn finish_unshare(&mut self, vcpu: Tuple) -> bool {
+        let Some(vm) = self.vms.get_mut(&vcpu.vm) else { return false };
+        let Some(gfn) = vm.unsharing.remove(&vcpu.vcpu) else { return false };
+        let gone = vm.mapped.get(&gfn).is_some_and(|pfn| vm.shared.remove(pfn));
+        self.check_mappings();
+        gone
+    }
+}
+
+/// The guest of the first VM lets the host see a page.
+pub fn shares(gfn: u64) {
+    fake(|k| {
+        let vm = k.vms.get_mut(&1).unwrap();
+        let pfn = vm.mapped[&gfn];
+        vm.shared.insert(pfn);
+    });
+}
+
+/// An exit: its first vCPU stops sharing a page.
+pub fn stops_sharing(gfn: u64) -> Exit {
+    Box::new(move |shared| {
+        fake(|k| k.vms.get_mut(&1).unwrap().unsharing.insert(0, gfn));
+        shared.put(8, [gfn * 4096, 0]);
+        gzvm_abi::run::exit::UNSHARE
+    })
+}
+
 /// One step of taking pages back. Is it done?
 fn unmap(vm: &mut FakeVm, gfns: std::ops::Range<u64>, batch: usize) -> bool {
     let there: Vec<u64> = vm.mapped.range(gfns).map(|(gfn, _)| *gfn).collect();
@@ -249,6 +320,7 @@ pub unsafe fn gzk_hvc(regs: *mut u64) {
         // The exit may call back into the driver, as interrupts do: not under the fake's lock.
         let (exit, pa) = fake(|k| {
             k.runs += 1;
+            k.finish_unshare(tuple);
             (k.exits.pop_front().expect("no exit left"), k.vms[&tuple.vm].vcpus[&tuple.vcpu])
         });
         let mut shared = Shared(pa as *mut u8);
@@ -274,6 +346,7 @@ pub unsafe fn gzk_hvc(regs: *mut u64) {
             return;
         }
         let (status, results) = k.hypercall(function, args);
+        k.check_mappings();
         regs[0] = status.to_x0();
         regs[1..4].copy_from_slice(&results);
     });

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use super::{EFAULT, EINVAL, ENOMEM, PFN_BASE, fake};
+use super::{EFAULT, ENOMEM, PFN_BASE, fake};
 
 pub unsafe fn gzk_alloc(size: usize) -> *mut c_void {
     fake(|k| {
@@ -73,14 +73,6 @@ pub unsafe fn gzk_user_write(to: u64, from: *const c_void, len: usize) -> i32 {
         // SAFETY: as promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from.cast(), bytes.as_mut_ptr(), len) };
         0
-    })
-}
-
-pub unsafe fn gzk_user_range_check(start: u64, size: u64) -> i32 {
-    fake(|k| match k.mapped.iter().find(|(a, b)| (*a..*b).contains(&start)) {
-        None => EFAULT,
-        Some((_, end)) if start + size > *end => EINVAL,
-        Some(_) => 0,
     })
 }
 

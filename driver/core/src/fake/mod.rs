@@ -5,9 +5,10 @@
 //! unpinned and no shared page freed while the hypervisor may use it; no lock is taken twice.
 //!
 //! One test at a time: [`Session`] is the lock. The folder follows `shim.c`: [`memory`], [`task`] (locks, waiting, time, messages),
-//! [`eventfd`], and the [`hypervisor`] below.
+//! [`eventfd`], [`guest_memory`], and the [`hypervisor`] below.
 
 mod eventfd;
+mod guest_memory;
 mod hypervisor;
 mod memory;
 mod task;
@@ -18,7 +19,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use gzvm_abi::hypercall::Function;
 
+use crate::counters::{GUEST_MEMORY_PAGES, Gauge, IRQFDS, PINNED_PAGES, PRIVATE_PAGES, VCPUS, VMS};
+
 pub use eventfd::*;
+pub use guest_memory::*;
 pub use hypervisor::*;
 pub use memory::*;
 pub use task::*;
@@ -45,6 +49,7 @@ pub enum File {
     Vm(usize),
     Vcpu(usize),
     EventFd(usize),
+    Memory(usize),
 }
 
 #[derive(Default)]
@@ -71,6 +76,7 @@ pub struct Fake {
     pub files: BTreeMap<i32, File>,
     pub eventfds: HashMap<usize, EventFd>,
     watches: HashMap<usize, eventfd::Watch>,
+    pub memories: Memories,
     pub vms: BTreeMap<u16, FakeVm>,
     next_vm: u16,
     pub exits: VecDeque<Exit>,
@@ -93,6 +99,9 @@ pub struct Fake {
     pub log: Vec<String>,
     pub seq: String,
 }
+
+/// What the driver says it holds.
+static GAUGES: [&Gauge; 6] = [&VMS, &VCPUS, &PINNED_PAGES, &IRQFDS, &GUEST_MEMORY_PAGES, &PRIVATE_PAGES];
 
 /// A test's kernel. Checks at its end that everything was given back.
 pub struct Session {
@@ -143,11 +152,10 @@ impl Session {
             note("eventfd references", k.eventfds.values().map(|e| e.refs as usize).sum());
             note("watches", k.watches.len());
             note("VMs", k.vms.len());
-            use crate::counters::*;
-            for (name, gauge) in
-                [("vms", &VMS), ("vcpus", &VCPUS), ("pinned", &PINNED_PAGES), ("irqfds", &IRQFDS)]
-            {
-                note(name, gauge.get() as usize);
+            note("files of guest memory", k.memories.open());
+            note("page frames", k.memories.frames.len());
+            for gauge in GAUGES {
+                note("in a gauge", gauge.get() as usize);
             }
             held
         })
@@ -161,10 +169,10 @@ impl Drop for Session {
             for fd in open {
                 close(fd);
             }
+            unmap_all();
             assert_eq!(self.held(), "", "held at the end");
         }
-        use crate::counters::*;
-        for gauge in [&VMS, &VCPUS, &PINNED_PAGES, &IRQFDS] {
+        for gauge in GAUGES {
             gauge.sub(gauge.get());
         }
     }
@@ -206,6 +214,8 @@ pub fn close(fd: i32) {
     match file {
         // SAFETY: the file's private data, used for the last time.
         File::Vm(p) => unsafe { crate::entry::gzr_vm_release(p as *mut c_void) },
+        // SAFETY: the descriptor's reference.
+        File::Memory(file) => unsafe { gzk_memory_put(file as *mut c_void) },
         // SAFETY: as above.
         File::Vcpu(p) => unsafe { crate::entry::gzr_vcpu_release(p as *mut c_void) },
         File::EventFd(ctx) => {

@@ -2,9 +2,10 @@
 //! The creator's address space, and pinning its pages.
 
 use core::ffi::c_void;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use super::error::{Error, Result, code::EFAULT, code::EINVAL};
+use super::file::MemoryFile;
 use crate::sys;
 
 /// A reference to an address space; keeps the structure, not the mappings.
@@ -36,10 +37,27 @@ impl Drop for Mm {
     }
 }
 
-/// Is the caller's `[start, start + size)` wholly mapped? EFAULT: nothing at `start`; EINVAL: a hole behind.
-pub fn check_user_range(start: u64, size: u64) -> Result {
-    // SAFETY: takes plain numbers.
-    Error::check(unsafe { sys::gzk_user_range_check(start, size) }).map(drop)
+/// Is the caller's `[start, start + size)` wholly mapped? EFAULT: nothing at `start`; EINVAL: a hole behind, or guest memory that
+/// is not all of one file, in its order. Such a file comes back with its page at `start`.
+pub fn check_user_range(start: u64, size: u64) -> Result<Option<(MemoryFile, u64)>> {
+    let (mut file, mut page) = (ptr::null_mut(), 0);
+    // SAFETY: both are valid for a write.
+    Error::check(unsafe { sys::gzk_user_range_check(start, size, &mut file, &mut page) })?;
+    // SAFETY: the shim took a reference for us.
+    Ok(NonNull::new(file).map(|file| (unsafe { MemoryFile::from_raw(file) }, page)))
+}
+
+/// Allocates 2^`order` zeroed page frames, which are freed one by one: the first PFN.
+pub fn alloc_frames(order: u32) -> Result<u64> {
+    let mut pfn = 0;
+    // SAFETY: pfn is valid for a write.
+    Error::check(unsafe { sys::gzk_frames_alloc(order, &mut pfn) }).map(|_| pfn)
+}
+
+/// Frees a page frame. The caller had it from [`alloc_frames`], and nobody uses it any more.
+pub fn free_frame(pfn: u64) {
+    // SAFETY: by the callers' books, as for pins.
+    unsafe { sys::gzk_frame_free(pfn) }
 }
 
 /// Pins pages of the caller from `addr` on, into `pfns`. How many, at least one.

@@ -23,6 +23,8 @@ pub enum Class {
     Create = 3,
     /// A VM's ioeventfds.
     IoEventFds = 4,
+    /// A file of guest memory.
+    GuestMemory = 5,
 }
 
 /// A sleeping lock.

@@ -4,6 +4,7 @@
 mod control;
 mod eventfds;
 mod features;
+mod guest_memory;
 mod lifecycle;
 mod memory;
 mod run;
@@ -62,7 +63,7 @@ impl Session {
             // SAFETY: the private data of an open file.
             #[expect(unsafe_code, reason = "plays the kernel")]
             File::Vcpu(p) => unsafe { entry::gzr_vcpu_ioctl(p as *mut c_void, cmd, arg) },
-            File::EventFd(_) => panic!("eventfd"),
+            File::EventFd(_) | File::Memory(_) => panic!("no ioctls"),
         }
     }
 

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Guest memory that is a file of the driver's (CREATE_GUEST_MEMORY).
+//!
+//! ```text
+//!   nothing --touched--> the host's --give, for a protected VM--> private
+//!      ^                                                            |
+//!      +----------------- put, by the last slot that had it --------+
+//! ```
+//! User space maps the file; its pages are page frames to the kernel, so nobody gets hold of them (no direct I/O, no access
+//! by other processes). A page becomes private, and leaves every mapping, in one critical section with the hypercall that gives it
+//! away. An access to a private page asks the hypervisor: what the guest shares is mapped, all else is SIGBUS, or EFAULT of
+//! the system call. A guest that stops sharing a page says so before the page leaves the host, see
+//! [`Memory::unshare`](crate::memory::Memory::unshare). A private page that comes back has been scrubbed; it is freed,
+//! and reads as zero like any that was never there.
+//!
+//! Invariants, under the lock:
+//! - A page with users, which are slots that got it, is not freed.
+//! - A private page is in a mapping only if the host may access it.
+//!
+//! The lock is taken by faults of user space: nothing of user space may be touched under it.
+
+use zerocopy::FromZeros;
+
+use crate::counters::{GUEST_MEMORY_PAGES, PRIVATE_FAULTS, PRIVATE_PAGES};
+use crate::device::BLOCK_PAGES;
+use crate::hypercall::host_access;
+use crate::kernel::file::{self, MemoryFile};
+use crate::kernel::sync::{Class, Mutex};
+use crate::kernel::{KBox, KVec, Result, code, mm, task};
+use gzvm_abi::PAGE_SIZE;
+
+/// Most pages in a file: as many as in a slot.
+const MOST_PAGES: u64 = (1 << 31) - 1;
+const BLOCK: usize = BLOCK_PAGES as usize;
+/// A block's pages as a power of two.
+const BLOCK_ORDER: u32 = BLOCK_PAGES.ilog2();
+
+#[derive(FromZeros)]
+#[repr(C)]
+struct Block {
+    /// PFN + 1, or 0 for nothing.
+    frames: [u64; BLOCK],
+    /// Slots that have the page.
+    users: [u16; BLOCK],
+    /// Not 0: a protected VM's.
+    private: [u8; BLOCK],
+}
+
+/// A file's pages.
+pub struct GuestMemory {
+    pages: u64,
+    blocks: Mutex<KVec<Option<KBox<Block>>>>,
+}
+
+/// One page's places in its block.
+struct Entry<'a> {
+    frame: &'a mut u64,
+    users: &'a mut u16,
+    private: &'a mut u8,
+}
+
+impl Block {
+    fn entry(&mut self, index: usize) -> Result<Entry<'_>> {
+        let frame = self.frames.get_mut(index).ok_or(code::EINVAL)?;
+        let users = self.users.get_mut(index).ok_or(code::EINVAL)?;
+        let private = self.private.get_mut(index).ok_or(code::EINVAL)?;
+        Ok(Entry { frame, users, private })
+    }
+
+    /// Fills all of an empty block, if the kernel has so much in one piece.
+    fn fill(&mut self) {
+        if let Ok(first) = mm::alloc_frames(BLOCK_ORDER) {
+            for (frame, pfn) in self.frames.iter_mut().zip(first..) {
+                *frame = pfn.wrapping_add(1);
+            }
+            GUEST_MEMORY_PAGES.add(BLOCK_PAGES);
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// Its PFN; allocated now if there was none.
+    fn frame(&mut self) -> Result<u64> {
+        if *self.frame == 0 {
+            *self.frame = mm::alloc_frames(0)?.wrapping_add(1);
+            GUEST_MEMORY_PAGES.add(1);
+        }
+        self.frame.checked_sub(1).ok_or(code::ENOMEM)
+    }
+
+    fn free(&mut self) {
+        if core::mem::take(self.private) != 0 {
+            PRIVATE_PAGES.sub(1);
+        }
+        if let Some(pfn) = core::mem::take(self.frame).checked_sub(1) {
+            mm::free_frame(pfn);
+            GUEST_MEMORY_PAGES.sub(1);
+        }
+    }
+}
+
+impl GuestMemory {
+    /// CREATE_GUEST_MEMORY: a file's descriptor. EINVAL: size or flags.
+    pub fn create(request: &gzvm_abi::ioctl::GuestMemory) -> Result<i64> {
+        let pages = request.size / PAGE_SIZE;
+        if request.flags != 0 || !request.size.is_multiple_of(PAGE_SIZE) || pages == 0 || pages > MOST_PAGES {
+            return Err(code::EINVAL);
+        }
+        let blocks = KVec::filled(pages.div_ceil(BLOCK_PAGES) as usize, || None)?;
+        file::memory_fd(KBox::new(Self { pages, blocks: Mutex::new(Class::GuestMemory, blocks)? })?)
+    }
+
+    /// Are there such pages? EINVAL if not.
+    pub fn check_map(&self, page: u64, pages: u64) -> Result {
+        let end = page.checked_add(pages).ok_or(code::EINVAL)?;
+        if end <= self.pages { Ok(()) } else { Err(code::EINVAL) }
+    }
+
+    /// The entry of a page, in a block that is there from now on.
+    fn entry<'a>(&self, blocks: &'a mut KVec<Option<KBox<Block>>>, page: u64) -> Result<Entry<'a>> {
+        if page >= self.pages {
+            return Err(code::EFAULT);
+        }
+        let place = blocks.get_mut((page / BLOCK_PAGES) as usize).ok_or(code::EFAULT)?;
+        if place.is_none() {
+            let mut block = KBox::<Block>::zeroed()?;
+            // Blocks are the cheapest to give away, and to map for a guest.
+            if page - page % BLOCK_PAGES <= self.pages.saturating_sub(BLOCK_PAGES) {
+                block.fill();
+            }
+            *place = Some(block);
+        }
+        place.as_deref_mut().ok_or(code::EFAULT)?.entry((page % BLOCK_PAGES) as usize)
+    }
+
+    /// User space touched a page, which `insert` maps there. EFAULT: it is a protected VM's, or none.
+    pub fn fault(&self, page: u64, insert: impl FnOnce(u64) -> Result) -> Result {
+        let mut blocks = self.blocks.lock();
+        let mut entry = self.entry(&mut blocks, page)?;
+        let pfn = entry.frame()?;
+        if *entry.private != 0 && !host_access(pfn).0 {
+            PRIVATE_FAULTS.add(1);
+            return Err(code::EFAULT);
+        }
+        // Under the lock: it can't become private in between.
+        insert(pfn)
+    }
+
+    /// Notes a slot as a user of pages from `page` on. How many, at least one; their PFNs are in `pfns` then.
+    pub fn take(&self, page: u64, pfns: &mut [u64]) -> Result<usize> {
+        let mut blocks = self.blocks.lock();
+        let mut taken = 0;
+        for (pfn, page) in pfns.iter_mut().zip(page..) {
+            let got = self.entry(&mut blocks, page).and_then(|mut entry| {
+                let users = entry.users.checked_add(1).ok_or(code::ENOMEM)?;
+                let frame = entry.frame()?;
+                *entry.users = users;
+                Ok(frame)
+            });
+            match got {
+                Ok(frame) => *pfn = frame,
+                Err(e) if taken == 0 => return Err(e),
+                Err(_) => break,
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+}
+
+impl MemoryFile {
+    /// Makes pages that the caller has taken private, takes them from user space, and then does `f`, which gives them to
+    /// a protected VM or has one take them back from the host. What comes of it is for the hypervisor to say: see
+    /// [`GuestMemory::fault`].
+    pub fn give<R>(&self, page: u64, pages: u64, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let mut blocks = self.blocks.lock();
+        for page in page..page.saturating_add(pages) {
+            let entry = self.entry(&mut blocks, page)?;
+            if *entry.users == 0 {
+                return Err(code::EFAULT);
+            }
+            if core::mem::replace(entry.private, 1) == 0 {
+                PRIVATE_PAGES.add(1);
+            }
+        }
+        self.unmap(page, pages);
+        f()
+    }
+
+    /// Ends what [`take`](GuestMemory::take) began, for pages that the hypervisor has let go.
+    pub fn put(&self, page: u64, pages: u64) {
+        let mut blocks = self.blocks.lock();
+        let mut unmapped = false;
+        for at in page..page.saturating_add(pages) {
+            let Ok(mut entry) = self.entry(&mut blocks, at) else { return };
+            *entry.users = entry.users.saturating_sub(1);
+            if *entry.users == 0 && *entry.private != 0 {
+                // What the guest shared may still be mapped.
+                if !unmapped {
+                    self.unmap(page, pages);
+                    unmapped = true;
+                }
+                entry.free();
+            }
+        }
+    }
+}
+
+impl Drop for GuestMemory {
+    fn drop(&mut self) {
+        let mut blocks = self.blocks.lock();
+        for block in blocks.iter_mut().filter_map(|place| place.as_deref_mut()) {
+            for index in 0..BLOCK {
+                if let Ok(mut entry) = block.entry(index)
+                    && *entry.users == 0
+                {
+                    entry.free();
+                }
+            }
+            task::cond_resched();
+        }
+    }
+}
