@@ -31,6 +31,7 @@ pub mod hypercall;
 pub mod machine;
 pub mod mmio;
 pub mod psci;
+pub mod random;
 pub mod smccc;
 pub mod smp;
 pub mod stage1;

@@ -12,7 +12,9 @@ use gzvm_guest_kit::gic::{self, SPURIOUS, gicd};
 use gzvm_guest_kit::{ArrayVec, arch, cases, check, check_eq, machine, skip, smp, timer, write_sysreg};
 
 use crate::sgi::{reset_counts, second_takes_interrupts, stop_second};
-use crate::util::{Below, Random, below, exit_of_kind, known_of_kvm};
+use gzvm_guest_kit::random::Random;
+
+use crate::util::{Below, below, exit_of_kind, known_of_kvm};
 
 pub const CASES: &[Case] = cases!["interrupts":
     pending_spi, message_based_spi, pending_ppi_and_sgi, many_pending_in_priority_order, many_pending_of_one_priority,

@@ -8,7 +8,9 @@ use gzvm_guest_kit::gic::{self, SPURIOUS};
 use gzvm_guest_kit::{arch, cases, check, check_eq, fail, machine, read_sysreg, smp, timer};
 
 use crate::interrupts::{check_nothing, nothing, take};
-use crate::util::{Random, everywhere, join_second, start_second};
+use gzvm_guest_kit::random::Random;
+
+use crate::util::{everywhere, join_second, start_second};
 
 pub const CASES: &[Case] = cases!["sgi":
     sgi_to_itself, sgi_to_the_other, sgi_broadcast, sgi_ping_pong, sgis_from_all_to_all, sgi_out_of_range,

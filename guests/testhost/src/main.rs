@@ -32,6 +32,8 @@ mod host;
 #[cfg(target_os = "none")]
 mod host_access;
 #[cfg(target_os = "none")]
+mod hostile;
+#[cfg(target_os = "none")]
 mod levels;
 #[cfg(target_os = "none")]
 mod life;
@@ -78,6 +80,7 @@ fn host_vm() {
         host_access::CASES,
         dma::CASES,
         abuse::CASES,
+        hostile::CASES,
     ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();
     case::run(&all);

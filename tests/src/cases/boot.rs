@@ -49,10 +49,7 @@ pub fn cases(_layout: &Layout) -> Vec<Case> {
 
 /// The test host's cases about DMA, with an SMMU and a device that it guards.
 fn dma(context: &Context, cpu: &str) -> Result<()> {
-    let arguments = "filter=dma::,protected::,host::".to_owned();
-    let host = Kernel { image: context.layout.part("guest-testhost.Image"), initrd: None, arguments };
-    let mut machine =
-        Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) });
+    let mut machine = testhost(context, "filter=dma::,protected::,host::");
     cpu.clone_into(&mut machine.cpu);
     machine.smmu = true;
     machine.extra = ["-device", "edu,dma_mask=0xffffffffffff"].map(Into::into).to_vec();
@@ -66,17 +63,32 @@ fn dma(context: &Context, cpu: &str) -> Result<()> {
     Ok(())
 }
 
-/// The bare-metal test program as host VM; it reports by result lines, then powers off.
 fn results_of_testhost(context: &Context, cpu: &str, smp: u32, memory: &str) -> Result<()> {
-    let host =
-        Kernel { image: context.layout.part("guest-testhost.Image"), initrd: None, arguments: String::new() };
-    let mut machine =
-        Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) });
+    let mut machine = testhost(context, "");
     cpu.clone_into(&mut machine.cpu);
     machine.smp = smp;
     memory.clone_into(&mut machine.memory);
-    let mut console = context.start(&machine, "console")?;
-    console.wait_for("[DONE]", BOOT_LIMIT)?;
+    check_results(context, &machine, BOOT_LIMIT)
+}
+
+/// The bare-metal test program as host VM, with these boot arguments.
+#[must_use]
+pub fn testhost(context: &Context, arguments: &str) -> Machine {
+    let host = Kernel {
+        image: context.layout.part("guest-testhost.Image"),
+        initrd: None,
+        arguments: arguments.to_owned(),
+    };
+    Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) })
+}
+
+/// The machine's program reports by result lines within `limit`, then powers off.
+///
+/// # Errors
+/// It does not, or a result is a failure.
+pub fn check_results(context: &Context, machine: &Machine, limit: Duration) -> Result<()> {
+    let mut console = context.start(machine, "console")?;
+    console.wait_for("[DONE]", limit)?;
     console.wait_power_off(Duration::from_secs(30))?;
     Results::read(&console.text())?.check()
 }

@@ -12,6 +12,7 @@ pub mod failures;
 pub mod firmware;
 pub mod guests;
 pub mod guests_linux;
+pub mod hostile;
 pub mod linux;
 pub mod power;
 pub mod stress;
@@ -45,6 +46,7 @@ pub const HOST_ARGUMENTS: &str = "console=ttyAMA0 panic=-1 quiet";
 pub fn all(layout: &Layout) -> Vec<Case> {
     let mut cases = boot::cases(layout);
     cases.extend(el2::cases());
+    cases.extend(hostile::cases());
     cases.extend(conformance::cases());
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());
