@@ -153,6 +153,14 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     host::init(&banks, &own, &withheld, &features).map_err(|_| BootError::NoRoom(layout.own.size))?;
     host::dma::init(&machine.dma, |bits| host::stage2_for_devices(&features, bits))
         .map_err(BootError::Smmu)?;
+    match machine.pvmfw.map(guest::firmware::init) {
+        None => info!("no firmware for protected VMs (device tree: no such module in /chosen)"),
+        Some(Ok(digest)) => {
+            let [a, b, c, d, ..] = digest;
+            info!("firmware for protected VMs: SHA-256 {a:02x}{b:02x}{c:02x}{d:02x}...");
+        }
+        Some(Err(why)) => warn!("the firmware for protected VMs is not used: {why}"),
+    }
     let firmware = machine.psci == Some(PsciMethod::Smc);
     let firmware_trng = firmware && guest::random::firmware_has_it();
     if !firmware {
@@ -248,7 +256,8 @@ impl Layout {
             + (bitmap_words * 8).next_multiple_of(PAGE_SIZE);
         let own_bytes = (fixed + pool_bytes).next_multiple_of(BLOCK_2M);
         let tree_bytes = (tree.size + TREE_SLACK).next_multiple_of(PAGE_SIZE);
-        let modules = machine.host.iter().flat_map(|h| [Some(h.kernel), h.initrd]).flatten();
+        let modules =
+            machine.host.iter().flat_map(|h| [Some(h.kernel), h.initrd]).chain([machine.pvmfw]).flatten();
         // The kernel's BSS lies behind its file: leave it some room.
         let modules = modules.map(|m| Region { base: m.base, size: m.size + (64 << 20) });
         let fixed_ranges = [image_pages(), tree];

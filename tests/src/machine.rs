@@ -5,6 +5,7 @@
 //! 0x4000_0000  RAM starts
 //! 0x4020_0000  what -kernel names (QEMU: 2 MiB into RAM plus the Image's offset)
 //! 0x4800_0000  the device tree (QEMU: 128 MiB into RAM, or half of it if that is less)
+//! 0x4C00_0000  firmware of protected VMs
 //! 0x5000_0000  host kernel     \  guest-loader devices: a multiboot module each
 //! 0x5800_0000  host's initrd   /  under /chosen, found there by the hypervisor
 //! ```
@@ -19,6 +20,7 @@ use anyhow::{Context, Result};
 
 use crate::console::Console;
 
+const FIRMWARE_ADDRESS: u64 = 0x4C00_0000;
 const HOST_KERNEL_ADDRESS: u64 = 0x5000_0000;
 const HOST_INITRD_ADDRESS: u64 = 0x5800_0000;
 /// The emulator.
@@ -31,6 +33,8 @@ pub enum Boot {
     Hypervisor {
         /// The flat image.
         image: PathBuf,
+        /// The firmware of protected VMs.
+        firmware: Option<PathBuf>,
         /// The host VM.
         host: Option<Kernel>,
     },
@@ -124,8 +128,12 @@ impl Machine {
             command.args(["-s", "-S"]);
         }
         match &self.boot {
-            Boot::Hypervisor { image, host } => {
+            Boot::Hypervisor { image, firmware, host } => {
                 command.arg("-kernel").arg(image);
+                if let Some(firmware) = firmware {
+                    let address = format!("guest-loader,addr={FIRMWARE_ADDRESS:#x},kernel=");
+                    command.arg("-device").arg(join(&address, firmware, ",bootargs=gzvm.pvmfw"));
+                }
                 if let Some(kernel) = host {
                     let address = format!("guest-loader,addr={HOST_KERNEL_ADDRESS:#x},kernel=");
                     let arguments = format!(",bootargs={}", escape(&kernel.arguments));
@@ -188,7 +196,11 @@ mod tests {
             initrd: Some("/i".into()),
             arguments: "console=ttyAMA0,115200".to_owned(),
         };
-        let text = arguments(&Machine::new(Boot::Hypervisor { image: "/h".into(), host: Some(host) }));
+        let text = arguments(&Machine::new(Boot::Hypervisor {
+            image: "/h".into(),
+            firmware: None,
+            host: Some(host),
+        }));
         assert!(text.contains(
             "-kernel /h -device guest-loader,addr=0x50000000,kernel=/k,bootargs=console=ttyAMA0,,115200"
         ));
@@ -197,7 +209,7 @@ mod tests {
 
     #[test]
     fn counting_instructions_excludes_threads() {
-        let mut machine = Machine::new(Boot::Hypervisor { image: "/h".into(), host: None });
+        let mut machine = Machine::new(Boot::Hypervisor { image: "/h".into(), firmware: None, host: None });
         machine.icount = true;
         let text = arguments(&machine);
         assert!(text.contains("shift=0,sleep=off") && !text.contains("thread=multi"));

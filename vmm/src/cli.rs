@@ -63,6 +63,10 @@ pub enum Command {
     Reset(Socket),
     /// Tells how a guest is: created, running, paused, suspended, over
     Status(Socket),
+    /// Signs a kernel, with its initrd and command line, for a protected VM
+    Sign(SignOptions),
+    /// Tells the public key of a secret one
+    PublicKey(KeyOptions),
     /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
     Balloon(BalloonOptions),
 }
@@ -71,7 +75,7 @@ impl Command {
     /// The request to a running `gz`, if it is one.
     pub fn request(&self) -> Option<(Request, &Socket)> {
         Some(match self {
-            Self::Run(_) => return None,
+            Self::Run(_) | Self::Sign(_) | Self::PublicKey(_) => return None,
             Self::Pause(socket) => (Request::Pause, socket),
             Self::Resume(socket) => (Request::Resume, socket),
             Self::Stop(socket) => (Request::Stop, socket),
@@ -100,6 +104,36 @@ pub struct BalloonOptions {
     #[arg(value_name = "SIZE")]
     pub size: Option<MemSize>,
 }
+
+/// Options of `gz sign`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct SignOptions {
+    /// Secret key (ed25519): a file with 64 hexadecimal digits, as from `openssl rand -hex 32`
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Guest kernel: an uncompressed arm64 Image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk that belongs to it
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line that belongs to it
+    #[arg(long, value_name = "STRING", default_value = DEFAULT_CMDLINE)]
+    pub cmdline: String,
+    /// The signed kernel, for `gz run --protected --kernel`
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// Options of `gz public-key`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct KeyOptions {
+    /// Secret key
+    #[arg(value_name = "FILE")]
+    pub key: PathBuf,
+}
+
+const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// What a guest's reset comes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -155,8 +189,17 @@ pub struct RunOptions {
     pub spis: Option<u16>,
 
     /// The whole kernel command line
-    #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
+    #[arg(long, value_name = "STRING", default_value = DEFAULT_CMDLINE)]
     pub cmdline: String,
+
+    /// A protected VM: its memory and registers are out of the host's reach. The hypervisor's firmware starts it, if kernel,
+    /// initrd and command line were signed together (`gz sign`)
+    #[arg(long, conflicts_with_all = ["firmware", "balloon"])]
+    pub protected: bool,
+
+    /// Memory that a protected guest shares with the host, for its devices' data
+    #[arg(long, value_name = "SIZE", default_value = "8M", requires = "protected")]
+    pub shared: MemSize,
 
     /// The host's hypervisor
     #[arg(long, value_enum, value_name = "NAME", default_value_t = Kind::Gzvm)]

@@ -21,6 +21,8 @@ pub struct Config<'a> {
     pub cmdline: &'a str,
     /// Initrd: first address and length.
     pub initrd: Option<(u64, u64)>,
+    /// Memory that a protected guest shares with the host: first address and length.
+    pub shared: Option<(u64, u64)>,
     /// Number of virtio-mmio devices.
     pub virtio_devices: u32,
     /// Entropy for the guest: 8 bytes place the kernel, the rest seeds its random numbers.
@@ -29,6 +31,7 @@ pub struct Config<'a> {
 
 const PHANDLE_GIC: u32 = 1;
 const PHANDLE_CLOCK: u32 = 2;
+const PHANDLE_POOL: u32 = 3;
 
 // Cells of an interrupt specifier (GICv3 binding).
 const GIC_SPI: u32 = 0;
@@ -50,6 +53,9 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
     fdt.property_u32("#size-cells", 2)?;
     chosen(&mut fdt, config)?;
     memory(&mut fdt, config.map, config.ram_size)?;
+    if let Some(range) = config.shared {
+        shared_memory(&mut fdt, range)?;
+    }
     cpus(&mut fdt, config.vcpus)?;
     gic(&mut fdt, config.map, config.vcpus)?;
     timer(&mut fdt)?;
@@ -65,7 +71,7 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
         test_device(&mut fdt)?;
     }
     for index in 0..config.virtio_devices {
-        virtio(&mut fdt, config.map, index)?;
+        virtio(&mut fdt, config, index)?;
     }
     fdt.end_node(root)?;
     fdt.finish()
@@ -93,6 +99,20 @@ fn memory(fdt: &mut FdtWriter, map: &Map, ram_size: u64) -> Result<(), Error> {
     let node = fdt.begin_node(&format!("memory@{:x}", map.ram_base))?;
     fdt.property_string("device_type", "memory")?;
     fdt.property_array_u64("reg", &[map.ram_base, ram_size])?;
+    fdt.end_node(node)
+}
+
+/// Bounce buffers of a protected guest's devices (bindings: reserved-memory/shared-dma-pool).
+fn shared_memory(fdt: &mut FdtWriter, (base, size): (u64, u64)) -> Result<(), Error> {
+    let node = fdt.begin_node("reserved-memory")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let pool = fdt.begin_node(&format!("restricted_dma@{base:x}"))?;
+    fdt.property_string("compatible", "restricted-dma-pool")?;
+    fdt.property_array_u64("reg", &[base, size])?;
+    fdt.property_phandle(PHANDLE_POOL)?;
+    fdt.end_node(pool)?;
     fdt.end_node(node)
 }
 
@@ -224,13 +244,17 @@ fn test_device(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn virtio(fdt: &mut FdtWriter, map: &Map, index: u32) -> Result<(), Error> {
+fn virtio(fdt: &mut FdtWriter, config: &Config, index: u32) -> Result<(), Error> {
+    let map = config.map;
     let device = map.virtio(index);
     let node = fdt.begin_node(&format!("virtio_mmio@{:x}", device.base))?;
     fdt.property_string("compatible", "virtio,mmio")?;
     reg(fdt, device)?;
     fdt.property_array_u32("interrupts", &[GIC_SPI, map.virtio_spi(index), EDGE_RISING])?;
     fdt.property_null("dma-coherent")?;
+    if config.shared.is_some() {
+        fdt.property_u32("memory-region", PHANDLE_POOL)?;
+    }
     fdt.end_node(node)
 }
 
@@ -250,6 +274,7 @@ mod tests {
             ram_size: 512 << 20,
             cmdline: "console=ttyS0 panic=-1",
             initrd: Some((0x8400_0000, 0x1234)),
+            shared: None,
             virtio_devices,
             seed,
         };
@@ -320,6 +345,7 @@ mod tests {
             ram_size: 256 << 20,
             cmdline: "",
             initrd: None,
+            shared: None,
             virtio_devices: 1,
             seed: [0; 64],
         };
@@ -343,6 +369,7 @@ mod tests {
             ram_size: 16 << 20,
             cmdline: "a\0b",
             initrd: None,
+            shared: None,
             virtio_devices: 0,
             seed: [0; 64],
         };

@@ -9,6 +9,7 @@
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
 //! 0x3FFF_0000  +0x1_0000         GICv3 distributor
+//! 0x7FC0_0000  +0x40_0000       firmware of a protected VM
 //! 0x8000_0000  ..                RAM: kernel, initrd, ..., device tree in the last 2 MiB
 //! ```
 //!
@@ -87,6 +88,9 @@ pub const GIC_PRIVATE: u32 = 32;
 
 /// PPI numbers (INTID - 16) of the architected timer: secure physical, physical, virtual, EL2.
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+
+/// Room for the firmware of a protected VM.
+pub const PROTECTED_FIRMWARE: DeviceRange = DeviceRange { base: 0x7FC0_0000, size: 0x40_0000 };
 
 /// Where RAM begins.
 pub const RAM_BASE: u64 = 0x8000_0000;
@@ -187,6 +191,7 @@ mod tests {
     fn nothing_overlaps() {
         let vcpus = u8::try_from(MAX_VCPUS_EXTENDED).unwrap();
         let mut all = vec![SERIAL, RTC, TEST_DEVICE, GIC_DISTRIBUTOR, gic_redistributors(vcpus)];
+        all.push(PROTECTED_FIRMWARE);
         all.extend((0..VIRTIO_MAX).map(virtio));
         all.push(DeviceRange { base: RAM_BASE, size: RAM_MAX });
         all.sort_by_key(|device| device.base);

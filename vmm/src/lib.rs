@@ -25,6 +25,7 @@ pub mod hypervisor;
 pub mod layout;
 pub mod loader;
 pub mod memory;
+pub mod sign;
 pub mod signals;
 pub mod terminal;
 pub mod vcpu;

@@ -220,6 +220,8 @@ fn efi_file_size(start: &[u8]) -> u64 {
 pub struct Loaded {
     /// Guest physical address of the kernel's first instruction.
     pub entry: u64,
+    /// Bytes of the kernel's file.
+    pub size: u64,
     /// The initrd: first address and length.
     pub initrd: Option<(u64, u64)>,
 }
@@ -229,12 +231,12 @@ pub struct Loaded {
 /// # Errors
 /// A file that can't be read, is no kernel, or does not fit.
 pub fn load(ram: &GuestRam, kernel: &Path, initrd: Option<&Path>) -> Result<Loaded, LoadError> {
-    let (entry, kernel_end) = load_kernel(ram, kernel)?;
+    let (entry, size, kernel_end) = load_kernel(ram, kernel)?;
     let initrd = match initrd {
         Some(path) => Some(load_initrd(ram, path, kernel_end)?),
         None => None,
     };
-    Ok(Loaded { entry, initrd })
+    Ok(Loaded { entry, size, initrd })
 }
 
 /// Puts firmware at the start of `flash`, the rest of which stays zero.
@@ -254,7 +256,8 @@ pub fn load_firmware(flash: &GuestRam, path: &Path) -> Result<(), LoadError> {
     read_into(flash, flash.base(), file, &[], needed).map_err(io)
 }
 
-fn load_kernel(ram: &GuestRam, path: &Path) -> Result<(u64, u64), LoadError> {
+/// Where it starts, its bytes, and what comes behind its BSS.
+fn load_kernel(ram: &GuestRam, path: &Path) -> Result<(u64, u64, u64), LoadError> {
     let io = |error| LoadError::Io { option: "kernel", path: path.into(), error };
     let bad = |problem| LoadError::Kernel { path: path.into(), problem };
     let (mut file, file_size) = open(path).map_err(io)?;
@@ -273,7 +276,7 @@ fn load_kernel(ram: &GuestRam, path: &Path) -> Result<(u64, u64), LoadError> {
         return Err(LoadError::NoRoom { option: "kernel", path: path.into(), needed, available });
     }
     read_into(ram, entry, file, &start, file_size).map_err(io)?;
-    Ok((entry, entry + needed))
+    Ok((entry, file_size, entry + needed))
 }
 
 fn load_initrd(ram: &GuestRam, path: &Path, after: u64) -> Result<(u64, u64), LoadError> {

@@ -6,23 +6,19 @@ use std::process::ExitCode;
 use clap::Parser;
 use gz::cli::{Cli, Command};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
-use gz::{control, terminal, vm};
+use gz::{control, sign, terminal, vm};
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     if let Some((request, socket)) = command.request() {
-        return match control::ask(&socket.path, request) {
-            Ok(answer) => {
-                println!("{answer}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("gz: {error:#}");
-                ExitCode::from(CODE_VMM_ERROR)
-            }
-        };
+        return say(control::ask(&socket.path, request));
     }
-    let Command::Run(options) = command else { return ExitCode::SUCCESS };
+    let options = match command {
+        Command::Run(options) => options,
+        Command::Sign(options) => return say(sign::sign(&options)),
+        Command::PublicKey(options) => return say(sign::public_key(&options)),
+        _ => return ExitCode::SUCCESS,
+    };
     tracing_subscriber::fmt()
         .with_max_level(options.log_level)
         .with_writer(std::io::stderr)
@@ -36,6 +32,20 @@ fn main() -> ExitCode {
         eprintln!("gz: {reason}");
     }
     ExitCode::from(reason.code())
+}
+
+/// The end of a command that does not run a guest.
+fn say(answer: anyhow::Result<String>) -> ExitCode {
+    match answer {
+        Ok(answer) => {
+            println!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("gz: {error:#}");
+            ExitCode::from(CODE_VMM_ERROR)
+        }
+    }
 }
 
 /// A panic in any thread ends the process: half a VM is of no use.

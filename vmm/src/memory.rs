@@ -99,6 +99,14 @@ impl GuestRam {
         if !(layout::RAM_MIN..=most).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
             return Err(MemoryError::Size(size));
         }
+        Self::slot(base, size)
+    }
+
+    /// Memory that is not the guest's RAM: of any whole number of blocks.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn slot(base: u64, size: u64) -> Result<Self, MemoryError> {
         let (total, available) = host_memory();
         if size > total {
             return Err(MemoryError::TooLarge { wanted: size, total, available });

@@ -93,6 +93,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         vcpus: options.cpus,
         features: &options.features,
         spis: options.spis,
+        firmware: guest.firmware.as_ref(),
     };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
     if let Some(watch) = options.watch {
@@ -104,7 +105,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
-    let boot = BootState { entry: guest.loaded.entry, fdt };
+    let boot = BootState { entry: guest.loaded.entry, fdt, size: guest.loaded.size };
     for (id, vcpu) in vcpus.iter_mut().enumerate() {
         vcpu.set_boot_state((id == 0).then_some(boot))?;
     }
@@ -195,6 +196,10 @@ struct Guest {
     map: &'static Map,
     /// RAM first.
     memory: Vec<GuestRam>,
+    /// Room for a protected VM's firmware.
+    firmware: Option<GuestRam>,
+    /// What such a VM shares with us: first address and length.
+    shared: Option<(u64, u64)>,
     loaded: Loaded,
     /// The firmware's variables, until the bus has them.
     variables: Option<Flash>,
@@ -216,13 +221,26 @@ impl Guest {
             } else {
                 memory.push(GuestRam::new(virt::VARIABLES.base, virt::VARIABLES.size)?);
             }
-            let loaded = Loaded { entry: virt::FIRMWARE.base, initrd: None };
-            return Ok(Self { map, memory, loaded, variables });
+            let loaded = Loaded { entry: virt::FIRMWARE.base, size: 0, initrd: None };
+            return Ok(Self { map, memory, firmware: None, shared: None, loaded, variables });
         }
         let kernel = options.kernel.as_deref().context("--kernel or --firmware must be given")?;
         let ram = GuestRam::new(layout::CROSVM.ram_base, options.mem.0)?;
         let loaded = loader::load(&ram, kernel, options.initrd.as_deref())?;
-        Ok(Self { map: &layout::CROSVM, memory: vec![ram], loaded, variables: None })
+        let mut guest = Self {
+            map: &layout::CROSVM,
+            memory: vec![ram],
+            firmware: None,
+            shared: None,
+            loaded,
+            variables: None,
+        };
+        if options.protected {
+            let room = layout::PROTECTED_FIRMWARE;
+            guest.firmware = Some(GuestRam::slot(room.base, room.size)?);
+            guest.shared = Some(shared_range(options.shared.0, options.mem.0)?);
+        }
+        Ok(guest)
     }
 
     fn ram(&self) -> anyhow::Result<&GuestRam> {
@@ -240,6 +258,7 @@ impl Guest {
             ram_size: ram.size(),
             cmdline: if self.map.has_flash() { "" } else { &options.cmdline },
             initrd: self.loaded.initrd,
+            shared: self.shared,
             virtio_devices: u32::try_from(devices.virtio.len()).unwrap_or(0),
             seed: seed(options.seed)?,
         })
@@ -253,6 +272,15 @@ impl Guest {
             .context("the device tree does not fit into RAM")?;
         Ok(address)
     }
+}
+
+/// What a protected guest shares with us: below the device tree.
+fn shared_range(size: u64, ram: u64) -> anyhow::Result<(u64, u64)> {
+    let top = layout::fdt_address(ram);
+    if size == 0 || !size.is_multiple_of(PAGE) || size > (top - layout::RAM_BASE) / 2 {
+        anyhow::bail!("--shared {}K: must be whole pages, and at most half of the RAM", size >> 10);
+    }
+    Ok((top - size, size))
 }
 
 /// From the host's entropy, or repeatable.
@@ -354,7 +382,8 @@ fn attach_virtio(
     device: Box<dyn VirtioDevice>,
 ) -> anyhow::Result<Arc<MmioTransport>> {
     let line = interrupt(vm, guest.map.virtio_spi(index))?;
-    let transport = Arc::new(MmioTransport::new(device, guest.ram()?.memory().clone(), line)?);
+    let transport =
+        Arc::new(MmioTransport::new(device, guest.ram()?.memory().clone(), line, guest.shared.is_some())?);
     let address = guest.map.virtio(index).base + QUEUE_NOTIFY;
     // gzvm knows one eventfd an address, whatever the value. The queues of a device that has several are told
     // by the transport, after an exit: only devices off the hot path have.

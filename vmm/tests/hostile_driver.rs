@@ -84,7 +84,7 @@ impl Guest {
         count_panics();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let transport = MmioTransport::new(Box::new(Blk::new(disk)), memory.clone(), line).unwrap();
+        let transport = MmioTransport::new(Box::new(Blk::new(disk)), memory.clone(), line, false).unwrap();
         Self { transport, memory }
     }
 

@@ -91,11 +91,15 @@ fn machine(layout: &Layout, options: &Options) -> Result<Machine> {
             .with_context(|| format!("{} is missing: run `cargo xtask build`", layout.part(part).display()))
     };
     let boot = if options.bare {
-        Boot::Hypervisor { image: need("hypervisor.Image")?, host: None }
+        Boot::Hypervisor { image: need("hypervisor.Image")?, firmware: None, host: None }
     } else if let Some(name) = &options.host_image {
         let image = need(&format!("guest-{name}.Image"))?;
         let host = gzvm_tests::machine::Kernel { image, initrd: None, arguments: options.append.clone() };
-        Boot::Hypervisor { image: need("hypervisor.Image")?, host: Some(host) }
+        Boot::Hypervisor {
+            image: need("hypervisor.Image")?,
+            firmware: Some(need("firmware.Image")?),
+            host: Some(host),
+        }
     } else {
         let host = if options.kvm { Host::Kvm } else { Host::Gzvm };
         if host == Host::Gzvm {

@@ -16,6 +16,10 @@ pub const MAX_GICR: usize = 4;
 /// Most ranges that must be left alone.
 pub const MAX_RESERVED: usize = 128;
 
+/// Boot arguments that tell the firmware of protected VMs from a host kernel, for boot loaders that know kernels and RAM disks
+/// only; others write `compatible = "gzvm,pvmfw", "multiboot,module"`.
+const PVMFW: &str = "gzvm.pvmfw";
+
 /// A range of physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Region {
@@ -132,6 +136,8 @@ pub struct Machine<'a> {
     pub psci: Option<PsciMethod>,
     /// The host's image, if the boot loader gave one.
     pub host: Option<HostImage<'a>>,
+    /// The firmware of protected VMs, if the boot loader gave one.
+    pub pvmfw: Option<Region>,
     /// SMMUs and bus masters.
     pub dma: Dma,
 }
@@ -247,6 +253,7 @@ impl<'a> Machine<'a> {
             timer: None,
             psci: None,
             host: None,
+            pvmfw: None,
             dma: Dma::from_fdt(fdt),
         };
         for r in fdt.memory_reservations() {
@@ -296,8 +303,10 @@ impl<'a> Machine<'a> {
     fn chosen(&mut self, fdt: Fdt<'a>, chosen: &FdtNode<'a>) {
         let mut initrd = None;
         for module in chosen.children().filter(|n| compatible(n, "multiboot,module")) {
-            if compatible(&module, "multiboot,kernel") {
-                let bootargs = first_string(fdt, &module, "bootargs").unwrap_or("");
+            let bootargs = first_string(fdt, &module, "bootargs").unwrap_or("");
+            if compatible(&module, "gzvm,pvmfw") || bootargs == PVMFW {
+                self.pvmfw = module_region(&module);
+            } else if compatible(&module, "multiboot,kernel") {
                 if let Some(kernel) = module_region(&module) {
                     self.host = Some(HostImage { kernel, initrd: None, bootargs });
                 }

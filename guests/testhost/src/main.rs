@@ -26,6 +26,8 @@ mod dma;
 #[cfg(target_os = "none")]
 mod edu;
 #[cfg(target_os = "none")]
+mod firmware;
+#[cfg(target_os = "none")]
 mod guest_runs;
 #[cfg(target_os = "none")]
 mod host;
@@ -79,6 +81,7 @@ fn host_vm() {
         protected::CASES,
         host_access::CASES,
         dma::CASES,
+        firmware::CASES,
         abuse::CASES,
         hostile::CASES,
     ];

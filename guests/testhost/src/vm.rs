@@ -38,6 +38,16 @@ pub struct Vm {
     destroyed: bool,
 }
 
+/// What keeps the host out of a VM.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protection {
+    None,
+    /// Its memory and registers are its own.
+    Private,
+    /// And it starts with the hypervisor's firmware, at [`RAM`].
+    Firmware,
+}
+
 /// The reply of a call that has to succeed.
 pub fn must(reply: Reply, what: &str) -> Result<Reply, Verdict> {
     if reply.ok() { Ok(reply) } else { Err(Verdict::fail(format_args!("{what}: x0 = {:#x}", reply.x0))) }
@@ -74,24 +84,29 @@ impl Vm {
 
     /// As [`new`](Self::new), a protected VM.
     pub fn protected(program: &[u8], vcpus: u16) -> Result<Self, Verdict> {
-        Self::make(program, vcpus, pages::take(RAM_PAGES, 2 << 20), true, None)
+        Self::make(program, vcpus, pages::take(RAM_PAGES, 2 << 20), Protection::Private, None)
+    }
+
+    /// A protected VM with the hypervisor's firmware in its memory, which has `content` at first.
+    pub fn with_firmware(content: &[u8], vcpus: u16) -> Result<Self, Verdict> {
+        Self::make(content, vcpus, pages::take(RAM_PAGES, 2 << 20), Protection::Firmware, None)
     }
 
     /// As [`new`](Self::new), in memory the caller has.
     pub fn with_memory(program: &[u8], vcpus: u16, memory: u64) -> Result<Self, Verdict> {
-        Self::make(program, vcpus, memory, false, None)
+        Self::make(program, vcpus, memory, Protection::None, None)
     }
 
     /// As [`new`](Self::new), with one vCPU and so many SPIs.
     pub fn with_spis(program: &[u8], spis: u64) -> Result<Self, Verdict> {
-        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), false, Some(spis))
+        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), Protection::None, Some(spis))
     }
 
     fn make(
         program: &[u8],
         vcpus: u16,
         memory: u64,
-        protected: bool,
+        protection: Protection,
         spis: Option<u64>,
     ) -> Result<Self, Verdict> {
         for (i, byte) in program.iter().enumerate() {
@@ -109,7 +124,7 @@ impl Vm {
             on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
-        vm.set_up(vcpus, protected, spis)?;
+        vm.set_up(vcpus, protection, spis)?;
         Ok(vm)
     }
 
@@ -123,7 +138,7 @@ impl Vm {
         hypercall::call(function, &all)
     }
 
-    fn set_up(&mut self, vcpus: u16, protected: bool, spis: Option<u64>) -> Result<(), Verdict> {
+    fn set_up(&mut self, vcpus: u16, protection: Protection, spis: Option<u64>) -> Result<(), Verdict> {
         if let Some(spis) = spis {
             must(self.call(Function::VgicSpis, &[spis]), "VGIC_SPIS")?;
         }
@@ -157,8 +172,13 @@ impl Vm {
             pages::put(page, device);
             must(self.call(Function::CreateDevice, &[page]), "CREATE_DEVICE")?;
         }
-        if protected {
-            let call = self.call(Function::EnableCap, &[cap::PROTECTED_VM, cap::protected::SET_PROTECTED_VM]);
+        let command = match protection {
+            Protection::None => None,
+            Protection::Private => Some(cap::protected::SET_PROTECTED_VM),
+            Protection::Firmware => Some(cap::protected::SET_PVMFW_GPA),
+        };
+        if let Some(command) = command {
+            let call = self.call(Function::EnableCap, &[cap::PROTECTED_VM, command, RAM]);
             must(call, "ENABLE_CAP protected")?;
         }
         for vcpu in 0..vcpus {
@@ -166,6 +186,9 @@ impl Vm {
             let shared = self.shared[vcpu as usize];
             must(hypercall::call(Function::CreateVcpu, &[tuple, shared]), "CREATE_VCPU")?;
             self.set_reg(vcpu, reg::PSTATE, PSTATE_EL1H_MASKED)?;
+        }
+        if protection == Protection::Firmware || vcpus == 0 {
+            return Ok(());
         }
         self.set_reg(0, reg::PC, RAM)
     }

@@ -9,6 +9,7 @@ use gzvm_core::memory::slots::Slots;
 use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, Progress, Stage2, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 
+use super::firmware::Window;
 use super::private;
 use crate::arch::barrier;
 use crate::mem::host::SharedPages;
@@ -43,6 +44,8 @@ pub struct VmMemory {
     owner: Option<VmId>,
     /// Taken from the VM, to be scrubbed.
     dirty: ArrayVec<Dirty, MOST_DIRTY>,
+    /// Where the firmware is that a protected VM starts with.
+    firmware: Option<Window>,
     /// MMIO goes to the VMM only where the guest has named the page.
     guarded: bool,
     /// The driver wants to know of a page that the guest stops sharing before the host loses it.
@@ -101,6 +104,7 @@ impl VmMemory {
             root_pages,
             owner: None,
             dirty: ArrayVec::new(),
+            firmware: None,
             guarded: false,
             announces: false,
         })
@@ -111,14 +115,15 @@ impl VmMemory {
         pool::free(root, Stage2::root_pages(bits));
     }
 
-    /// From now on pages are the VM's own. Only with nothing mapped, and once.
-    pub fn protect(&mut self) -> Result<(), MapFailure> {
+    /// From now on pages are the VM's own. Only with nothing mapped, and once. In the window they hold the firmware.
+    pub fn protect(&mut self, firmware: Option<Window>) -> Result<(), MapFailure> {
         let all = 1u64.wrapping_shl(self.stage2.ipa_bits().into());
         let all = IpaRange::new(Ipa(0), all).map_err(|_| MapFailure::Invalid)?;
         if self.owner.is_some() || self.first_mapped(all).is_some() {
             return Err(MapFailure::Invalid);
         }
         self.owner = Some(VmId(self.stage2.vmid()));
+        self.firmware = firmware;
         Ok(())
     }
 
@@ -188,6 +193,12 @@ impl VmMemory {
         match owner {
             Some(vm) => private::donate(vm, pa)?,
             None => share(pa).map_err(|_| MapFailure::NotHosts)?,
+        }
+        if let (Some(vm), Some(window)) = (owner, self.firmware)
+            && !window.fill(vm, ipa.start(), pa)
+        {
+            release(owner, pa);
+            return Err(MapFailure::NotHosts);
         }
         // The guest may look with its caches off at what the VMM wrote with caches on.
         barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);

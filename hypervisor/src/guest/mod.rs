@@ -12,6 +12,7 @@
 mod calls;
 mod emulate;
 mod exits;
+pub mod firmware;
 pub mod life;
 pub mod memory;
 pub mod one_reg;

@@ -8,6 +8,7 @@
 use gzvm_abi::reg;
 
 use super::vcpu::Vcpu;
+use crate::arch::frame::PSTATE_EL1H_MASKED;
 
 /// PSTATE bits that user space may choose: NZCV, DAIF, and EL1t, EL1h or EL0t.
 const PSTATE_SETTABLE: u64 = 0xF000_0000 | 0x3C0 | 0xF;
@@ -34,6 +35,11 @@ fn vector(id: u64) -> Option<u8> {
 /// Whether the register is part of how a vCPU starts, which of a protected VM too is the host's to say, until it runs.
 pub const fn is_initial(id: u64) -> bool {
     matches!(id, reg::X0..=reg::X30 | reg::PC | reg::PSTATE)
+}
+
+/// Whether it is an argument of a firmware, which starts at EL1 with exceptions masked, where EL2 says.
+pub const fn is_argument(id: u64, value: u64) -> bool {
+    matches!(id, reg::X0..=reg::X30) || id == reg::PSTATE && value == PSTATE_EL1H_MASKED
 }
 
 /// What the register holds; nothing for an identifier that names none.

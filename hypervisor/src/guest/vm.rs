@@ -14,6 +14,7 @@ use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vgic::{self, INLINE_SPIS, Kicks, MoreSpis, VcpuState};
 use gzvm_core::vm::lifecycle::State;
 
+use super::firmware::Window;
 use super::life::Life;
 use super::memory::{MapFailure, VmMemory, share, unshare};
 use super::registry;
@@ -76,6 +77,7 @@ pub struct Vm {
     /// Its vCPUs have SVE.
     pub sve: AtomicBool,
     protected: AtomicBool,
+    firmware_entry: AtomicU64,
     /// Memory.
     pub memory: Mutex<VmMemory>,
     /// Interrupts.
@@ -117,6 +119,7 @@ impl Vm {
             vtcr_fields,
             sve: AtomicBool::new(false),
             protected: AtomicBool::new(false),
+            firmware_entry: AtomicU64::new(NO_FRAME),
             memory: Mutex::new(memory),
             vgic: Mutex::new(vgic),
             power: Mutex::new(PowerStates::default()),
@@ -143,15 +146,30 @@ impl Vm {
         self.protected.load(Ordering::Relaxed)
     }
 
-    /// Makes it protected for life: a VM that has not run, with nothing in it yet.
-    pub fn protect(&self) -> Result<(), MapFailure> {
+    /// Where vCPU 0 starts, if that is not the host's to say.
+    pub fn firmware_entry(&self) -> Option<u64> {
+        Some(self.firmware_entry.load(Ordering::SeqCst)).filter(|entry| *entry != NO_FRAME)
+    }
+
+    /// Makes it protected for life: a VM that has not run, with nothing in it yet. With a firmware, it starts there.
+    pub fn protect(&self, firmware: Option<Window>) -> Result<(), MapFailure> {
         let mut memory = self.memory.lock();
-        if self.life.state() != State::Created || self.vcpu_count.load(Ordering::SeqCst) != 0 {
+        if self.life.state() != State::Created || self.protected() {
             return Err(MapFailure::Invalid);
         }
-        memory.protect()?;
+        if let Some(window) = firmware {
+            self.firmware_entry.store(window.entry(), Ordering::SeqCst);
+        }
         self.protected.store(true, Ordering::SeqCst);
-        Ok(())
+        let done = match self.vcpu_count.load(Ordering::SeqCst) {
+            0 => memory.protect(firmware),
+            _ => Err(MapFailure::Invalid),
+        };
+        if done.is_err() {
+            self.protected.store(false, Ordering::SeqCst);
+            self.firmware_entry.store(NO_FRAME, Ordering::SeqCst);
+        }
+        done
     }
 
     /// Gives it another number of SPIs, while it has no vCPU.
@@ -173,16 +191,20 @@ impl Vm {
         let gic_state = PageBox::new(VcpuState::default())?;
         let fp = GuestFp::new(self.sve.load(Ordering::SeqCst))?;
         share(area).map_err(|_| CreateError::BadPages)?;
-        let vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area), fp)) {
+        let mut vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area), fp)) {
             Ok(vcpu) => vcpu,
             Err(e) => {
                 unshare(area);
                 return Err(e.into());
             }
         };
+        // Before the look at the entry: `protect` writes that, and then looks for vCPUs.
+        self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
+        if let Some(entry) = self.firmware_entry() {
+            vcpu.reset(entry, 0);
+        }
         vcpu.publish_offset(self.cntvoff());
         *slot = Some(vcpu);
-        self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
         // A former vCPU of this number may have left TLB entries.
         self.last_vcpu.iter().for_each(|last| last.store(0, Ordering::Relaxed));
         self.power.lock().add(id);

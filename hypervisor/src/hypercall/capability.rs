@@ -2,11 +2,12 @@
 //! ENABLE_CAP.
 
 use gzvm_abi::hypercall::cap;
-use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
+use gzvm_core::addr::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
 use gzvm_core::memory::PaRange;
 
 use super::memory::MOST_PAGES;
 use super::{Args, Error, Results};
+use crate::guest::firmware::{self, Window};
 use crate::guest::memory::share;
 use crate::guest::registry;
 use crate::mem::host::SharedPages;
@@ -26,10 +27,24 @@ pub fn enable([id, capability, arg0, arg1, ..]: Args) -> Result<Results, Error> 
         cap::BLOCK_BASED_DEMAND_PAGING => block_paging(id, arg0, arg1),
         cap::PROTECTED_VM if arg0 == cap::protected::SET_PROTECTED_VM => {
             let vm = registry::get(id)?;
-            vm.vm().ok_or(Error::Invalid)?.protect()?;
+            vm.vm().ok_or(Error::Invalid)?.protect(None)?;
             Ok([0; 3])
         }
-        // Firmware of protected VMs is not there yet.
+        cap::PROTECTED_VM if arg0 == cap::protected::GET_PVMFW_SIZE => {
+            registry::get(id)?;
+            Ok([firmware::size().ok_or(Error::NotSupported)?, 0, 0])
+        }
+        cap::PROTECTED_VM if arg0 == cap::protected::SET_PVMFW_GPA => {
+            let vm = registry::get(id)?;
+            let size = firmware::size().ok_or(Error::NotSupported)?;
+            let window = Window::new(Ipa(arg1)).ok_or(Error::Invalid)?;
+            let vm = vm.vm().ok_or(Error::Invalid)?;
+            if !vm.memory.lock().slots.hold(Ipa(arg1), size) {
+                return Err(Error::Invalid);
+            }
+            vm.protect(Some(window))?;
+            Ok([0; 3])
+        }
         _ => {
             registry::get(id)?;
             Err(Error::NotSupported)

@@ -12,13 +12,16 @@ use crate::guest::one_reg;
 use crate::guest::registry;
 use crate::guest::run;
 use crate::guest::vcpu::Vcpu;
+use crate::guest::vm::Vm;
 
 /// CREATE_VCPU: x1 = tuple, x2 = PA of the two shared pages.
 pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {
     registry::work_off(DEFAULT_PER_CALL);
     let (vm, id) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
-    if !vm.life.state().can_grow() {
+    // Of a protected VM all vCPUs are there before it runs: none starts anew in the midst of it.
+    let state = vm.life.state();
+    if !state.can_grow() || vm.protected() && state != State::Created {
         return Err(Error::Invalid);
     }
     if usize::from(id) >= gzvm_abi::MAX_VCPUS_EXTENDED {
@@ -47,7 +50,7 @@ pub fn run([x1, ..]: Args) -> Result<Results, Error> {
 }
 
 /// Does `f` with a vCPU that does not run. A protected VM's only if `protected`, and until it first runs.
-fn with_vcpu<R>(x1: u64, protected: bool, f: impl FnOnce(&mut Vcpu) -> Option<R>) -> Result<R, Error> {
+fn with_vcpu<R>(x1: u64, protected: bool, f: impl FnOnce(&Vm, &mut Vcpu) -> Option<R>) -> Result<R, Error> {
     let (vm, n) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
     if vm.protected() && !(protected && vm.life.state() == State::Created) {
@@ -55,17 +58,21 @@ fn with_vcpu<R>(x1: u64, protected: bool, f: impl FnOnce(&mut Vcpu) -> Option<R>
     }
     let slot = vm.vcpus.get(usize::from(n)).ok_or(Error::Invalid)?;
     let mut slot = slot.try_lock().ok_or(Error::Busy)?;
-    f(slot.as_deref_mut().ok_or(Error::Invalid)?).ok_or(Error::Invalid)
+    f(vm, slot.as_deref_mut().ok_or(Error::Invalid)?).ok_or(Error::Invalid)
 }
 
 /// GET_ONE_REG: x1 = tuple, x2 = register. Results x1, x2: the value, the lower half first.
 pub fn get_register([x1, id, ..]: Args) -> Result<Results, Error> {
-    let [low, high] = with_vcpu(x1, false, |vcpu| one_reg::get(vcpu, id))?;
+    let [low, high] = with_vcpu(x1, false, |_, vcpu| one_reg::get(vcpu, id))?;
     Ok([low, high, 0])
 }
 
 /// SET_ONE_REG: x1 = tuple, x2 = register, x3 = value, x4 = its upper half where it has one.
 pub fn set_register([x1, id, low, high, ..]: Args) -> Result<Results, Error> {
-    with_vcpu(x1, one_reg::is_initial(id), |vcpu| one_reg::set(vcpu, id, [low, high]))?;
+    with_vcpu(x1, one_reg::is_initial(id), |vm, vcpu| {
+        // A firmware starts as EL2 says; its arguments are the host's.
+        let allowed = vm.firmware_entry().is_none() || one_reg::is_argument(id, low);
+        if allowed { one_reg::set(vcpu, id, [low, high]) } else { None }
+    })?;
     Ok([0; 3])
 }

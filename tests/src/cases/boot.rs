@@ -24,7 +24,7 @@ pub fn cases(_layout: &Layout) -> Vec<Case> {
         cases.push(Case::new(
             Tier::Boot,
             format!("boot::testhost::{cpu}"),
-            &["hypervisor.Image", "guest-testhost.Image"],
+            &["hypervisor.Image", "firmware.Image", "guest-testhost.Image"],
             move |context| results_of_testhost(context, cpu, 4, "2G"),
         ));
     }
@@ -32,7 +32,7 @@ pub fn cases(_layout: &Layout) -> Vec<Case> {
         cases.push(Case::new(
             Tier::Boot,
             format!("boot::testhost::{smp}_cpus_{memory}"),
-            &["hypervisor.Image", "guest-testhost.Image"],
+            &["hypervisor.Image", "firmware.Image", "guest-testhost.Image"],
             move |context| results_of_testhost(context, "max", smp, memory),
         ));
     }
@@ -79,7 +79,11 @@ pub fn testhost(context: &Context, arguments: &str) -> Machine {
         initrd: None,
         arguments: arguments.to_owned(),
     };
-    Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) })
+    Machine::new(Boot::Hypervisor {
+        image: context.layout.part("hypervisor.Image"),
+        firmware: Some(context.layout.part("firmware.Image")),
+        host: Some(host),
+    })
 }
 
 /// The machine's program reports by result lines within `limit`, then powers off.

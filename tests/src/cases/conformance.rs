@@ -229,8 +229,11 @@ fn hypercall_level(context: &Context) -> Result<Results> {
         initrd: None,
         arguments: format!("filter={}", areas(HYPERCALL_LEVEL).join(",")),
     };
-    let machine =
-        Machine::new(Boot::Hypervisor { image: context.layout.part("hypervisor.Image"), host: Some(host) });
+    let machine = Machine::new(Boot::Hypervisor {
+        image: context.layout.part("hypervisor.Image"),
+        firmware: None,
+        host: Some(host),
+    });
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[DONE]", BOOT_LIMIT)?;
     console.wait_power_off(Duration::from_secs(30))?;

@@ -136,7 +136,8 @@ fn boot(name: &str, body: fn(&Context) -> Result<()>) -> Case {
 
 /// The hypervisor alone, with two CPUs.
 fn alone(context: &Context) -> Machine {
-    let mut machine = Machine::new(Boot::Hypervisor { image: context.layout.part(IMAGE), host: None });
+    let mut machine =
+        Machine::new(Boot::Hypervisor { image: context.layout.part(IMAGE), firmware: None, host: None });
     machine.smp = 2;
     machine
 }
@@ -259,7 +260,7 @@ fn host_is_no_image(context: &Context) -> Result<()> {
     let host =
         Kernel { image: context.write("kernel.gz", &content)?, initrd: None, arguments: String::new() };
     let mut machine = alone(context);
-    machine.boot = Boot::Hypervisor { image: context.layout.part(IMAGE), host: Some(host) };
+    machine.boot = Boot::Hypervisor { image: context.layout.part(IMAGE), firmware: None, host: Some(host) };
     let mut console = context.start(&machine, "console")?;
     says_and_stops(&mut console, "the host image can't be started: it is no arm64 Image")
 }
@@ -343,7 +344,7 @@ impl Drop for Monitor {
 
 fn with_testhost(context: &Context, image: &str, arguments: &str) -> Machine {
     let host = Kernel { image: context.layout.part(TESTHOST), initrd: None, arguments: arguments.to_owned() };
-    Machine::new(Boot::Hypervisor { image: context.layout.part(image), host: Some(host) })
+    Machine::new(Boot::Hypervisor { image: context.layout.part(image), firmware: None, host: Some(host) })
 }
 
 /// The crash report of a machine: one, whole, and nothing after it from the CPUs that crash.

@@ -15,6 +15,7 @@ pub mod guests_linux;
 pub mod hostile;
 pub mod linux;
 pub mod power;
+mod protected;
 pub mod stress;
 pub mod walkthrough;
 pub mod watch;
@@ -58,6 +59,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(balloon::cases());
     cases.extend(failures::cases());
     cases.extend(power::cases());
+    cases.extend(protected::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());
     cases.extend(abuse::cases());
@@ -84,7 +86,11 @@ impl Host {
             arguments: format!("{HOST_ARGUMENTS}{kvm} {arguments}").trim_end().to_owned(),
         };
         match self {
-            Self::Gzvm => Boot::Hypervisor { image: layout.part("hypervisor.Image"), host: Some(kernel) },
+            Self::Gzvm => Boot::Hypervisor {
+                image: layout.part("hypervisor.Image"),
+                firmware: Some(layout.part("firmware.Image")),
+                host: Some(kernel),
+            },
             Self::Kvm => Boot::Direct(kernel),
         }
     }

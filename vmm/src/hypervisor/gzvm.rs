@@ -34,7 +34,7 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { map, memory, vcpus, features, spis } = parts;
+    let Parts { map, memory, vcpus, features, spis, firmware } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
     let mask = features.iter().fold(0, |mask, feature| match feature {
@@ -59,10 +59,12 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
         }
         vm.set_spis(spis.into()).with_context(|| format!("gzvm: can't give the VM {spis} SPIs"))?;
     }
-    for (slot, ram) in (0..).zip(memory) {
+    let ram = memory.iter().map(|ram| (ram, purpose::GUEST_MEM));
+    let slots = ram.chain(firmware.map(|firmware| (firmware, purpose::PROTECTED_FW)));
+    for (slot, (ram, flags)) in (0..).zip(slots) {
         let region = UserspaceMemoryRegion {
             slot,
-            flags: purpose::GUEST_MEM,
+            flags,
             guest_phys_addr: ram.base(),
             memory_size: ram.size(),
             userspace_addr: ram.host_address(),
@@ -79,12 +81,30 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
     vm.create_device(IrqChipDevice::VgicV3Redistributor, redistributors.base, layout::GIC_REDISTRIBUTOR_SIZE)
         .context("gzvm: can't create the GIC's redistributors")?;
 
+    if let Some(firmware) = firmware {
+        protect(&vm, firmware)?;
+    }
+    let memory: Vec<_> = memory.iter().chain(firmware).cloned().collect();
     let mut machine = Vec::with_capacity(vcpus.into());
     for id in 0..vcpus {
         let fd = vm.create_vcpu(id).with_context(|| format!("gzvm: can't create vCPU {id}"))?;
-        machine.push(Box::new(GuestVcpu { fd, id, _memory: memory.to_vec() }) as Box<dyn Vcpu>);
+        let protected = firmware.is_some();
+        machine.push(Box::new(GuestVcpu { fd, id, protected, _memory: memory.clone() }) as Box<dyn Vcpu>);
     }
-    Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _memory: memory.to_vec() }), vcpus: machine })
+    Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _memory: memory }), vcpus: machine })
+}
+
+/// Makes the VM protected, with the hypervisor's firmware in its slot. As crosvm: before the first vCPU.
+fn protect(vm: &VmFd, slot: &GuestRam) -> anyhow::Result<()> {
+    const MISSING: &str = "--protected: the hypervisor was started without a firmware for protected VMs";
+    let mut size = [cap::protected::GET_PVMFW_SIZE, 0, 0, 0, 0];
+    vm.enable_cap(cap::PROTECTED_VM, &mut size).context(MISSING)?;
+    let [_, size, ..] = size;
+    if !(1..=slot.size()).contains(&size) {
+        anyhow::bail!("--protected: a firmware of {size} bytes has no room in {}M", slot.size() >> 20);
+    }
+    vm.enable_cap(cap::PROTECTED_VM, &mut [cap::protected::SET_PVMFW_GPA, slot.base(), 0, 0, 0])
+        .context("--protected: the hypervisor refused")
 }
 
 struct GuestVm {
@@ -165,6 +185,7 @@ impl Vm for GuestVm {
 struct GuestVcpu {
     fd: VcpuFd,
     id: u8,
+    protected: bool,
     // Keeps the RAM mapped as long as the vCPU can run.
     _memory: Vec<GuestRam>,
 }
@@ -178,9 +199,14 @@ impl Kick for ImmediateExit {
 impl Vcpu for GuestVcpu {
     fn set_boot_state(&mut self, boot: Option<BootState>) -> anyhow::Result<()> {
         // crosvm's order: X0, PC, PSTATE.
-        let mut registers = Vec::with_capacity(3);
-        if let Some(BootState { entry, fdt }) = boot {
-            registers.extend([(reg::X0, fdt), (reg::PC, entry)]);
+        let mut registers = Vec::with_capacity(4);
+        match boot {
+            // The firmware starts where the hypervisor says.
+            Some(BootState { entry, fdt, size }) if self.protected => {
+                registers.extend([(reg::X0, fdt), (reg::X0 + 2, entry), (reg::X0 + 4, size)]);
+            }
+            Some(BootState { entry, fdt, .. }) => registers.extend([(reg::X0, fdt), (reg::PC, entry)]),
+            None => {}
         }
         registers.push((reg::PSTATE, BOOT_PSTATE));
         for (register, value) in registers {

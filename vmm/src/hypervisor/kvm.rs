@@ -176,7 +176,7 @@ impl Drop for GuestVcpu {
 
 impl Vcpu for GuestVcpu {
     fn set_boot_state(&mut self, boot: Option<BootState>) -> anyhow::Result<()> {
-        let Some(BootState { entry, fdt }) = boot else {
+        let Some(BootState { entry, fdt, .. }) = boot else {
             // KVM resets a vCPU to this state when PSCI turns it on.
             return Ok(());
         };

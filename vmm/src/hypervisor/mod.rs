@@ -89,6 +89,8 @@ pub struct BootState {
     pub entry: u64,
     /// X0.
     pub fdt: u64,
+    /// Bytes of the kernel: X2 of a protected VM's firmware, which gets the entry in X1.
+    pub size: u64,
 }
 
 /// PSTATE of every vCPU at its start: D, A, I, F masked, EL1h.
@@ -220,6 +222,8 @@ pub struct Parts<'a> {
     pub features: &'a [Feature],
     /// How many SPIs its GIC has, if it matters.
     pub spis: Option<u16>,
+    /// Room for the hypervisor's firmware, which makes it a protected VM.
+    pub firmware: Option<&'a GuestRam>,
 }
 
 /// Makes a VM of these parts.
@@ -229,6 +233,8 @@ pub struct Parts<'a> {
 pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
     match kind {
         Kind::Gzvm => gzvm::create(parts),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Kvm if parts.firmware.is_some() => anyhow::bail!("--protected: for gzvm only"),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm if !parts.features.is_empty() => anyhow::bail!("--features: for gzvm only"),
         #[cfg(target_arch = "aarch64")]

@@ -21,6 +21,8 @@ use crate::{process, setup::rust::BARE};
 pub enum Part {
     /// The EL2 image: hypervisor.Image, hypervisor.elf; hypervisor-crash.Image, which tests make crash
     Hypervisor,
+    /// The firmware of protected VMs: firmware.Image
+    Firmware,
     /// Bare-metal guests: guest-NAME.Image
     Guests,
     /// The host's driver: gzvm.ko; gzvm-check, which checks it
@@ -32,10 +34,12 @@ pub enum Part {
 }
 
 /// All parts, in the order of their dependence.
-pub const ALL: [Part; 5] = [Part::Hypervisor, Part::Guests, Part::Driver, Part::Gz, Part::Rootfs];
+pub const ALL: [Part; 6] =
+    [Part::Hypervisor, Part::Firmware, Part::Guests, Part::Driver, Part::Gz, Part::Rootfs];
 
 /// Package names of the parts that are single crates.
 const HYPERVISOR: &str = "gzvm-hypervisor";
+const FIRMWARE: &str = "gzvm-firmware";
 const VMM: &str = "gz";
 
 /// Builds these parts.
@@ -51,6 +55,7 @@ pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
         let begin = Instant::now();
         let built = match part {
             Part::Hypervisor if has(HYPERVISOR) => hypervisor(layout).map(|()| true),
+            Part::Firmware if has(FIRMWARE) => firmware(layout).map(|()| true),
             Part::Guests => guests(layout, &packages),
             Part::Driver if has(driver::PACKAGE) && layout.root.join("driver/Kbuild").is_file() => {
                 driver::build(layout).map(|()| true)
@@ -78,6 +83,13 @@ fn hypervisor(layout: &Layout) -> Result<()> {
     let (_, elf) = programs.first().context("the hypervisor's crate has no program")?;
     copy_if_changed(elf, &layout.part("hypervisor.elf"))?;
     flatten(layout, elf, "hypervisor.Image")
+}
+
+fn firmware(layout: &Layout) -> Result<()> {
+    let programs = cargo::build_optimised(layout, BARE, FIRMWARE, "")?;
+    let (_, elf) = programs.first().context("the firmware's crate has no program")?;
+    copy_if_changed(elf, &layout.part("firmware.elf"))?;
+    flatten(layout, elf, "firmware.Image")
 }
 
 fn guests(layout: &Layout, packages: &[Package]) -> Result<bool> {

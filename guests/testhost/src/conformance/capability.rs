@@ -37,7 +37,17 @@ fn vm_gpa_size_0xa5() -> Outcome {
 fn protected_vm_0xffbadab1() -> Outcome {
     leaves_nothing(|| {
         let vm = Bare::new()?;
-        for sub in [0u64, 1, 3, 1 << 32, u64::MAX] {
+        // A machine has a firmware or not; this VM has no slot to put it into.
+        let size = enable(vm.id, 0xFFBA_DAB1, &[1]);
+        let place = if size.ok() {
+            check!((1..=4 << 20).contains(&size.values[0]), "{} bytes of firmware", size.values[0]);
+            Status::InvalidArgs
+        } else {
+            answers(size, Status::NotSupported, format_args!("GET_PVMFW_SIZE"))?;
+            Status::NotSupported
+        };
+        answers(enable(vm.id, 0xFFBA_DAB1, &[0, 0x7FC0_0000]), place, format_args!("SET_PVMFW_GPA"))?;
+        for sub in [3u64, 1 << 32, u64::MAX] {
             let reply = enable(vm.id, 0xFFBA_DAB1, &[sub, 0x7FC0_0000]);
             answers(reply, Status::NotSupported, format_args!("sub-command {sub:#x}"))?;
         }

@@ -2,7 +2,7 @@
 //! The call sequences of section 4 of the ABI, as drivers and crosvm make them, around one small guest.
 
 use gzvm_abi::hypercall::{Function, Status, cap};
-use gzvm_guest_kit::case::{Case, Outcome};
+use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::hypercall::call;
 use gzvm_guest_kit::{cases, check, check_eq};
 
@@ -148,23 +148,40 @@ fn generation_c() -> Outcome {
     })
 }
 
-/// 4.3, as far as it goes today: there is no firmware. The regions of a protected VM are accepted, the question for the
-/// firmware's size is not, and crosvm ends there. Without firmware the VM runs, protected.
+/// 4.3: where there is a firmware, it runs, and finds nothing to start; where there is none, crosvm ends at the question for its
+/// size. Without firmware the VM runs, protected.
 fn protected() -> Outcome {
     leaves_nothing(|| {
-        let (memory, sum) = memory();
-        let firmware = pages::take(16, 4096);
-        let mut play = Play::load_and_create(SMC64, Paging::Block { counts: true }, true)?;
-        play.vm_call(Function::EnableCap, &[0x9202])?;
-        play.enable_blocks()?;
-        play.vm_call(Function::EnableCap, &[0x9203])?;
-        play.add_region(RAM, PAGES, 1, memory)?;
-        play.add_region(0x7FC0_0000, 16, 2, firmware)?;
-        play.add_region(RAM + (64 << 20), 16, 4, firmware)?;
-        play.add_gic()?;
-        for (sub, arg, what) in [(1, 0, "GET_PVMFW_SIZE"), (0, 0x7FC0_0000, "SET_PVMFW_GPA")] {
-            let reply = play.call(Function::EnableCap, &[play.id, 0xFFBA_DAB1, sub, arg]);
-            answers(reply, Status::NotSupported, format_args!("{what}: not supported yet"))?;
+        let firmware = pages::take(1024, 4096);
+        let swiotlb = pages::take(16, 4096);
+        let prepare = |memory| {
+            let mut play = Play::load_and_create(SMC64, Paging::Block { counts: true }, true)?;
+            play.vm_call(Function::EnableCap, &[0x9202])?;
+            play.enable_blocks()?;
+            play.vm_call(Function::EnableCap, &[0x9203])?;
+            play.add_region(RAM, PAGES, 1, memory)?;
+            play.add_region(0x7FC0_0000, 1024, 2, firmware)?;
+            play.add_region(RAM + (64 << 20), 16, 4, swiotlb)?;
+            play.add_gic()?;
+            Ok::<_, Verdict>(play)
+        };
+        let (mut ram, mut sum) = memory();
+        let mut play = prepare(ram)?;
+        let size = play.call(Function::EnableCap, &[play.id, 0xFFBA_DAB1, 1]);
+        if size.ok() {
+            play.vm_call(Function::EnableCap, &[0xFFBA_DAB1, 0, 0x7FC0_0000])?;
+            play.add_vcpus()?;
+            for (register, value) in [(0, FDT), (2, RAM), (4, PAGES << 12), (0x42, 0x3C5)] {
+                play.set(0, register, value)?;
+            }
+            check_eq!(play.run()?, 0x9292_0008, "the firmware's last exit");
+            check_eq!(pages::get::<u32>(play.shared[0] + 8), 1, "system event");
+            play.close()?;
+            // What it had is scrubbed.
+            (ram, sum) = memory();
+            play = prepare(ram)?;
+        } else {
+            answers(size, Status::NotSupported, format_args!("GET_PVMFW_SIZE"))?;
         }
         play.vm_call(Function::EnableCap, &[0xFFBA_DAB1, 2])?;
         play.add_vcpus()?;

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -53,6 +53,8 @@ struct State {
     device_features_sel: u32,
     driver_features_sel: u32,
     driver_features: u64,
+    /// Features without which there is no device.
+    required: u64,
     queue_sel: u32,
     queues: Vec<Queue>,
 }
@@ -62,7 +64,15 @@ impl MmioTransport {
     ///
     /// # Errors
     /// No file descriptor left, or a queue size that is no power of two.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemoryMmap, line: EventFd) -> io::Result<Self> {
+    ///
+    /// `translated`: the guest may not give the device any of its memory, but what its platform makes reachable
+    /// (VIRTIO_F_ACCESS_PLATFORM).
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        line: EventFd,
+        translated: bool,
+    ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
         let queues: Result<Vec<Queue>, _> = sizes.iter().map(|&size| Queue::new(size)).collect();
         let queues = queues.map_err(io::Error::other)?;
@@ -74,6 +84,7 @@ impl MmioTransport {
             notify: notify?,
             generation: AtomicU32::new(0),
             state: Mutex::new(State {
+                required: 1 << VIRTIO_F_VERSION_1 | u64::from(translated) << VIRTIO_F_ACCESS_PLATFORM,
                 device,
                 status: 0,
                 device_features_sel: 0,
@@ -119,7 +130,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_VERSION => VERSION,
             reg::VIRTIO_MMIO_DEVICE_ID => state.device.device_id(),
             reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => half(state.device.features(), state.device_features_sel),
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => half(state.offered(), state.device_features_sel),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size().into()),
             reg::VIRTIO_MMIO_QUEUE_READY => state.queue().is_some_and(QueueT::ready).into(),
             reg::VIRTIO_MMIO_STATUS => state.status,
@@ -213,6 +224,10 @@ impl MmioTransport {
 }
 
 impl State {
+    fn offered(&self) -> u64 {
+        self.device.features() | self.required
+    }
+
     fn queue(&self) -> Option<&Queue> {
         self.queues.get(usize::try_from(self.queue_sel).ok()?)
     }
@@ -240,8 +255,7 @@ impl State {
 
     /// Nothing that was not offered, and no legacy driver.
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.device.features() == 0
-            && self.driver_features >> VIRTIO_F_VERSION_1 & 1 != 0
+        self.driver_features & !self.offered() == 0 && self.driver_features & self.required == self.required
     }
 
     fn write_queue(&mut self, offset: u32, value: u32) {
@@ -361,7 +375,8 @@ mod tests {
             let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
             let log = Arc::new(Log::default());
             let transport =
-                MmioTransport::new(Box::new(Fake(log.clone())), memory, line.try_clone().unwrap()).unwrap();
+                MmioTransport::new(Box::new(Fake(log.clone())), memory, line.try_clone().unwrap(), false)
+                    .unwrap();
             Self { transport, log, line }
         }
 

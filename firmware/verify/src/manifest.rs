@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The payload's manifest: which kernel, initrd and boot arguments belong together, signed with ed25519 (RFC 8032).
+//!
+//! ```text
+//!  payload = kernel (arm64 Image) | manifest (the last 512 bytes)
+//! ```
+//! All numbers are little-endian. The signature covers the bytes before it.
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use sha2::{Digest, Sha256};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of a manifest.
+pub const SIZE: usize = 512;
+/// Its first bytes.
+pub const MAGIC: [u8; 8] = *b"GZVMPAY1";
+/// Bytes that are signed.
+const SIGNED: usize = SIZE - 64;
+
+/// A SHA-256 digest.
+pub type Hash = [u8; 32];
+
+/// What is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Manifest {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// Bytes of the kernel: the payload's without the manifest.
+    pub kernel_size: u64,
+    /// Of the kernel.
+    pub kernel: Hash,
+    /// Bytes of the initrd; 0 for none.
+    pub initrd_size: u64,
+    /// Of the initrd; of no bytes if there is none.
+    pub initrd: Hash,
+    /// Of the boot arguments, without a NUL.
+    pub bootargs: Hash,
+    /// For what comes later: roll-back index, certificates. Zero.
+    pub reserved: [u8; 328],
+    /// ed25519, of all before it.
+    pub signature: [u8; 64],
+}
+
+const _: () = assert!(size_of::<Manifest>() == SIZE);
+
+/// Why a payload is not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no manifest.
+    #[error("the kernel is not signed: it ends with no manifest")]
+    Unsigned,
+    /// The signature is not the key's, of this manifest.
+    #[error("the manifest's signature is wrong")]
+    Signature,
+    /// The manifest asks for what this firmware does not know.
+    #[error("the manifest is of a later version")]
+    Version,
+    /// The kernel was changed.
+    #[error("the kernel is not the one that was signed")]
+    Kernel,
+    /// The initrd was changed, is missing, or was added.
+    #[error("the initrd is not the one that was signed")]
+    Initrd,
+    /// The boot arguments were changed.
+    #[error("the boot arguments are not those that were signed")]
+    Bootargs,
+}
+
+/// What a VM is to start with.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    /// Kernel and manifest.
+    pub kernel: &'a [u8],
+    /// The initrd; empty for none.
+    pub initrd: &'a [u8],
+    /// Boot arguments.
+    pub bootargs: &'a [u8],
+}
+
+impl Payload<'_> {
+    /// Checks that all of it was signed, together, by the owner of `key`. The kernel without its manifest.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn verify(&self, key: &VerifyingKey) -> Result<&[u8], Refusal> {
+        let at = self.kernel.len().checked_sub(SIZE).ok_or(Refusal::Unsigned)?;
+        let (kernel, manifest) = self.kernel.split_at_checked(at).ok_or(Refusal::Unsigned)?;
+        // The manifest may lie at any address.
+        let signed = manifest.get(..SIGNED).ok_or(Refusal::Unsigned)?;
+        let manifest = Manifest::read_from_bytes(manifest).map_err(|_| Refusal::Unsigned)?;
+        if manifest.magic != MAGIC {
+            return Err(Refusal::Unsigned);
+        }
+        // Strict: one key and one message have one signature.
+        key.verify_strict(signed, &Signature::from_bytes(&manifest.signature))
+            .map_err(|_| Refusal::Signature)?;
+        if manifest.reserved.iter().any(|b| *b != 0) {
+            return Err(Refusal::Version);
+        }
+        let same = |bytes: &[u8], hash: Hash| Sha256::digest(bytes).as_slice() == hash;
+        if manifest.kernel_size != kernel.len() as u64 || !same(kernel, manifest.kernel) {
+            return Err(Refusal::Kernel);
+        }
+        if manifest.initrd_size != self.initrd.len() as u64 || !same(self.initrd, manifest.initrd) {
+            return Err(Refusal::Initrd);
+        }
+        if !same(self.bootargs, manifest.bootargs) {
+            return Err(Refusal::Bootargs);
+        }
+        Ok(kernel)
+    }
+}
+
+/// The manifest of a kernel (without one yet), an initrd and boot arguments.
+#[cfg(any(test, feature = "sign"))]
+pub fn sign(key: &ed25519_dalek::SigningKey, kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> [u8; SIZE] {
+    use ed25519_dalek::Signer;
+    let hash = |bytes: &[u8]| Sha256::digest(bytes).into();
+    let mut manifest = Manifest {
+        magic: MAGIC,
+        kernel_size: kernel.len() as u64,
+        kernel: hash(kernel),
+        initrd_size: initrd.len() as u64,
+        initrd: hash(initrd),
+        bootargs: hash(bootargs),
+        reserved: [0; 328],
+        signature: [0; 64],
+    };
+    let signed = manifest.as_bytes().get(..SIGNED).unwrap_or_default();
+    manifest.signature = key.sign(signed).to_bytes();
+    zerocopy::transmute!(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+
+    fn key(n: u8) -> SigningKey {
+        SigningKey::from_bytes(&[n; 32])
+    }
+
+    fn signed(kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> Vec<u8> {
+        let mut payload = kernel.to_vec();
+        payload.extend(sign(&key(1), kernel, initrd, bootargs));
+        payload
+    }
+
+    fn verify(kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> Result<usize, Refusal> {
+        Payload { kernel, initrd, bootargs }.verify(&key(1).verifying_key()).map(<[u8]>::len)
+    }
+
+    #[test]
+    fn what_was_signed_is_accepted_and_nothing_else() {
+        let payload = signed(b"kernel!", b"initrd", b"console=ttyS0");
+        assert_eq!(verify(&payload, b"initrd", b"console=ttyS0"), Ok(7));
+        assert_eq!(verify(&payload, b"initre", b"console=ttyS0"), Err(Refusal::Initrd));
+        assert_eq!(verify(&payload, b"", b"console=ttyS0"), Err(Refusal::Initrd));
+        assert_eq!(verify(&payload, b"initrd", b"console=ttyS0 init=/bin/sh"), Err(Refusal::Bootargs));
+        let other = Payload { kernel: &payload, initrd: b"initrd", bootargs: b"console=ttyS0" };
+        assert_eq!(other.verify(&key(2).verifying_key()), Err(Refusal::Signature));
+        let none = signed(b"k", b"", b"");
+        assert_eq!(verify(&none, b"", b""), Ok(1));
+        assert_eq!(verify(&none, b"x", b""), Err(Refusal::Initrd));
+    }
+
+    #[test]
+    fn every_changed_bit_is_noticed() {
+        let payload = signed(b"kernel!", b"", b"a");
+        for byte in 0..payload.len() {
+            for bit in 0..8 {
+                let mut changed = payload.clone();
+                changed[byte] ^= 1 << bit;
+                assert!(verify(&changed, b"", b"a").is_err(), "byte {byte}, bit {bit}");
+            }
+        }
+        for length in 0..payload.len() {
+            assert!(verify(&payload[..length], b"", b"a").is_err(), "{length} bytes");
+            assert!(
+                verify(&payload[payload.len() - length..], b"", b"a").is_err(),
+                "the last {length} bytes"
+            );
+        }
+        let mut longer = payload.clone();
+        longer.insert(0, b'k');
+        assert_eq!(verify(&longer, b"", b"a"), Err(Refusal::Kernel));
+    }
+
+    #[test]
+    fn a_later_version_is_refused() {
+        let mut manifest = Manifest::read_from_bytes(&sign(&key(1), b"k", b"", b"")).unwrap();
+        manifest.reserved[3] = 1;
+        use ed25519_dalek::Signer;
+        manifest.signature = key(1).sign(&manifest.as_bytes()[..SIGNED]).to_bytes();
+        let mut payload = b"k".to_vec();
+        payload.extend(manifest.as_bytes());
+        assert_eq!(verify(&payload, b"", b""), Err(Refusal::Version));
+    }
+}

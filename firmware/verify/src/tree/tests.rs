@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A tree as gz writes it, and every way of making it wrong that was thought of.
+
+use super::*;
+use vm_fdt::FdtWriter;
+
+const BASE: u64 = 0x8000_0000;
+const SIZE: u64 = 0x1000_0000;
+
+/// The nodes of a good tree; a change of one of them makes it bad, or another good one.
+#[derive(Clone)]
+struct Tree {
+    memory: Vec<Vec<u64>>,
+    chosen: Vec<(&'static str, Vec<u8>)>,
+    pools: Vec<(&'static str, u64, u64)>,
+    devices: Vec<(&'static str, u64, u64)>,
+    method: &'static str,
+    enable: &'static str,
+    psci: &'static str,
+    reservation: Option<u64>,
+}
+
+fn good() -> Tree {
+    Tree {
+        memory: vec![vec![BASE, SIZE]],
+        chosen: vec![
+            ("bootargs", b"console=ttyS0\0".to_vec()),
+            ("linux,initrd-start", (BASE + 0x400_0000).to_be_bytes().to_vec()),
+            ("linux,initrd-end", (BASE + 0x480_0000).to_be_bytes().to_vec()),
+            ("kaslr-seed", vec![1; 8]),
+            ("rng-seed", vec![2; 56]),
+        ],
+        pools: vec![("restricted-dma-pool", BASE + 0x800_0000, 0x10_0000)],
+        devices: vec![
+            ("arm,pl031", 0x2000, 0x1000),
+            ("ns16550a", 0x3F8, 8),
+            ("virtio,mmio", 0x200_0000, 0x200),
+        ],
+        method: "hvc",
+        enable: "psci",
+        psci: "arm,psci-0.2",
+        reservation: None,
+    }
+}
+
+impl Tree {
+    fn build(&self) -> Vec<u8> {
+        let reservations: Vec<_> =
+            self.reservation.iter().map(|at| vm_fdt::FdtReserveEntry::new(*at, 0x1000).unwrap()).collect();
+        let mut fdt = FdtWriter::new_with_mem_reserv(&reservations).unwrap();
+        let root = fdt.begin_node("").unwrap();
+        fdt.property_u32("#address-cells", 2).unwrap();
+        fdt.property_u32("#size-cells", 2).unwrap();
+        let node = fdt.begin_node("chosen").unwrap();
+        for (name, value) in &self.chosen {
+            fdt.property(name, value).unwrap();
+        }
+        fdt.end_node(node).unwrap();
+        for (n, reg) in self.memory.iter().enumerate() {
+            let node = fdt.begin_node(&format!("memory@{n}")).unwrap();
+            fdt.property_array_u64("reg", reg).unwrap();
+            fdt.end_node(node).unwrap();
+        }
+        let node = fdt.begin_node("cpus").unwrap();
+        let cpu = fdt.begin_node("cpu@0").unwrap();
+        fdt.property_string("enable-method", self.enable).unwrap();
+        fdt.end_node(cpu).unwrap();
+        fdt.end_node(node).unwrap();
+        let node = fdt.begin_node("psci").unwrap();
+        fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), self.psci.into()]).unwrap();
+        fdt.property_string("method", self.method).unwrap();
+        fdt.end_node(node).unwrap();
+        let node = fdt.begin_node("reserved-memory").unwrap();
+        fdt.property_u32("#address-cells", 2).unwrap();
+        fdt.property_u32("#size-cells", 2).unwrap();
+        for (compatible, base, size) in &self.pools {
+            let pool = fdt.begin_node(&format!("pool@{base:x}")).unwrap();
+            fdt.property_string("compatible", compatible).unwrap();
+            fdt.property_array_u64("reg", &[*base, *size]).unwrap();
+            fdt.end_node(pool).unwrap();
+        }
+        fdt.end_node(node).unwrap();
+        for (compatible, base, size) in &self.devices {
+            let device = fdt.begin_node(&format!("device@{base:x}")).unwrap();
+            fdt.property_string("compatible", compatible).unwrap();
+            fdt.property_array_u64("reg", &[*base, *size]).unwrap();
+            fdt.end_node(device).unwrap();
+        }
+        fdt.end_node(root).unwrap();
+        fdt.finish().unwrap()
+    }
+
+    fn read(&self, given: &Given) -> Result<Option<u64>, BadTree> {
+        let blob = self.build();
+        let fdt = Fdt::new(&blob).unwrap();
+        let plan = read(&fdt, given)?;
+        assert_eq!(plan.bootargs, "console=ttyS0");
+        assert_eq!(plan.memory, Range::new(BASE, SIZE).unwrap());
+        for part in plan.pool.iter().chain(&plan.initrd) {
+            assert!(plan.memory.holds(part));
+        }
+        Ok(plan.uart)
+    }
+}
+
+fn range(start: u64, size: u64) -> Range {
+    Range::new(start, size).unwrap()
+}
+
+fn given() -> Given {
+    Given {
+        tree: range(BASE + SIZE - 0x20_0000, 0x1000),
+        kernel: range(BASE, 0x200_0200),
+        firmware: range(0x7FC0_0000, 0x10_0000),
+    }
+}
+
+/// Refused, with `change` made to a good tree.
+fn refused(why: BadTree, change: impl FnOnce(&mut Tree)) {
+    let mut tree = good();
+    change(&mut tree);
+    assert_eq!(tree.read(&given()), Err(why));
+}
+
+#[test]
+fn a_good_tree_is_read() {
+    assert_eq!(good().read(&given()), Ok(Some(0x3F8)));
+    let mut bare = good();
+    bare.pools.clear();
+    bare.devices.clear();
+    bare.chosen.truncate(1);
+    assert_eq!(bare.read(&given()), Ok(None));
+}
+
+#[test]
+fn memory_is_one_range_in_reach() {
+    refused(BadTree::Memory, |t| t.memory.clear());
+    refused(BadTree::Memory, |t| t.memory.push(vec![0x2_0000_0000, SIZE]));
+    refused(BadTree::Memory, |t| t.memory = vec![vec![BASE, SIZE, 0x2_0000_0000, SIZE]]);
+    refused(BadTree::Memory, |t| t.memory = vec![vec![0x1000_0000, SIZE]]);
+    refused(BadTree::Memory, |t| t.memory = vec![vec![BASE, u64::MAX]]);
+    refused(BadTree::Memory, |t| t.memory = vec![vec![BASE, LIMIT]]);
+    refused(BadTree::Memory, |t| t.memory = vec![vec![BASE, 0]]);
+}
+
+#[test]
+fn unknown_things_are_refused() {
+    refused(BadTree::Unknown, |t| t.devices.push(("arm,gic-v2m", 0x10_0000, 0x1000)));
+    refused(BadTree::Unknown, |t| t.devices.push(("pci-host-ecam-generic", 0x1_0000, 0x100_0000)));
+    refused(BadTree::Unknown, |t| t.reservation = Some(BASE));
+    refused(BadTree::Chosen, |t| t.chosen.push(("linux,usable-memory-range", vec![0; 16])));
+    refused(BadTree::Chosen, |t| t.chosen.push(("u-boot,script", vec![0; 16])));
+    refused(BadTree::Pool, |t| t.pools[0].0 = "shared-dma-pool");
+    refused(BadTree::Pool, |t| t.pools.push(("restricted-dma-pool", BASE + 0x900_0000, 0x1000)));
+    refused(BadTree::Pool, |t| t.pools[0].1 += 8);
+}
+
+#[test]
+fn cpus_start_by_psci() {
+    refused(BadTree::Psci, |t| t.method = "smc");
+    refused(BadTree::Psci, |t| t.enable = "spin-table");
+    refused(BadTree::Unknown, |t| t.psci = "arm,psci-9");
+}
+
+#[test]
+fn parts_are_in_memory_and_apart() {
+    let end = |at: u64| ("linux,initrd-end", at.to_be_bytes().to_vec());
+    // The initrd: over the pool, over the tree, behind the end, backwards, without an end.
+    refused(BadTree::Placement, |t| t.chosen[2] = end(BASE + 0x800_0001));
+    refused(BadTree::Placement, |t| t.chosen[2] = end(BASE + SIZE));
+    refused(BadTree::Placement, |t| t.chosen[2] = end(BASE + SIZE + 0x1000));
+    refused(BadTree::Chosen, |t| t.chosen[2] = end(BASE));
+    refused(BadTree::Chosen, |t| drop(t.chosen.remove(2)));
+    refused(BadTree::Chosen, |t| t.chosen[2].1.truncate(3));
+    refused(BadTree::Placement, |t| t.pools[0].1 = BASE);
+    let bad = |change: &dyn Fn(&mut Given)| {
+        let mut given = given();
+        change(&mut given);
+        assert_eq!(good().read(&given), Err(BadTree::Placement));
+    };
+    bad(&|g| g.kernel = range(BASE, 0x500_0000));
+    bad(&|g| g.kernel = range(BASE - 0x1000, 0x2000));
+    bad(&|g| g.tree = range(BASE + 0x1000, 0x1000));
+    bad(&|g| g.tree = range(0x7FC0_0000, 0x1000));
+    bad(&|g| g.firmware = range(BASE + 0x1000_0000 - 0x1000, 0x10_0000));
+}
+
+#[test]
+fn devices_are_no_memory() {
+    refused(BadTree::Device, |t| t.devices[2].1 = BASE);
+    refused(BadTree::Device, |t| t.devices[2].2 = 0x8000_0000);
+    refused(BadTree::Device, |t| t.devices[2].2 = 0);
+    refused(BadTree::Device, |t| {
+        t.devices =
+            (0..=MAX_DEVICES as u64).map(|n| ("virtio,mmio", 0x200_0000 + n * 0x200, 0x200)).collect();
+    });
+}
+
+#[test]
+fn seeds_are_found() {
+    let blob = good().build();
+    let fdt = Fdt::new(&blob).unwrap();
+    let seeds = seeds(&fdt, &blob);
+    assert_eq!(
+        seeds.iter().map(|(at, length)| &blob[*at..at + length]).collect::<Vec<_>>(),
+        [&[1; 8][..], &[2; 56]]
+    );
+    assert_eq!(uart(&fdt), Some(0x3F8));
+}
+
+#[test]
+fn no_tree_panics() {
+    let blob = good().build();
+    for at in 0..blob.len() {
+        for value in [0, 1, 0x7F, 0xFF] {
+            let mut changed = blob.clone();
+            changed[at] = value;
+            if let Ok(fdt) = Fdt::new(&changed) {
+                let _ = read(&fdt, &given());
+                let _ = uart(&fdt);
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! `gz sign`: makes a payload that the firmware of protected VMs starts.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+use ed25519_dalek::SigningKey;
+use gzvm_firmware_verify::manifest;
+
+use crate::cli::{KeyOptions, SignOptions};
+
+/// Writes the kernel and, behind it, a signed manifest of kernel, initrd and command line.
+///
+/// # Errors
+/// A file that can't be read or written, or a key that is none.
+pub fn sign(options: &SignOptions) -> anyhow::Result<String> {
+    let key = read_key(&options.key)?;
+    let mut payload = read(&options.kernel)?;
+    let initrd = options.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
+    let manifest = manifest::sign(&key, &payload, &initrd, options.cmdline.as_bytes());
+    payload.extend(manifest);
+    fs::write(&options.output, payload)
+        .with_context(|| format!("--output {}: can't be written", options.output.display()))?;
+    Ok(format!("{} is signed with {}", options.output.display(), hex(&key.verifying_key().to_bytes())))
+}
+
+/// The public key of a secret one, as the firmware's build wants it.
+///
+/// # Errors
+/// As [`sign`].
+pub fn public_key(options: &KeyOptions) -> anyhow::Result<String> {
+    Ok(hex(&read_key(&options.key)?.verifying_key().to_bytes()))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("{}: can't be read", path.display()))
+}
+
+/// 64 hexadecimal digits.
+fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
+    let text = String::from_utf8(read(path)?).unwrap_or_default();
+    let text = text.trim();
+    let digits = text.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.0.iter().map(byte).collect();
+    let bytes = bytes.filter(|_| digits.1.is_empty()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes = bytes.with_context(|| format!("{}: a key is 64 hexadecimal digits", path.display()))?;
+    Ok(SigningKey::from_bytes(&bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_digits() {
+        let folder = std::env::temp_dir().join(format!("gz-sign-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let key = folder.join("key");
+        fs::write(&key, format!("{}\n", "07".repeat(32))).unwrap();
+        assert_eq!(read_key(&key).unwrap().to_bytes(), [7; 32]);
+        for wrong in ["", "07", &"0g".repeat(32), &"07".repeat(33), &"+7".repeat(32)] {
+            fs::write(&key, wrong).unwrap();
+            assert!(read_key(&key).is_err(), "{wrong}");
+        }
+        fs::write(&key, "11".repeat(32)).unwrap();
+        fs::write(folder.join("kernel"), b"kernel").unwrap();
+        let mut options = SignOptions {
+            key: key.clone(),
+            kernel: folder.join("kernel"),
+            initrd: None,
+            cmdline: "a=b".into(),
+            output: folder.join("signed"),
+        };
+        let said = sign(&options).unwrap();
+        assert!(said.ends_with(&public_key(&KeyOptions { key }).unwrap()), "{said}");
+        let payload = fs::read(&options.output).unwrap();
+        let payload = manifest::Payload { kernel: &payload, initrd: &[], bootargs: b"a=b" };
+        let key = read_key(&options.key).unwrap().verifying_key();
+        assert_eq!(payload.verify(&key).unwrap(), b"kernel");
+        options.initrd = Some(folder.join("missing"));
+        assert!(sign(&options).unwrap_err().to_string().contains("missing"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
