@@ -42,7 +42,10 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
     let text = String::from_utf8(read(path)?).unwrap_or_default();
     let text = text.trim();
     let digits = text.as_bytes().as_chunks::<2>();
-    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let byte = |pair: &[u8; 2]| {
+        let digits = std::str::from_utf8(pair).ok().filter(|_| pair.iter().all(u8::is_ascii_hexdigit))?;
+        u8::from_str_radix(digits, 16).ok()
+    };
     let bytes: Option<Vec<u8>> = digits.0.iter().map(byte).collect();
     let bytes = bytes.filter(|_| digits.1.is_empty()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let bytes = bytes.with_context(|| format!("{}: a key is 64 hexadecimal digits", path.display()))?;

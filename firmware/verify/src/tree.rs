@@ -264,7 +264,7 @@ impl<'a> Found<'a> {
             return Err(BadTree::Unknown);
         }
         if is(node, "arm,psci-0.2") {
-            if !text(node, "method").is_some_and(|method| method == "hvc") {
+            if text(node, "method") != Some("hvc") {
                 return Err(BadTree::Psci);
             }
             self.psci = true;
