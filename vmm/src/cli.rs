@@ -231,6 +231,10 @@ pub struct RunOptions {
     #[arg(long)]
     pub strict_mmio: bool,
 
+    /// RAM as protected VMs have it: a file of gzvm's, where there are such
+    #[arg(long, hide = true)]
+    pub private_memory: bool,
+
     /// The guest's random seed, for runs that repeat; otherwise it comes from the host
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,

@@ -13,7 +13,11 @@
 //! back end in another process (vhost-user) will need a memfd instead. Pages that the guest has
 //! touched stay pinned by gzvm until the guest gives them back or the VM ends; nothing is
 //! allocated before that.
+//!
+//! A protected VM's memory is a file of gzvm's where it has such: a system call of ours into a page that is the guest's by now
+//! then fails, where it would take the kernel with it otherwise.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
@@ -95,6 +99,18 @@ impl GuestRam {
     /// # Errors
     /// A size outside the address map, larger than the host's memory, or refused by the kernel.
     pub fn new(base: u64, size: u64) -> Result<Self, MemoryError> {
+        Self::make(base, size, None)
+    }
+
+    /// As [`new`](Self::new), in a file of `size` bytes that gzvm made: what of it a protected VM gets is not there for us any more.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn in_file(base: u64, size: u64, file: &impl AsFd) -> Result<Self, MemoryError> {
+        Self::make(base, size, Some(file.as_fd()))
+    }
+
+    fn make(base: u64, size: u64, file: Option<BorrowedFd<'_>>) -> Result<Self, MemoryError> {
         let most = layout::RAM_MAX.min(layout::ADDRESS_LIMIT.saturating_sub(base));
         if !(layout::RAM_MIN..=most).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
             return Err(MemoryError::Size(size));
@@ -118,9 +134,10 @@ impl GuestRam {
                 available >> 20
             );
         }
-        let (mapping, ram) = map(usize::try_from(size).map_err(|_| MemoryError::Size(size))?)?;
+        let (mapping, ram) = map(usize::try_from(size).map_err(|_| MemoryError::Size(size))?, file)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = file.map_or(private, |_| libc::MAP_SHARED);
         // SAFETY: `map` has mapped `size` bytes at `ram`, readable and writable, for nobody else;
         // they stay mapped until `_mapping` is dropped, after this region.
         let region = unsafe { MmapRegion::build_raw(ram.cast(), size as usize, prot, flags) };
@@ -177,7 +194,7 @@ impl GuestRam {
 }
 
 /// Reserves address space with guards, and makes its aligned middle of `size` bytes RAM.
-fn map(size: usize) -> Result<(Mapping, *mut libc::c_void), MemoryError> {
+fn map(size: usize, file: Option<BorrowedFd<'_>>) -> Result<(Mapping, *mut libc::c_void), MemoryError> {
     let failed = |error| MemoryError::Map { size: size as u64, error };
     // One huge page to align with, and one to be sure that a guard is left on either side.
     let len = size.checked_add(2 * HUGE).ok_or(MemoryError::Size(size as u64))?;
@@ -198,12 +215,14 @@ fn map(size: usize) -> Result<(Mapping, *mut libc::c_void), MemoryError> {
     let target = std::ptr::with_exposed_provenance_mut(aligned);
     // SAFETY: `aligned..aligned + size` lies inside the reservation just made, which is ours alone.
     let ram = unsafe {
-        mm::mmap_anonymous(
-            target,
-            size,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
-        )
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        match file {
+            Some(file) => mm::mmap(target, size, access, MapFlags::SHARED | MapFlags::FIXED, file, 0),
+            None => {
+                let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+                mm::mmap_anonymous(target, size, access, flags)
+            }
+        }
     }
     .map_err(failed)?;
     for advice in [Advice::LinuxHugepage, Advice::LinuxDontFork, Advice::LinuxDontDump] {
@@ -260,6 +279,18 @@ mod tests {
             assert_eq!(vma_of(start - 1).2, "---p");
             assert_eq!(vma_of(end).2, "---p");
         }
+    }
+
+    #[test]
+    fn ram_in_a_file_is_shared_with_it() {
+        let file = vmm_sys_util::tempfile::TempFile::new().unwrap().into_file();
+        file.set_len(16 << 20).unwrap();
+        let ram = GuestRam::in_file(layout::RAM_BASE, 16 << 20, &file).unwrap();
+        let again = GuestRam::in_file(layout::RAM_BASE, 16 << 20, &file).unwrap();
+        ram.memory().write_obj(0x77_u8, GuestAddress(layout::RAM_BASE)).unwrap();
+        assert_eq!(again.memory().read_obj::<u8>(GuestAddress(layout::RAM_BASE)).unwrap(), 0x77);
+        let (start, end, permissions) = vma_of(ram.host_address());
+        assert_eq!((start, end - start, permissions.as_str()), (ram.host_address(), ram.size(), "rw-s"));
     }
 
     #[test]

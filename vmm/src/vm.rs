@@ -150,6 +150,17 @@ fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
     Ok(disks?)
 }
 
+/// The guest's RAM at `base`.
+fn guest_ram(options: &RunOptions, base: u64) -> anyhow::Result<GuestRam> {
+    let size = options.mem.0;
+    if options.private_memory
+        && let Some(file) = hypervisor::guest_memory(options.hypervisor, size)?
+    {
+        return Ok(GuestRam::in_file(base, size, &file)?);
+    }
+    Ok(GuestRam::new(base, size)?)
+}
+
 /// A balloon's size in pages, for a guest with so many bytes of RAM.
 fn balloon_pages(bytes: u64, ram: u64) -> anyhow::Result<u32> {
     if bytes >= ram || !bytes.is_multiple_of(PAGE) {
@@ -225,7 +236,7 @@ impl Guest {
             return Ok(Self { map, memory, firmware: None, shared: None, loaded, variables });
         }
         let kernel = options.kernel.as_deref().context("--kernel or --firmware must be given")?;
-        let ram = GuestRam::new(layout::CROSVM.ram_base, options.mem.0)?;
+        let ram = guest_ram(options, layout::CROSVM.ram_base)?;
         let loaded = loader::load(&ram, kernel, options.initrd.as_deref())?;
         let mut guest = Self {
             map: &layout::CROSVM,

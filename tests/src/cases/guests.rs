@@ -70,8 +70,11 @@ pub fn cases() -> Vec<Case> {
     // A kernel that is neither ours nor Linux, as far as its parts go.
     for (host, name) in [(Host::Gzvm, "guests::crates"), (Host::Kvm, "guests::kvm::crates")] {
         let needs = if host == Host::Kvm { CRATES_ON_KVM } else { CRATES };
-        cases.push(Case::new(Tier::System, name, needs, move |context| crates(context, host)));
+        cases.push(Case::new(Tier::System, name, needs, move |context| crates(context, host, "")));
     }
+    cases.push(Case::new(Tier::System, "guests::crates::private_memory", CRATES, |context| {
+        crates(context, Host::Gzvm, "--private-memory")
+    }));
     // The peer shows that a test asks for what a virtual machine is, not for what ours happens to do.
     cases.push(Case::new(Tier::System, "guests::testguest::kvm", ON_KVM, |context| {
         testguest(context, Host::Kvm, "max", 4)
@@ -131,10 +134,12 @@ run_gz --kernel /guest/testguest.Image --features mte </dev/null; echo \"unknown
 }
 
 /// A kernel of other people's crates: its result lines, and that it turns off.
-fn crates(context: &Context, host: Host) -> Result<()> {
-    let script = "run_gz --kernel /guest/crates.Image --cpus 2 --mem 64M </dev/null
-echo \"gz ended with $?\"";
-    let mut console = context.start(&scripted(context, host, script, &[])?, "console")?;
+fn crates(context: &Context, host: Host, options: &str) -> Result<()> {
+    let script = format!(
+        "run_gz --kernel /guest/crates.Image --cpus 2 --mem 64M {options} </dev/null
+echo \"gz ended with $?\""
+    );
+    let mut console = context.start(&scripted(context, host, &script, &[])?, "console")?;
     console.wait_for("a kernel of other people's crates", BOOT_LIMIT)?;
     console.wait_for("[DONE]", Duration::from_secs(120))?;
     console.wait_for("gz ended with 0", Duration::from_secs(30))?;

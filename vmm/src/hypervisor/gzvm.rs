@@ -2,6 +2,7 @@
 //! GenieZone: the sequence of ioctls that crosvm uses, so that any driver that serves crosvm serves
 //! us.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -105,6 +106,19 @@ fn protect(vm: &VmFd, slot: &GuestRam) -> anyhow::Result<()> {
     }
     vm.enable_cap(cap::PROTECTED_VM, &mut [cap::protected::SET_PVMFW_GPA, slot.base(), 0, 0, 0])
         .context("--protected: the hypervisor refused")
+}
+
+/// Memory for a protected VM, which leaves us page by page as the guest gets it. None where driver or hypervisor have no such.
+///
+/// # Errors
+/// No driver, or a call that failed.
+pub fn guest_memory(size: u64) -> anyhow::Result<Option<OwnedFd>> {
+    let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
+    let known = gzvm.check_extension(extension::GUEST_MEMORY).context("gzvm: can't ask for guest memory")?;
+    if known != Some(1) {
+        return Ok(None);
+    }
+    gzvm.create_guest_memory(size).context("gzvm: can't make guest memory").map(Some)
 }
 
 struct GuestVm {

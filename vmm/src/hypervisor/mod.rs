@@ -14,6 +14,7 @@ pub mod gzvm;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use gzvm_abi::run::system_event;
@@ -243,6 +244,17 @@ pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
         Kind::Kvm => {
             anyhow::bail!("--hypervisor kvm: guests are arm64, and this gz was built for another host")
         }
+    }
+}
+
+/// Memory that leaves us page by page as a protected guest gets it; none where that is not known.
+///
+/// # Errors
+/// No such hypervisor on this host, or it refused.
+pub fn guest_memory(kind: Kind, size: u64) -> anyhow::Result<Option<OwnedFd>> {
+    match kind {
+        Kind::Gzvm => gzvm::guest_memory(size),
+        Kind::Kvm => Ok(None),
     }
 }
 
