@@ -356,10 +356,15 @@ int gzk_clock_snapshot(u64 *wall_ns, u64 *counter)
 {
 	struct system_time_snapshot snap;
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 2, 0)
+	ktime_get_snapshot_id(CLOCK_REALTIME, &snap);
+	*wall_ns = ktime_to_ns(snap.systime);
+#else
 	ktime_get_snapshot(&snap);
+	*wall_ns = ktime_to_ns(snap.real);
+#endif
 	if (snap.cs_id != CSID_ARM_ARCH_COUNTER)
 		return -EOPNOTSUPP;
-	*wall_ns = ktime_to_ns(snap.real);
 	*counter = snap.cycles;
 	return 0;
 }
