@@ -231,7 +231,7 @@ pub struct RunOptions {
     #[arg(long)]
     pub strict_mmio: bool,
 
-    /// RAM as protected VMs have it: a file of gzvm's, where there are such
+    /// RAM as protected VMs have it, a file of gzvm's, also for others
     #[arg(long, hide = true)]
     pub private_memory: bool,
 

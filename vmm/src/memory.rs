@@ -99,7 +99,8 @@ impl GuestRam {
     /// # Errors
     /// A size outside the address map, larger than the host's memory, or refused by the kernel.
     pub fn new(base: u64, size: u64) -> Result<Self, MemoryError> {
-        Self::make(base, size, None)
+        check_size(base, size)?;
+        Self::slot(base, size, None)
     }
 
     /// As [`new`](Self::new), in a file of `size` bytes that gzvm made: what of it a protected VM gets is not there for us any more.
@@ -107,22 +108,15 @@ impl GuestRam {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn in_file(base: u64, size: u64, file: &impl AsFd) -> Result<Self, MemoryError> {
-        Self::make(base, size, Some(file.as_fd()))
+        check_size(base, size)?;
+        Self::slot(base, size, Some(file.as_fd()))
     }
 
-    fn make(base: u64, size: u64, file: Option<BorrowedFd<'_>>) -> Result<Self, MemoryError> {
-        let most = layout::RAM_MAX.min(layout::ADDRESS_LIMIT.saturating_sub(base));
-        if !(layout::RAM_MIN..=most).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
-            return Err(MemoryError::Size(size));
-        }
-        Self::slot(base, size)
-    }
-
-    /// Memory that is not the guest's RAM: of any whole number of blocks.
+    /// Memory that is not the guest's RAM: of any whole number of blocks, in a file or not.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn slot(base: u64, size: u64) -> Result<Self, MemoryError> {
+    pub fn slot(base: u64, size: u64, file: Option<BorrowedFd<'_>>) -> Result<Self, MemoryError> {
         let (total, available) = host_memory();
         if size > total {
             return Err(MemoryError::TooLarge { wanted: size, total, available });
@@ -191,6 +185,15 @@ impl GuestRam {
     pub fn host_address(&self) -> u64 {
         self.host_address
     }
+}
+
+/// Whether RAM of this size at `base` fits the address map.
+fn check_size(base: u64, size: u64) -> Result<(), MemoryError> {
+    let most = layout::RAM_MAX.min(layout::ADDRESS_LIMIT.saturating_sub(base));
+    if !(layout::RAM_MIN..=most).contains(&size) || !size.is_multiple_of(layout::RAM_ALIGN) {
+        return Err(MemoryError::Size(size));
+    }
+    Ok(())
 }
 
 /// Reserves address space with guards, and makes its aligned middle of `size` bytes RAM.

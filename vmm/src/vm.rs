@@ -11,7 +11,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -150,15 +150,13 @@ fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
     Ok(disks?)
 }
 
-/// The guest's RAM at `base`.
-fn guest_ram(options: &RunOptions, base: u64) -> anyhow::Result<GuestRam> {
-    let size = options.mem.0;
-    if options.private_memory
-        && let Some(file) = hypervisor::guest_memory(options.hypervisor, size)?
-    {
-        return Ok(GuestRam::in_file(base, size, &file)?);
+/// What the memory of a protected guest is a file of, where there are such.
+fn guest_memory(options: &RunOptions, size: u64) -> anyhow::Result<Option<OwnedFd>> {
+    if options.protected || options.private_memory {
+        hypervisor::guest_memory(options.hypervisor, size)
+    } else {
+        Ok(None)
     }
-    Ok(GuestRam::new(base, size)?)
 }
 
 /// A balloon's size in pages, for a guest with so many bytes of RAM.
@@ -236,7 +234,10 @@ impl Guest {
             return Ok(Self { map, memory, firmware: None, shared: None, loaded, variables });
         }
         let kernel = options.kernel.as_deref().context("--kernel or --firmware must be given")?;
-        let ram = guest_ram(options, layout::CROSVM.ram_base)?;
+        let ram = match guest_memory(options, options.mem.0)? {
+            Some(file) => GuestRam::in_file(layout::CROSVM.ram_base, options.mem.0, &file)?,
+            None => GuestRam::new(layout::CROSVM.ram_base, options.mem.0)?,
+        };
         let loaded = loader::load(&ram, kernel, options.initrd.as_deref())?;
         let mut guest = Self {
             map: &layout::CROSVM,
@@ -248,7 +249,8 @@ impl Guest {
         };
         if options.protected {
             let room = layout::PROTECTED_FIRMWARE;
-            guest.firmware = Some(GuestRam::slot(room.base, room.size)?);
+            let file = guest_memory(options, room.size)?;
+            guest.firmware = Some(GuestRam::slot(room.base, room.size, file.as_ref().map(OwnedFd::as_fd))?);
             guest.shared = Some(shared_range(options.shared.0, options.mem.0)?);
         }
         Ok(guest)

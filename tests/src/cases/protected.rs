@@ -38,7 +38,22 @@ run() { # KERNEL ARGUMENTS...
     status=$?
     sed 's/^/    | /; s/\[\([A-Z]*\)\] /<\1> /' out | tail -n 70
 }
+aborts=$(counter host_abort)
+(
+    most=0
+    while [ ! -e over ]; do
+        pages=$(counter driver_private_pages)
+        [ $pages -gt $most ] && most=$pages
+        echo $most >most
+        usleep 50000
+    done
+) &
 run signed --cmdline "$arguments"
+touch over
+wait
+# Its memory is a file of the driver's, and whatever gz does there is not stopped by an abort.
+holds memory_leaves_gz "at most $(cat most) pages" [ $(cat most) -gt 1000 ]
+holds no_aborts "$aborts, then $(counter host_abort)" [ $(counter host_abort) = $aborts ]
 holds signed_runs "exit status $status" [ $status = 0 ]
 holds firmware_says_so "it does not" grep -q "pvmfw: the payload is signed" out
 holds its_cases_pass "see above" grep -q "^\[DONE\].*failed=0" out
