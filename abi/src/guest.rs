@@ -25,6 +25,27 @@ pub const MMIO_GUARD_UNMAP: u32 = 0xC600_0008;
 /// x1 = IPA of a page the guest gives back.
 pub const MEM_RELINQUISH: u32 = 0xC600_0009;
 
+// Memory between protected VMs: ours, behind those that KVM's feature bitmap covers (0 to 127).
+
+/// Result x0 = id of the caller's VM; NOT_SUPPORTED where the calls below are missing.
+pub const VM_ID: u32 = 0xC600_F000;
+/// x1 = IPA, x2 = pages, x3 = id of the VM that may map them, x4 = rights. Results x0 = status, x1 = handle.
+pub const VM_MEM_SHARE: u32 = 0xC600_F001;
+/// x1 = handle, x2 = IPA, x3 = pages. Results x0 = status, x1 = id of the owner, x2 = rights.
+pub const VM_MEM_RETRIEVE: u32 = 0xC600_F002;
+/// x1 = handle of what was retrieved.
+pub const VM_MEM_RELINQUISH: u32 = 0xC600_F003;
+/// x1 = handle of what was shared.
+pub const VM_MEM_RECLAIM: u32 = 0xC600_F004;
+/// x4 of [`VM_MEM_SHARE`]: the other VM may read.
+pub const VM_MEM_READ: u64 = 1;
+/// It may read and write.
+pub const VM_MEM_READ_WRITE: u64 = 3;
+/// Pages of one [`VM_MEM_SHARE`] at the most.
+pub const VM_MEM_MOST_PAGES: usize = 16;
+/// What a VM shares with others at a time, and what it retrieves from others, at the most.
+pub const VM_MEM_MOST_LOANS: usize = 32;
+
 /// KVM's UID (28b46fb6-2ec5-11e9-a9ca-4b564d003a74) in w0..w3.
 pub const KVM_UID: [u32; 4] = [0xB66F_B428, 0xE911_C52E, 0x564B_CAA9, 0x743A_004D];
 /// GenieZone's UID (7e134ed0-3b82-488d-8cee-69c19211dbe7) in w0..w3.

@@ -4,15 +4,17 @@
 //! | module | what |
 //! |---|---|
 //! | [`range`] | runs of pages, checked once |
+//! | [`loans`] | what a protected VM lends to others, and has borrowed |
 //! | [`ownership`] | who owns RAM, and what may become of it |
 //! | [`pool`] | the hypervisor's own pages, and who is charged for them |
 //! | [`slots`] | which addresses of a VM are memory, and the region buffer |
 //! | [`stage2`] | a VM's stage-2 translation tables |
 //!
 //! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
-//! Lock order for all of it: vCPU, then VM, then the host's stage 2, then ownership, then the pool.
+//! Lock order for all of it: vCPU, then VM, then loans, then the host's stage 2, then ownership, then the pool.
 
 mod granule;
+pub mod loans;
 pub mod ownership;
 pub mod pool;
 pub mod range;

@@ -134,6 +134,11 @@ impl Slots {
         self.slots.get(behind.checked_sub(1)?).filter(|s| s.range.contains(ipa))
     }
 
+    /// Whether a slot holds part of `range`.
+    pub fn overlap(&self, range: &IpaRange) -> bool {
+        self.iter().any(|s| s.range.overlaps(range))
+    }
+
     /// The slot with this number.
     ///
     /// # Errors

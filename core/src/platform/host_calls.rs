@@ -56,6 +56,16 @@ mod tests {
         assert_eq!(decide(0xC400_0003), HostCall::Psci(psci::Function::CpuOn));
     }
 
+    /// Its memory sharing most of all: what is not the host's must not be handed to the secure world.
+    #[test]
+    fn ff_a_is_refused() {
+        for n in 0x60..=0xEFu64 {
+            for base in [0x8400_0000u64, 0xC400_0000, 0x8401_0000, 0xC401_0000, 0xFFFF_FFFF_8400_0000] {
+                assert_eq!(decide(base | n), HostCall::Deny, "{:#x}", base | n);
+            }
+        }
+    }
+
     #[test]
     fn the_allow_list_is_short() {
         let allowed = (0..=u16::MAX)

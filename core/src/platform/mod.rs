@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`psci`] | a guest's power states and calls (PSCI 1.1) |
 //! | [`smccc`] | which firmware and hypervisor calls a guest is answered |
+//! | [`lending`] | a protected guest's calls about memory that it shares with others |
 //! | [`trng`], [`entropy`] | random numbers for guests: the calls, and what tests and conditions the source |
 //! | [`timer`] | the physical timer that a guest is shown |
 //! | [`host_calls`] | which SMCs of the host go to the firmware |
@@ -14,6 +15,7 @@
 pub mod entropy;
 pub mod host_calls;
 pub mod id_registers;
+pub mod lending;
 pub mod psci;
 pub mod smccc;
 pub mod timer;

@@ -63,6 +63,8 @@ pub enum Answer {
     GuardMap(u64),
     /// It takes that back.
     GuardUnmap(u64),
+    /// One of the calls of [`lending`](super::lending).
+    Lending(u32),
 }
 
 /// Whether `fid` is PSCI's (owner 4, functions 0..=0x1F).
@@ -91,6 +93,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::MMIO_GUARD_ENROLL if protected => Answer::GuardEnroll,
         guest::MMIO_GUARD_MAP if protected => Answer::GuardMap(arg),
         guest::MMIO_GUARD_UNMAP if protected => Answer::GuardUnmap(arg),
+        guest::VM_ID..=guest::VM_MEM_RECLAIM if protected => Answer::Lending(fid),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
         _ if trng::is_trng(fid) => Answer::Trng { fid, arg },
@@ -186,6 +189,17 @@ mod tests {
             (guest::MMIO_GUARD_UNMAP, Answer::GuardUnmap(0x5000)),
         ] {
             assert_eq!(decide(fid.into(), 0x5000, true), answer, "{fid:#x}");
+        }
+    }
+
+    #[test]
+    fn lending_is_for_protected_vms() {
+        for fid in guest::VM_ID..=guest::VM_MEM_RECLAIM {
+            assert_eq!(decide(fid.into(), 0, true), Answer::Lending(fid), "{fid:#x}");
+            assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
+        }
+        for fid in [guest::VM_ID - 1, guest::VM_MEM_RECLAIM + 1, 0x8600_F000] {
+            assert_eq!(decide(fid.into(), 0, true), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }
 

@@ -24,7 +24,8 @@ pub const CASES: &[Case] = cases!["abuse":
     new_vm_has_a_new_gic, survives_it_all,
 ];
 
-fn counters() -> Result<[(Counter, u64); 5], Verdict> {
+/// What must be as before once a test is over.
+pub fn counters() -> Result<[(Counter, u64); 5], Verdict> {
     let names =
         [Counter::Vms, Counter::Vcpus, Counter::PoolUsed, Counter::PagesShared, Counter::PagesPrivate];
     let mut all = names.map(|c| (c, 0));

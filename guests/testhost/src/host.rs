@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
+use crate::pages;
 use gzvm_abi::counter::Counter;
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::exception::{self, ec};
@@ -19,7 +20,7 @@ pub const CASES: &[Case] = cases!["host":
     starts_at_el1, device_tree_has_the_hypervisor_node, hypervisor_memory_is_reserved,
     hypervisor_memory_load_aborts, hypervisor_memory_store_aborts, hypervisor_memory_fetch_aborts,
     own_memory_is_all_there, no_memory_beyond, cpus_come_up_at_el1, cpus_go_off_and_on, psci_calls,
-    cpu_on_cannot_pass_the_hypervisor, smc_is_denied_by_default, hvc_of_nobody, el2_is_out_of_reach,
+    cpu_on_cannot_pass_the_hypervisor, smc_is_denied_by_default, ff_a_is_refused, hvc_of_nobody, el2_is_out_of_reach,
     interrupts_bypass_the_hypervisor,
 ];
 
@@ -230,6 +231,28 @@ fn smc_is_denied_by_default() -> Outcome {
     let version = Conduit::Smc.call(u64::from(VERSION) | 0xDEAD_BEEF_0000_0000, &[])[0] as i32;
     // QEMU's firmware may not know the function, but nothing else may come of the upper half.
     check!(version == -1 || version >= 0x1_0000, "SMCCC_VERSION {version:#x}");
+    Ok(())
+}
+
+/// All of FF-A (Arm DEN0077A), by which a host shares memory with the secure world.
+fn ff_a_is_refused() -> Outcome {
+    let page = pages::take(1, 4096);
+    let before = hypercall::counter(Counter::HostSmcDenied).unwrap_or(0);
+    let mut denied = 0;
+    for function in (0x60..=0xEFu64).flat_map(|n| [0x8400_0000 | n, 0xC400_0000 | n]) {
+        // FFA_MEM_SHARE and its like take lengths and the address of a descriptor.
+        for args in [[0; 4], [64, 64, page, 1], [4096, 4096, 0, 0]] {
+            let x0 = match exception::expect(|| Conduit::Smc.call(function, &args)) {
+                Ok(x) => x[0],
+                Err(e) => fail!("SMC {function:#x}: {e}"),
+            };
+            check_eq!(x0, u64::MAX, "SMC {function:#x}");
+            denied += 1;
+        }
+    }
+    let after = hypercall::counter(Counter::HostSmcDenied).unwrap_or(0);
+    check_eq!(after - before, denied, "SMCs denied");
+    pages::reset();
     Ok(())
 }
 

@@ -39,14 +39,16 @@ fn counter(vm: &Vm) -> u64 {
     pages::read(vm.memory + 0x800)
 }
 
-fn on_second_cpu(vm: &Vm, vcpu: u16) -> Outcome {
+/// CPU 1 runs the vCPU until it does MMIO, or is [stopped](stop_second_cpu).
+pub fn on_second_cpu(vm: &Vm, vcpu: u16) -> Outcome {
     STOP.store(false, SeqCst);
     LAST_EXIT.store(0, SeqCst);
     TUPLE.store(vm.tuple(vcpu), SeqCst);
     smp::start(1, runs_tuple).map_err(|code| Verdict::fail(format_args!("CPU 1 does not start: {code}")))
 }
 
-fn stop_second_cpu() -> Outcome {
+/// Takes CPU 1 out of it.
+pub fn stop_second_cpu() -> Outcome {
     STOP.store(true, SeqCst);
     let stopped = timer::wait_ms(5000, || {
         gic::send_sgi(machine::get().cpus[1], 1);

@@ -36,6 +36,8 @@ mod host_access;
 #[cfg(target_os = "none")]
 mod hostile;
 #[cfg(target_os = "none")]
+mod lending;
+#[cfg(target_os = "none")]
 mod levels;
 #[cfg(target_os = "none")]
 mod life;
@@ -79,6 +81,7 @@ fn host_vm() {
         addresses::CASES,
         levels::CASES,
         protected::CASES,
+        lending::CASES,
         host_access::CASES,
         dma::CASES,
         firmware::CASES,

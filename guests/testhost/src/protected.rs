@@ -28,6 +28,7 @@ const INVALID: u64 = -3i64 as u64;
 /// PSCI's and SMCCC's success.
 pub const OK: u64 = 0;
 
+/// A counter of the hypervisor.
 pub fn counter(which: Counter) -> Result<u64, Verdict> {
     match hypercall::counter(which) {
         Some(count) => Ok(count),
@@ -36,7 +37,7 @@ pub fn counter(which: Counter) -> Result<u64, Verdict> {
 }
 
 /// Whether a load and a store by this host abort, externally and synchronously.
-fn out_of_reach(address: u64) -> Result<bool, Verdict> {
+pub fn out_of_reach(address: u64) -> Result<bool, Verdict> {
     let load = exception::expect(|| pages::read(address));
     let store = exception::expect(|| pages::write(address, 0xBAD));
     match (load, store) {

@@ -126,8 +126,8 @@ impl Running<'_> {
                 barrier::tlbi_vmid();
                 return Next::Resume;
             }
-            // Memory is mapped with all rights; what is left is an address past the IPA size, or
-            // the machine's own trouble with the access. The guest is told as a bus would.
+            // A right that another VM's page was not lent with; an address past the IPA size; or the
+            // machine's own trouble with the access. The guest is told as a bus would.
             return self.external_abort(esr, far);
         }
         let ipa = syndrome::fault_ipa(cpu::fault_ipa_page(), far);

@@ -4,6 +4,7 @@
 
 use arrayvec::ArrayVec;
 use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VmId};
+use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, Ownership, OwnershipError, Transition};
 use gzvm_core::memory::slots::Slots;
 use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, Progress, Stage2, Walk};
@@ -28,6 +29,8 @@ const MOST_DIRTY: usize = 16;
 const SCRUB_PAGES: u64 = 64;
 /// The note in stage 2 at an MMIO page that the guest has named.
 const NAMED: Annotation = Annotation(1);
+/// The note in stage 2 where a page of another VM was, which went: no store of the guest's that still goes there is for the VMM.
+const WITHDRAWN: Annotation = Annotation(2);
 
 /// A VM's memory.
 pub struct VmMemory {
@@ -268,6 +271,52 @@ impl VmMemory {
         }
     }
 
+    /// The pages of a protected VM at `range`, or the first address that is in the way.
+    pub fn private_pages(&self, range: IpaRange) -> Result<Pages, (Ipa, NoPage)> {
+        let mut pages = Pages::new();
+        for n in 0..range.pages() {
+            let ipa = Ipa(range.start().0.wrapping_add(n.wrapping_mul(PAGE_SIZE)));
+            let page = self.private_page(ipa).map_err(|why| (ipa, why))?;
+            pages.try_push(page.start()).map_err(|_| (ipa, NoPage::Nowhere))?;
+        }
+        Ok(pages)
+    }
+
+    /// Maps pages of another VM at `at`, where there must be nothing: no slot; no mapping and no MMIO page that the guest has
+    /// named, with which stage 2 would conflict. They are no code.
+    pub fn borrow(&mut self, at: IpaRange, pages: &Pages, write: bool) -> Result<(), MapFailure> {
+        if self.slots.overlap(&at) {
+            return Err(MapFailure::Invalid);
+        }
+        let attrs = Attrs { write, ..Attrs::RAM_NX };
+        let root = self.stage2.root();
+        let mut rest = Some(at);
+        for (n, pa) in (0u64..).zip(pages) {
+            let Some((page, behind)) = rest.map(|r| r.split_first(1)) else { break };
+            let mut tables = Tables { account: &mut self.account };
+            let done = self.stage2.map_over(&mut tables, &mut VmTlb { root }, page, *pa, attrs, WITHDRAWN);
+            if let Err(e) = done {
+                // Those before it go again; of the first there are none.
+                if let Ok(mapped) = IpaRange::from_pages(at.start(), n) {
+                    self.withdraw(mapped)?;
+                }
+                return Err(match e {
+                    MapError::OutOfTables(_) => MapFailure::NoMemory,
+                    _ => MapFailure::Invalid,
+                });
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Takes pages of another VM from the guest, which may run: the TLB is clean afterwards.
+    pub fn withdraw(&mut self, at: IpaRange) -> Result<(), MapFailure> {
+        let root = self.stage2.root();
+        let tables = &mut Tables { account: &mut self.account };
+        self.stage2.annotate(tables, &mut VmTlb { root }, at, WITHDRAWN).map_err(|_| MapFailure::Invalid)
+    }
+
     /// A protected guest lets the host see its page, or takes that back.
     pub fn expose(&mut self, ipa: Ipa, visible: bool) -> Result<(), NoPage> {
         let Some(vm) = self.owner else { return Err(NoPage::Nowhere) };
@@ -296,7 +345,9 @@ impl VmMemory {
 
     /// The guest names an MMIO page, or takes that back.
     pub fn name_mmio(&mut self, ipa: Ipa, named: bool) -> Result<(), NoPage> {
-        if !ipa.is_aligned(PAGE_SIZE) || self.slots.find(ipa).is_some() {
+        // Where another VM's page is mapped there is no device.
+        let mapped = matches!(self.walk(ipa), Walk::Mapped { .. });
+        if !ipa.is_aligned(PAGE_SIZE) || self.slots.find(ipa).is_some() || mapped {
             return Err(NoPage::Nowhere);
         }
         let page = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| NoPage::Nowhere)?;
@@ -309,7 +360,11 @@ impl VmMemory {
     /// Whether an access to a device at `ipa` is not for the VMM.
     pub fn refuses_mmio(&self, ipa: Ipa) -> bool {
         let walk = self.walk(ipa);
-        self.guarded && !matches!(walk, Walk::Unmapped { note: NAMED, .. })
+        match walk {
+            Walk::Unmapped { note: WITHDRAWN, .. } => true,
+            Walk::Unmapped { note: NAMED, .. } => false,
+            _ => self.guarded,
+        }
     }
 
     /// Takes a page of the guest's back from it. True if there was one.
@@ -322,6 +377,10 @@ impl VmMemory {
         else {
             return false;
         };
+        // What is lent stays until it is taken back, and what is borrowed is another's.
+        if self.owner.is_some_and(|vm| !private::owns(vm, target)) {
+            return false;
+        }
         let root = self.stage2.root();
         let mut tables = Tables { account: &mut self.account };
         if self.stage2.unmap(&mut tables, &mut VmTlb { root }, range).is_err() {

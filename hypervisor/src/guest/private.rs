@@ -6,6 +6,8 @@
 //!        ^                      |                       |
 //!        +---- give_back -------+------- take ----------+     scrubbed in between
 //! ```
+//! What VMs lend to each other ([`super::lending`]) is a matter of ownership and of their own tables; the host's are not touched.
+//!
 //! The content goes along with a donation (the host loads a VM's first image), never with the way back. The host's stage-2
 //! entry is gone, TLB included, before a page counts as the VM's; a page that is the host's again may be missing in the
 //! host's tables, and is put there when the host touches it ([`crate::host::repair`]).
@@ -14,6 +16,7 @@
 
 use gzvm_core::addr::VmId;
 use gzvm_core::memory::PaRange;
+use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, State, Transition};
 
 use super::memory::MapFailure;
@@ -55,6 +58,25 @@ fn leave_host(memory: PaRange, transition: Transition) -> Result<(), MapFailure>
         permit.commit();
         Ok(())
     })
+}
+
+/// Whether a page is the VM's, and lent to nobody.
+pub fn owns(vm: VmId, page: PaRange) -> bool {
+    let state = platform::ownership().lock().state(page.start());
+    matches!(state, Ok(State::Vm(owner) | State::VmShared(owner)) if owner == vm)
+}
+
+/// A step of lending, for all of `pages` or for none.
+pub fn lending_step(pages: &Pages, step: Transition) -> Result<(), MapFailure> {
+    let mut ownership = platform::ownership().lock();
+    let pages = || pages.iter().filter_map(|pa| PaRange::page_of(*pa));
+    for page in pages() {
+        ownership.check(page, step).map_err(|_| MapFailure::Invalid).map(drop)?;
+    }
+    for page in pages() {
+        ownership.apply(page, step).map_err(|_| MapFailure::Invalid)?;
+    }
+    Ok(())
 }
 
 /// Takes memory from a VM that does not reach it any more. What it shared stays in the host's tables: of that the host

@@ -9,12 +9,14 @@ use gzvm_abi::{DEFAULT_SPIS, MAX_SPIS};
 use gzvm_core::addr::{PAGE_SIZE, VcpuId, VmId};
 use gzvm_core::fdt::machine::MAX_CPUS;
 use gzvm_core::memory::PaRange;
+use gzvm_core::memory::loans::Party;
 use gzvm_core::memory::stage2::Progress;
 use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vgic::{self, INLINE_SPIS, Kicks, MoreSpis, VcpuState};
 use gzvm_core::vm::lifecycle::State;
 
 use super::firmware::Window;
+use super::lending;
 use super::life::Life;
 use super::memory::{MapFailure, VmMemory, share, unshare};
 use super::registry;
@@ -68,8 +70,13 @@ impl From<pool::Exhausted> for CreateError {
     }
 }
 
+/// VMs made so far.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
 /// A VM.
 pub struct Vm {
+    /// Which one it is.
+    pub party: Party,
     /// VTTBR_EL2, and VTCR_EL2's T0SZ and SL0: fixed for life, so that RUN needs no lock for them.
     pub vttbr: u64,
     /// See [`vttbr`](Self::vttbr).
@@ -115,6 +122,7 @@ impl Vm {
         let memory = VmMemory::new(id, bits, pa_bits)?;
         let (root, vtcr_fields) = (memory.stage2.root(), memory.stage2.vtcr_fields());
         PageBox::new(Self {
+            party: Party { id, generation: GENERATION.fetch_add(1, Ordering::Relaxed) },
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
             sve: AtomicBool::new(false),
@@ -241,7 +249,10 @@ impl Vm {
         for n in 0..MAX_VCPUS {
             let _ = self.remove_vcpu(VcpuId(n as u16));
         }
-        self.memory.get_mut().destroy_step(budget)
+        match lending::end_step(self, budget) {
+            Progress::More => Progress::More,
+            Progress::Done => self.memory.get_mut().destroy_step(budget),
+        }
     }
 
     /// Bytes that the hypervisor spends on the VM.
