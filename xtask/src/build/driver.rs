@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -19,6 +20,20 @@ use crate::process;
 pub const PACKAGE: &str = "gzvm-driver-core";
 /// The program that checks the loaded driver.
 pub const CHECK: &str = "gzvm-check";
+
+/// The module of protected Linux guests.
+const GUEST_MODULE: &str = "gzvm-guest.ko";
+
+/// Has the kernel's build system make a module of what is in `place`.
+fn module(layout: &Layout, place: &Path, name: &str) -> Result<()> {
+    let mut make = Command::new("make");
+    make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
+    make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
+    // A surrounding make must not pass its options on.
+    make.env_remove("MAKEFLAGS").stdin(Stdio::null());
+    process::run(&mut make).context("the kernel's build system")?;
+    copy_if_changed(&place.join(name), &layout.part(name))
+}
 
 /// Builds it; `target/gz/gzvm.ko` is the result.
 ///
@@ -38,13 +53,14 @@ pub fn build(layout: &Layout) -> Result<()> {
         }
     }
     copy_if_changed(&library, &place.join("libgzvm_driver_core.a"))?;
-    let mut make = Command::new("make");
-    make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
-    make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
-    // A surrounding make must not pass its options on.
-    make.env_remove("MAKEFLAGS").stdin(Stdio::null());
-    process::run(&mut make).context("the kernel's build system")?;
-    copy_if_changed(&place.join("gzvm.ko"), &layout.part("gzvm.ko"))?;
+    module(layout, &place, "gzvm.ko")?;
+
+    let guest = layout.part("driver-guest-build");
+    fs::create_dir_all(&guest)?;
+    for name in ["Kbuild", "gzvm-guest.c"] {
+        copy_if_changed(&layout.root.join("driver/guest").join(name), &guest.join(name))?;
+    }
+    module(layout, &guest, GUEST_MODULE)?;
 
     let programs = cargo::linux_programs(layout, &[CHECK])?;
     let (_, check) = programs.iter().find(|(name, _)| name == CHECK).context("no program gzvm-check")?;
