@@ -26,6 +26,7 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/of.h>
+#include <linux/page-flags.h>
 #include <linux/poll.h>
 #include <linux/ratelimit.h>
 #include <linux/rcuwait.h>
@@ -554,9 +555,32 @@ int gzk_frames_alloc(u32 order, u64 *pfn)
 	return 0;
 }
 
+/*
+ * Whoever reads the kernel's own map, as /proc/kcore and dumps do, passes over these pages until
+ * they are freed. Begin waits until those who look have done, who may be waiting for user space.
+ */
+void gzk_frames_hide_begin(void)
+{
+	page_offline_begin();
+}
+
+void gzk_frame_hide(u64 pfn)
+{
+	__SetPageOffline(pfn_to_page(pfn));
+}
+
+void gzk_frames_hide_end(void)
+{
+	page_offline_end();
+}
+
 void gzk_frame_free(u64 pfn)
 {
-	__free_page(pfn_to_page(pfn));
+	struct page *page = pfn_to_page(pfn);
+
+	if (PageOffline(page))
+		__ClearPageOffline(page);
+	__free_page(page);
 }
 
 static vm_fault_t gzk_memory_fault(struct vm_fault *vmf)

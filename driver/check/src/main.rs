@@ -75,6 +75,7 @@ const CHECKS: &[Named] = &[
     ("guest_memory_is_ordinary_until_given", guest_memory::ordinary_until_given),
     ("guest_memory_leaves_every_mapping", guest_memory::leaves_every_mapping),
     ("guest_memory_stays_the_guests", guest_memory::stays_the_guests),
+    ("guest_memory_is_not_in_the_kernels_map", guest_memory::not_in_the_kernels_map),
     ("guest_memory_sharing_races", guest_memory::sharing_races),
     ("ioeventfd", eventfds::ioeventfd),
     ("irqfd_arguments", eventfds::irqfd_arguments),

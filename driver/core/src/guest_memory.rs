@@ -13,6 +13,8 @@
 //! [`Memory::unshare`](crate::memory::Memory::unshare). A private page that comes back has been scrubbed; it is freed,
 //! and reads as zero like any that was never there.
 //!
+//! A private page is passed over by readers of the kernel's own map, which maps it still.
+//!
 //! Invariants, under the lock:
 //! - A page with users, which are slots that got it, is not freed.
 //! - A private page is in a mapping only if the host may access it.
@@ -25,6 +27,7 @@ use crate::counters::{GUEST_MEMORY_PAGES, PRIVATE_FAULTS, PRIVATE_PAGES};
 use crate::device::BLOCK_PAGES;
 use crate::hypercall::host_access;
 use crate::kernel::file::{self, MemoryFile};
+use crate::kernel::mm::Hiding;
 use crate::kernel::sync::{Class, Mutex};
 use crate::kernel::{KBox, KVec, Result, code, mm, task};
 use gzvm_abi::PAGE_SIZE;
@@ -173,16 +176,19 @@ impl MemoryFile {
     /// a protected VM or has one take them back from the host. What comes of it is for the hypervisor to say: see
     /// [`GuestMemory::fault`].
     pub fn give<R>(&self, page: u64, pages: u64, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let hiding = Hiding::begin();
         let mut blocks = self.blocks.lock();
         for page in page..page.saturating_add(pages) {
-            let entry = self.entry(&mut blocks, page)?;
+            let mut entry = self.entry(&mut blocks, page)?;
             if *entry.users == 0 {
                 return Err(code::EFAULT);
             }
             if core::mem::replace(entry.private, 1) == 0 {
+                hiding.hide(entry.frame()?);
                 PRIVATE_PAGES.add(1);
             }
         }
+        drop(hiding);
         self.unmap(page, pages);
         f()
     }

@@ -29,6 +29,9 @@ pub struct Memories {
     /// File and page, and the PFN that user space has there.
     ptes: BTreeMap<(usize, u64), u64>,
     pub frames: BTreeSet<u64>,
+    /// Of them, those that readers of the kernel's own map pass over.
+    hidden: BTreeSet<u64>,
+    hiding: bool,
     /// The kernel has no two pages in one piece.
     pub fragmented: bool,
     next_frame: u64,
@@ -38,6 +41,16 @@ impl Memories {
     /// May user space reach this page?
     pub fn is_mapped(&self, pfn: u64) -> bool {
         self.ptes.values().any(|p| *p == pfn)
+    }
+
+    /// May the kernel itself touch this page on its own account? Only what is no frame of such a file is beyond us.
+    pub fn is_exposed(&self, pfn: u64) -> bool {
+        self.frames.contains(&pfn) && !self.hidden.contains(&pfn)
+    }
+
+    /// Are frames being hidden just now?
+    pub fn hiding(&self) -> bool {
+        self.hiding
     }
 
     /// Files that are open.
@@ -139,8 +152,24 @@ pub unsafe fn gzk_frames_alloc(order: u32, pfn: *mut u64) -> i32 {
     })
 }
 
+pub unsafe fn gzk_frames_hide_begin() {
+    fake(|k| assert!(!std::mem::replace(&mut k.memories.hiding, true), "deadlock"));
+}
+
+pub unsafe fn gzk_frame_hide(pfn: u64) {
+    fake(|k| {
+        assert!(k.memories.hiding && k.memories.frames.contains(&pfn));
+        k.memories.hidden.insert(pfn);
+    });
+}
+
+pub unsafe fn gzk_frames_hide_end() {
+    fake(|k| assert!(std::mem::take(&mut k.memories.hiding)));
+}
+
 pub unsafe fn gzk_frame_free(pfn: u64) {
     fake(|k| {
+        k.memories.hidden.remove(&pfn);
         assert!(k.memories.frames.remove(&pfn), "freed what is not allocated");
         assert!(k.is_hosts_own(pfn), "freed under the hypervisor");
         assert!(!k.memories.is_mapped(pfn), "freed under user space");

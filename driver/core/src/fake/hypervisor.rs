@@ -264,9 +264,12 @@ impl Fake {
 }
 
 impl Fake {
-    /// What user space has mapped, the host may access.
+    /// What user space has mapped, the host may access; what it may not, nobody reads.
     fn check_mappings(&self) {
+        assert!(!self.memories.hiding(), "a hypercall while readers of memory wait");
         for vm in self.vms.values().filter(|vm| vm.protected) {
+            let exposed = vm.mapped.values().find(|pfn| self.memories.is_exposed(**pfn));
+            assert_eq!(exposed, None, "the kernel reads what the host lost");
             for pfn in vm.mapped.values().filter(|pfn| !vm.shared.contains(pfn)) {
                 assert!(!self.memories.is_mapped(*pfn), "user space has what the host lost");
             }

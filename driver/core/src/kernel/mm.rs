@@ -81,3 +81,29 @@ pub fn unpin(pfns: &mut [u64]) {
         unsafe { sys::gzk_unpin(pfns.as_mut_ptr(), pfns.len()) }
     }
 }
+
+/// While it lives, page frames may be hidden from readers of the kernel's own map (`/proc/kcore`, dumps), until they are freed. They
+/// touch user space with the other side of this lock held: it is taken before any lock that a fault of user space takes.
+pub struct Hiding(());
+
+impl Hiding {
+    /// Waits for those who are reading.
+    pub fn begin() -> Self {
+        // SAFETY: ended once, by drop.
+        unsafe { sys::gzk_frames_hide_begin() };
+        Self(())
+    }
+
+    /// Hides a page frame that came from [`alloc_frames`].
+    pub fn hide(&self, pfn: u64) {
+        // SAFETY: begun, and by the callers' books the frame is allocated.
+        unsafe { sys::gzk_frame_hide(pfn) }
+    }
+}
+
+impl Drop for Hiding {
+    fn drop(&mut self) {
+        // SAFETY: begun by `begin`.
+        unsafe { sys::gzk_frames_hide_end() }
+    }
+}
