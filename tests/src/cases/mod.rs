@@ -6,6 +6,7 @@ pub mod balloon;
 pub mod boot;
 pub mod conformance;
 pub mod crosvm;
+pub mod dma;
 pub mod driver;
 pub mod el2;
 pub mod failures;
@@ -54,6 +55,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(guests::cases());
     cases.extend(guests_linux::cases());
     cases.extend(firmware::cases());
+    cases.extend(dma::cases());
     cases.extend(driver::cases());
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
