@@ -64,7 +64,7 @@ pub struct Machine {
     pub memory: String,
     /// What runs at EL2.
     pub boot: Boot,
-    /// An SMMUv3 for what is on PCI.
+    /// An SMMUv3 for what is on PCI, below the hypervisor.
     pub smmu: bool,
     /// Count instructions instead of time: one tick of a 1 GHz counter is one instruction.
     pub icount: bool,
@@ -85,7 +85,7 @@ impl Machine {
             smp: 4,
             memory: "2G".to_owned(),
             boot,
-            smmu: false,
+            smmu: true,
             icount: false,
             gdb: false,
             no_reboot: true,
@@ -100,7 +100,7 @@ impl Machine {
     pub fn command(&self, interactive: bool) -> Command {
         let mut command = Command::new(QEMU);
         let mut board = "virt,virtualization=on,gic-version=3,memory-backend=ram".to_owned();
-        if self.smmu {
+        if self.smmu && matches!(self.boot, Boot::Hypervisor { .. }) {
             board.push_str(",iommu=smmuv3");
         }
         if self.icount {
