@@ -23,6 +23,7 @@ use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, STACKS_PAGES, power};
 use crate::arch::{barrier, cpu, frame};
 use crate::guest;
+use crate::host::lpis::MAX_WITHHELD;
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::{self, pool, stage1};
 use crate::platform::{self, Platform};
@@ -149,7 +150,11 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
         publish(block, ttbr, &mut published);
     }
     let own = [layout.own, image_pages()];
-    let withheld: ArrayVec<Region, { MAX_SMMUS + MAX_UNGUARDED }> = machine.dma.withheld().collect();
+    let mut withheld: ArrayVec<Region, { MAX_SMMUS + MAX_UNGUARDED + MAX_WITHHELD }> =
+        machine.dma.withheld().collect();
+    if !machine.dma.smmus.is_empty() {
+        withheld.extend(host::lpis::init(&gic));
+    }
     host::init(&banks, &own, &withheld, &features).map_err(|_| BootError::NoRoom(layout.own.size))?;
     host::dma::init(&machine.dma, |bits| host::stage2_for_devices(&features, bits))
         .map_err(BootError::Smmu)?;

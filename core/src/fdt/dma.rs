@@ -2,7 +2,8 @@
 //! Who reaches memory besides the CPUs: SMMUs, the streams of the devices behind them, and bus masters behind none.
 //!
 //! Bindings: `arm,smmu-v3`; `iommus` = (SMMU, StreamID)...; `iommu-map` = (first requester ID, SMMU, first StreamID, count)...
-//! That a node is a bus master is told by `iommus`, `iommu-map` or `dma-coherent`; a master that has none of them is not seen.
+//! That a node is a bus master is told by `iommus`, `iommu-map` or `dma-coherent`; a master that has none of them is not seen, but for
+//! GICv3 ITSs (`arm,gic-v3-its`, named by `msi-map` and `msi-parent`).
 
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -17,6 +18,8 @@ use crate::smmu::stream_table::{StreamRange, Streams};
 pub const MAX_SMMUS: usize = 8;
 /// Most runs of pages with registers of bus masters behind no SMMU.
 pub const MAX_UNGUARDED: usize = 64;
+/// Most ITSs.
+const MAX_ITS: usize = 16;
 /// Properties that name an SMMU.
 const REFERENCES: [&str; 3] = ["iommus", "iommu-map", "iommu-map-mask"];
 
@@ -37,6 +40,8 @@ pub struct Dma {
     pub smmus: ArrayVec<SmmuNode, MAX_SMMUS>,
     /// Pages with registers of bus masters behind no SMMU.
     pub unguarded: ArrayVec<Region, MAX_UNGUARDED>,
+    /// phandles of ITSs, which are such bus masters.
+    its: ArrayVec<u32, MAX_ITS>,
     /// There is more of something than the lists hold.
     pub truncated: bool,
 }
@@ -46,6 +51,11 @@ impl Dma {
     pub fn from_fdt(fdt: Fdt<'_>) -> Self {
         let mut dma = Self::default();
         walk(fdt.root(), 8, &mut |node| {
+            if is_its(node)
+                && let Some(phandle) = property_u32(node, "phandle")
+            {
+                dma.truncated |= dma.its.try_push(phandle).is_err();
+            }
             if is_smmu(node)
                 && !disabled(node)
                 && let Some(region) = regions(node).next()
@@ -71,9 +81,15 @@ impl Dma {
         !self.smmus.is_empty() && (is_smmu(node) || self.is_unguarded(node))
     }
 
-    /// Whether the host's tree goes without this property, for it names an SMMU that is not there.
-    pub(super) fn leaves_out_property(&self, name: &str) -> bool {
-        !self.smmus.is_empty() && REFERENCES.contains(&name)
+    /// Whether the host's tree goes without this property, for it names an SMMU or ITS that is not there.
+    pub(super) fn leaves_out_property(&self, name: &str, value: &[u8]) -> bool {
+        let named = |cell| u32_at(value, cell).is_some_and(|phandle| self.its.contains(&phandle));
+        let its = match name {
+            "msi-map" => named(1),
+            "msi-parent" => named(0),
+            _ => false,
+        };
+        !self.smmus.is_empty() && (its || REFERENCES.contains(&name))
     }
 
     fn master(&mut self, node: &FdtNode<'_>) {
@@ -99,7 +115,7 @@ impl Dma {
         let mut guarded = is_smmu(node);
         streams(node, &mut |phandle, _| guarded |= self.smmus.iter().any(|s| s.phandle == Some(phandle)));
         let has = |name| node.property(name).is_some();
-        !guarded && (has("dma-coherent") || has("iommus") || has("iommu-map"))
+        !guarded && (is_its(node) || has("dma-coherent") || has("iommus") || has("iommu-map"))
     }
 
     /// Adds pages; many small devices share one, and stand side by side.
@@ -119,6 +135,10 @@ impl Dma {
 
 fn is_smmu(node: &FdtNode<'_>) -> bool {
     compatible(node, "arm,smmu-v3")
+}
+
+fn is_its(node: &FdtNode<'_>) -> bool {
+    compatible(node, "arm,gic-v3-its")
 }
 
 /// The IOMMU's phandle and the streams of each entry of `iommus` and `iommu-map`.
@@ -159,6 +179,11 @@ mod tests {
         w.property("dma-coherent", &[]).unwrap();
         w.property("reg", &words(&[0x40, 0x1000_0000, 0, 0x1000_0000])).unwrap();
         w.end_node().unwrap();
+        w.begin_node("its@8080000").unwrap();
+        w.property("compatible", b"arm,gic-v3-its\0").unwrap();
+        w.property("phandle", &words(&[6])).unwrap();
+        w.property("reg", &words(&[0, 0x808_0000, 0, 0x2_0000])).unwrap();
+        w.end_node().unwrap();
         if smmu {
             w.begin_node("smmuv3@9050000").unwrap();
             w.property("compatible", b"arm,smmu-v3\0").unwrap();
@@ -197,10 +222,11 @@ mod tests {
         assert_eq!(dma.smmus.len(), 1);
         assert_eq!(dma.smmus[0].region, Region { base: 0x905_0000, size: 0x2_0000 });
         assert_eq!(dma.smmus[0].streams.count(), 0x1_0001);
-        let unguarded = [(0x930_0000, 0x2000), (0x902_0000, 0x1000), (0xA00_0000, 0x2000)]
-            .map(|(base, size)| Region { base, size });
+        let unguarded =
+            [(0x808_0000, 0x2_0000), (0x930_0000, 0x2000), (0x902_0000, 0x1000), (0xA00_0000, 0x2000)]
+                .map(|(base, size)| Region { base, size });
         assert_eq!(dma.unguarded.as_slice(), &unguarded);
-        assert_eq!(dma.withheld().count(), 4);
+        assert_eq!(dma.withheld().count(), 5);
         assert!(!dma.truncated);
     }
 
@@ -211,7 +237,7 @@ mod tests {
         assert_eq!(dma.withheld().count(), 0);
         let fdt = Fdt::new(&blob).unwrap();
         assert!(fdt.root().children().all(|n| !dma.leaves_out(&n)));
-        assert!(!dma.leaves_out_property("iommu-map"));
+        assert!(!dma.leaves_out_property("iommu-map", &[]));
     }
 
     #[test]
@@ -222,7 +248,9 @@ mod tests {
         let left: Vec<_> =
             fdt.root().children().filter(|n| !dma.leaves_out(n)).map(|n| n.name().to_owned()).collect();
         assert_eq!(left, ["pcie@10000000", "dma@9100000", "uart@9000000"]);
-        assert!(dma.leaves_out_property("iommu-map") && dma.leaves_out_property("iommus"));
-        assert!(!dma.leaves_out_property("msi-map"));
+        let out = |name, cells: &[u32]| dma.leaves_out_property(name, &words(cells));
+        assert!(out("iommu-map", &[]) && out("iommus", &[]));
+        assert!(out("msi-map", &[0, 6, 0, 8]) && out("msi-parent", &[6]));
+        assert!(!out("msi-map", &[6, 9, 0, 8]) && !out("msi-parent", &[9]) && !out("reg", &[6, 6]));
     }
 }

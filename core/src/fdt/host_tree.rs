@@ -68,7 +68,7 @@ pub fn write(
 fn copy(w: &mut Writer<'_>, node: FdtNode<'_>, dma: &Dma, depth: u32) -> Result<(), NoSpace> {
     let Some(depth) = depth.checked_sub(1).filter(|_| !dma.leaves_out(&node)) else { return Ok(()) };
     w.begin_node(node.name())?;
-    for p in node.properties().filter(|p| !dma.leaves_out_property(p.name())) {
+    for p in node.properties().filter(|p| !dma.leaves_out_property(p.name(), p.value())) {
         w.property(p.name(), p.value())?;
     }
     for child in node.children() {

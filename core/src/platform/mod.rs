@@ -9,6 +9,7 @@
 //! | [`trng`], [`entropy`] | random numbers for guests: the calls, and what tests and conditions the source |
 //! | [`timer`] | the physical timer that a guest is shown |
 //! | [`host_calls`] | which SMCs of the host go to the firmware |
+//! | [`redistributor`] | what the host may do to its GIC where that is kept from memory |
 //! | [`id_registers`] | what of the CPU a guest is told |
 //! | [`watch`] | which of a guest's exceptions somebody wants to know of |
 
@@ -17,6 +18,7 @@ pub mod host_calls;
 pub mod id_registers;
 pub mod lending;
 pub mod psci;
+pub mod redistributor;
 pub mod smccc;
 pub mod timer;
 pub mod trng;

@@ -14,6 +14,17 @@ pub struct HostFrame {
 }
 const _: () = assert!(size_of::<HostFrame>() == 272);
 
+impl HostFrame {
+    /// Steps over an A64 instruction that EL2 has done; see [`GuestRegs::step`].
+    pub fn step(&mut self) {
+        self.elr = self.elr.wrapping_add(4);
+        self.spsr &= !STEP_BITS;
+    }
+}
+
+/// PSTATE.{BTYPE, SS}: they belong to an instruction that is done.
+const STEP_BITS: u64 = 3 << 10 | 1 << 21;
+
 /// General registers of a guest.
 #[derive(Clone, Default)]
 #[repr(C)]
@@ -30,8 +41,7 @@ impl GuestRegs {
     /// Steps over an A64 instruction that EL2 has done. (AArch32 is hidden from guests.)
     pub fn step(&mut self) {
         self.pc = self.pc.wrapping_add(4);
-        // BTYPE and SS belong to the instruction that is done.
-        self.pstate &= !(3 << 10 | 1 << 21);
+        self.pstate &= !STEP_BITS;
     }
 }
 

@@ -6,7 +6,7 @@
 //! The host owns distributor and redistributors. EL2 wakes its own CPU's redistributor at boot, and touches there only
 //! the bits of three PPIs (guest timer, host deadline, maintenance) and of one SGI (the kick).
 
-use gzvm_core::fdt::machine::{Gic, TimerPpis};
+use gzvm_core::fdt::machine::{Gic, Region, TimerPpis};
 use gzvm_core::vgic::{CpuInterface, MAX_LRS};
 
 use super::barrier::{dsb_sy, isb};
@@ -56,32 +56,47 @@ pub struct CpuGic {
     nr_aprs: usize,
 }
 
+/// A CPU's redistributor.
+#[derive(Clone, Copy, Debug)]
+pub struct Redistributor {
+    /// Its registers: RD_base and SGI_base, 64 KiB each.
+    pub frame: Frame,
+    /// Where they are.
+    pub base: u64,
+    /// Its frames for virtual LPIs.
+    pub virtual_lpis: Option<Region>,
+    /// Affinity fields as GICR_TYPER has them.
+    affinity: u64,
+}
+
+/// The redistributors of the device tree, which boot maps as device memory.
+pub fn redistributors(gic: &Gic) -> impl Iterator<Item = Redistributor> {
+    gic.redist.iter().flat_map(move |region| {
+        let mut next = Some(0u64);
+        core::iter::from_fn(move || {
+            let offset = next.take()?;
+            offset.checked_add(GICR_SIZE).filter(|end| *end <= region.size)?;
+            let base = region.base.wrapping_add(offset);
+            // SAFETY: a redistributor of the device tree; boot maps these regions as device memory.
+            let frame = unsafe { Frame::new(base, GICR_SIZE) };
+            let typer = frame.read64(GICR_TYPER);
+            let virtual_lpis = (typer & TYPER_VLPIS != 0)
+                .then_some(Region { base: base.wrapping_add(GICR_SIZE), size: GICR_SIZE });
+            let step = match (gic.stride, virtual_lpis) {
+                (0, None) => GICR_SIZE,
+                (0, Some(_)) => 2 * GICR_SIZE,
+                (stride, _) => stride,
+            };
+            next = offset.checked_add(step).filter(|_| typer & TYPER_LAST == 0);
+            Some(Redistributor { frame, base, virtual_lpis, affinity: typer >> 32 })
+        })
+    })
+}
+
 /// Finds the redistributor of the CPU with these affinity fields.
 fn find_redistributor(gic: &Gic, mpidr: u64) -> Option<Frame> {
     let affinity = (mpidr >> 32 & 0xFF) << 24 | mpidr & 0xFF_FFFF;
-    for region in &gic.redist {
-        let mut offset = 0u64;
-        while offset.checked_add(GICR_SIZE).is_some_and(|end| end <= region.size) {
-            // SAFETY: a redistributor of the device tree; boot maps these regions as device memory.
-            let frame = unsafe { Frame::new(region.base.wrapping_add(offset), GICR_SIZE) };
-            let typer = frame.read64(GICR_TYPER);
-            if typer >> 32 == affinity {
-                return Some(frame);
-            }
-            if typer & TYPER_LAST != 0 {
-                break;
-            }
-            let step = if gic.stride != 0 {
-                gic.stride
-            } else if typer & TYPER_VLPIS != 0 {
-                2 * GICR_SIZE
-            } else {
-                GICR_SIZE
-            };
-            offset = offset.saturating_add(step);
-        }
-    }
-    None
+    redistributors(gic).find(|r| r.affinity == affinity).map(|r| r.frame)
 }
 
 impl CpuGic {

@@ -8,6 +8,7 @@
 //!   a guest's. Interrupts never come here while it runs ([`Counter::HostIrq`] proves it).
 
 pub mod dma;
+pub mod lpis;
 mod psci;
 
 use arrayvec::ArrayVec;
@@ -230,6 +231,13 @@ extern "C" fn handle_host_exception(frame: &mut HostFrame, reason: u64) {
         Cause::DataAbort(abort, _) | Cause::InstructionAbort(abort)
             if abort.kind == FaultKind::Translation
                 && (repair(Ipa(cpu::fault_ipa_page())) || went_elsewhere(abort)) =>
+        {
+            count(Counter::HostFault);
+        }
+        Cause::DataAbort(abort, Some(access))
+            if abort.kind == FaultKind::Translation
+                && !abort.s1ptw
+                && lpis::access(frame, syndrome::fault_ipa(cpu::fault_ipa_page(), cpu::far()), access) =>
         {
             count(Counter::HostFault);
         }
