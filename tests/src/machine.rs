@@ -62,6 +62,8 @@ pub struct Machine {
     pub smp: u32,
     /// RAM, with QEMU's suffixes.
     pub memory: String,
+    /// A file that is the RAM, for a look from outside.
+    pub ram: Option<PathBuf>,
     /// What runs at EL2.
     pub boot: Boot,
     /// An SMMUv3 for what is on PCI, below the hypervisor.
@@ -84,6 +86,7 @@ impl Machine {
             cpu: "max".to_owned(),
             smp: 4,
             memory: "2G".to_owned(),
+            ram: None,
             boot,
             smmu: true,
             icount: false,
@@ -108,7 +111,17 @@ impl Machine {
         }
         command.args(["-M", &board, "-cpu", &self.cpu, "-smp", &self.smp.to_string(), "-m", &self.memory]);
         // Sparse: RAM takes this PC's memory only where it is touched, so it may be larger.
-        command.args(["-object", &format!("memory-backend-ram,id=ram,size={},reserve=off", self.memory)]);
+        match &self.ram {
+            Some(file) => {
+                let backend =
+                    format!("memory-backend-file,id=ram,size={},reserve=off,share=on,mem-path=", self.memory);
+                command.arg("-object").arg(join(&backend, file, ""));
+            }
+            None => {
+                let backend = format!("memory-backend-ram,id=ram,size={},reserve=off", self.memory);
+                command.args(["-object", &backend]);
+            }
+        }
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off", "-seed", "1"]);
             command.args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);

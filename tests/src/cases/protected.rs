@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! System tier: protected VMs, from `gz run --protected` to their end.
 
-use std::{fs, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::Path,
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ed25519_dalek::SigningKey;
 use gzvm_firmware_verify::manifest;
 
@@ -20,6 +25,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "protected::starts_what_is_signed", WHOLE, starts_what_is_signed),
         Case::new(Tier::System, "protected::linux", WHOLE, linux),
+        Case::new(Tier::System, "protected::host_finds_nothing", WHOLE, host_finds_nothing),
     ]
 }
 
@@ -37,20 +43,26 @@ fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Vec<u8>> {
     Ok(payload)
 }
 
-/// A stock kernel, with a module for bounce buffers, reads and writes its disk.
-fn linux(context: &Context) -> Result<()> {
-    const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
+const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
+
+/// A signed stock kernel, and an initrd with the module for bounce buffers, that runs `script`.
+fn signed_linux(context: &Context, script: &str) -> Result<[Extra; 2]> {
     let module = context.layout.part("gzvm-guest.ko");
     let inside = [
         Extra::text("/etc/modules", "gzvm-guest virtio_mmio virtio_blk\n"),
         Extra::file("/lib/modules/gzvm-guest.ko", 0o644, &module)?,
-        Extra::script(INSIDE_LINUX),
+        Extra::script(script),
     ];
     let initrd = initrd::guest(&context.layout, &inside)?;
     let kernel = fs::read(context.layout.kernel())?;
     let payload = signed(&kernel, &initrd, ARGUMENTS)?;
     let file = |path: &str, content| Extra { path: path.to_owned(), mode: 0o644, content };
-    let extras = [file("/guest/signed.Image", payload), file("/guest/protected.cpio", initrd)];
+    Ok([file("/guest/signed.Image", payload), file("/guest/protected.cpio", initrd)])
+}
+
+/// A stock kernel, with a module for bounce buffers, reads and writes its disk.
+fn linux(context: &Context) -> Result<()> {
+    let extras = signed_linux(context, INSIDE_LINUX)?;
     let script = format!(
         ". /etc/test-library
 held >/tmp/before
@@ -69,6 +81,91 @@ finish"
     console.wait_power_off(Duration::from_secs(30))?;
     Results::read(&console.text())?.check()
 }
+
+/// What the guest plants: the first digits of a hash that nobody else computes.
+const SECRET: &[u8] = b"81cc255e17b34bfb";
+
+/// The host looks for what a guest has in its memory: in gz's memory while the guest runs, and in all RAM of the machine when
+/// the guest has been killed.
+fn host_finds_nothing(context: &Context) -> Result<()> {
+    let extras = signed_linux(context, PLANT)?;
+    let mut machine = scripted(context, Host::Gzvm, LOOK, &extras)?;
+    let ram = context.file("ram");
+    machine.ram = Some(ram.clone());
+    let mut console = context.start(&machine, "console")?;
+    console.wait_for("SECRET-IS-PLANTED", BOOT_LIMIT + BOOT_LIMIT)?;
+    let there = occurrences(&ram)?;
+    ensure!(there > 500_000, "the guest has planted {there}: the search is no good");
+    console.wait_for("HOST-HAS-LOOKED", Duration::from_secs(300))?;
+    console.type_line("")?;
+    console.wait_for("GUEST-IS-KILLED", Duration::from_secs(120))?;
+    let left = occurrences(&ram)?;
+    fs::remove_file(ram)?;
+    ensure!(left == 0, "{left} times the guest's secret is left in memory");
+    console.type_line("")?;
+    console.wait_for("[DONE]", Duration::from_secs(60))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}
+
+/// How often the secret is in the machine's RAM.
+fn occurrences(ram: &Path) -> Result<usize> {
+    let mut file = File::open(ram)?;
+    let mut chunk = vec![0; 8 << 20];
+    let (mut found, mut kept) = (0, 0);
+    loop {
+        let read = file.read(&mut chunk[kept..])?;
+        if read == 0 {
+            return Ok(found);
+        }
+        let end = kept + read;
+        found += memmem(&chunk[..end]);
+        // What may be the start of one.
+        kept = end.min(SECRET.len() - 1);
+        chunk.copy_within(end - kept..end, 0);
+    }
+}
+
+fn memmem(bytes: &[u8]) -> usize {
+    // The first byte is a rare one: most windows are passed at once.
+    bytes.windows(SECRET.len()).filter(|window| window[0] == SECRET[0] && *window == SECRET).count()
+}
+
+const PLANT: &str = "mount -o remount,size=100% /tmp
+yes $(echo planted | md5sum | cut -c 1-16) | head -c 16777216 >/tmp/secret
+echo SECRET-IS-PLANTED
+while true; do sleep 10; done";
+
+const LOOK: &str = r#". /etc/test-library
+held >/tmp/before
+gz run --protected --kernel /guest/signed.Image --initrd /guest/protected.cpio --cmdline 'console=ttyS0 panic=-1 quiet'     --disk /guest/disk.img --cpus 2 --mem 128M >/tmp/gz.out 2>&1 </dev/null &
+gz=$!
+until grep -q SECRET-IS-PLANTED /tmp/gz.out; do usleep 200000; kill -0 $gz || { cat /tmp/gz.out; break; }; done
+aborts=$(counter host_abort)
+echo SECRET-IS-PLANTED
+# RAM is the largest file of gzvm's that gz has mapped.
+range=$(grep rw-s /proc/$gz/maps | grep -i gzvm | sed 's/ .*//' | awk -F- '{ print length($2), $0 }' | sort | sed 's/.* //' | while IFS=- read -r from to; do
+    echo $((0x$to - 0x$from)) $from; done | sort -n | tail -n 1)
+size=${range% *} from=${range#* }
+echo "gz has $size bytes of guest memory at 0x$from"
+holds ram_is_found "no such mapping: $(cat /proc/$gz/maps)" [ ${size:-0} = $((128 << 20)) ]
+dd if=/proc/$gz/mem of=/tmp/seen bs=4096 skip=$((0x$from / 4096)) count=$((size / 4096)) conv=noerror 2>/tmp/dd.out
+tail -n 1 /tmp/dd.out
+holds most_is_out_of_reach "$(grep -c error /tmp/dd.out) errors" [ $(grep -c 'rror' /tmp/dd.out) -gt 1000 ]
+holds secret_is_not_seen "it is" [ $(grep -c "8[1]cc255e17b34bfb" /tmp/seen) = 0 ]
+holds no_abort_in_the_kernel "$(counter host_abort) aborts, $aborts before" [ "$(counter host_abort)" = "$aborts" ]
+rm /tmp/seen
+holds guest_lives_on "gz is gone" kill -0 $gz
+echo HOST-HAS-LOOKED
+read -r line
+kill -9 $gz
+wait $gz
+counters_return
+echo GUEST-IS-KILLED
+read -r line
+dmesg | grep -E 'Internal error|Call trace|BUG:'
+holds no_kernel_complaints "see above" [ $? = 1 ]
+finish"#;
 
 const INSIDE_LINUX: &str = "dmesg | grep gzvm
 mount /dev/vda /mnt && grep -q hello /mnt/hello.txt || exit 1
