@@ -35,6 +35,8 @@ use crate::{
 pub enum Host {
     /// Our hypervisor; Linux is its host VM at EL1
     Gzvm,
+    /// Our hypervisor, with a protected VM: firmware, signature and bounce buffers included
+    GzvmProtected,
     /// KVM, the host's kernel at EL2 (what Linux does on Armv8.1 and newer)
     KvmVhe,
     /// KVM, the host's kernel at EL1 (kvm-arm.mode=nvhe)
@@ -44,10 +46,16 @@ pub enum Host {
 }
 
 impl Host {
+    /// Is our hypervisor at EL2?
+    pub const fn is_gzvm(self) -> bool {
+        matches!(self, Self::Gzvm | Self::GzvmProtected)
+    }
+
     /// As in the table and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Gzvm => "gzvm",
+            Self::GzvmProtected => "gzvm-protected",
             Self::KvmVhe => "kvm-vhe",
             Self::KvmNvhe => "kvm-nvhe",
             Self::KvmProtected => "kvm-protected",
@@ -86,7 +94,7 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
     if !options.no_build {
         setup::ensure(layout, &setup::Options::default())?;
         let peers = [Part::Guests, Part::Gz, Part::Rootfs];
-        build::build(layout, if hosts.contains(&Host::Gzvm) { &build::ALL } else { &peers })?;
+        build::build(layout, if hosts.iter().any(|host| host.is_gzvm()) { &build::ALL } else { &peers })?;
     }
     let plan = Plan::new(layout, options.quick)?;
     let mut columns = Vec::new();

@@ -31,6 +31,8 @@ use crate::process;
 const CPUS: u32 = 2;
 /// Wall time of one machine. Counting excludes threads, and the PC may be busy.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// Signs the guests of protected VMs.
+const DEVELOPMENT_KEY: &str = include_str!("../../../firmware/keys/development.key");
 const STOPWATCH: &str = include_str!("stopwatch.S");
 /// For a Linux that is measured. KVM 6.12 in its protected mode hides these two features of `-cpu max` without telling a
 /// guest, which then dies; to be the same everywhere, no guest uses them.
@@ -75,12 +77,14 @@ impl<'a> Plan<'a> {
         let mut archive = Archive::new();
         let script = Extra::script(&self.script());
         archive.file(&script.path, script.mode, &script.content);
+        archive.file("guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes());
         archive.file("bin/stopwatch", 0o755, &self.stopwatch);
         archive.file("guest/stopwatch.cpio", 0o644, &self.guest_initrd());
         initrd.extend(archive.finish());
         let initrd = self.write("host-initrd.cpio", &initrd)?;
         let (kind, mode) = match host {
             Host::Gzvm => (cases::Host::Gzvm, ""),
+            Host::GzvmProtected => (cases::Host::Gzvm, "gz.protected=1"),
             Host::KvmVhe => (cases::Host::Kvm, ""),
             Host::KvmNvhe => (cases::Host::Kvm, "kvm-arm.mode=nvhe"),
             Host::KvmProtected => (cases::Host::Kvm, "kvm-arm.mode=protected"),
@@ -133,18 +137,33 @@ counters() {{
         cat /sys/kernel/debug/gzvm/counters
     fi | tr '\n' ' '
 }}
+protected=$(argument gz.protected)
+# run KERNEL COMMAND-LINE INITRD OPTIONS...: the initrd may be empty.
+run() {{
+    kernel=$1 line=$2 initrd=$3
+    shift 3
+    [ "$protected" ] && kernel=/tmp/signed
+    gz run --hypervisor $hypervisor ${{protected:+--protected}} --kernel $kernel ${{initrd:+--initrd $initrd}} --cmdline "$line" "$@" </dev/null
+}}
+# prepare KERNEL COMMAND-LINE INITRD
+prepare() {{
+    [ "$protected" ] || return 0
+    gz sign --key /guest/development.key --kernel $1 --cmdline "$2" ${{3:+--initrd $3}} --output /tmp/signed
+}}
 dmesg | grep -i 'kvm.*initialized'
 sleep 20
+prepare /guest/bench.Image console=ttyS0 ""
 for batch in {batches}; do
-    gz run --hypervisor $hypervisor --kernel /guest/bench.Image --cpus 2 --mem 64M </dev/null
+    run /guest/bench.Image console=ttyS0 "" --cpus 2 --mem 64M
     echo "[STATUS] operations $?"
 done
 for word in {boots}; do
+    line="console=ttyS0 {GUEST_ARGUMENTS} $word"
+    prepare /guest/Image "$line" /guest/stopwatch.cpio
     sleep 1
     echo "[BEFORE] $(counters)"
     stopwatch
-    gz run --hypervisor $hypervisor --kernel /guest/Image --initrd /guest/stopwatch.cpio --cpus 1 \
-        --mem {GUEST_MEMORY} --cmdline "console=ttyS0 {GUEST_ARGUMENTS} $word" </dev/null |
+    run /guest/Image "$line" /guest/stopwatch.cpio --cpus 1 --mem {GUEST_MEMORY} |
     while read -r line; do
         case $line in
         *COUNTER*) stopwatch; echo "[AFTER] $(counters)"; echo "[INIT] ${{line##*] }}" ;;
@@ -197,7 +216,7 @@ fn run(machine: &mut Machine, log: &Path) -> Result<String> {
 /// The host's kernel must say that it runs in the mode that was asked for: Linux falls back without an error.
 fn check_mode(host: Host, text: &str) -> Result<()> {
     let modes: &[&str] = match host {
-        Host::Gzvm => return Ok(()),
+        Host::Gzvm | Host::GzvmProtected => return Ok(()),
         Host::KvmVhe => &["VHE"],
         Host::KvmNvhe => &["Hyp nVHE"],
         // The latter: at EL2 with HCR_EL2.E2H set, on CPUs that have it.

@@ -19,6 +19,7 @@ const TOP: u32 = 56;
 const fn colour(host: Host) -> &'static str {
     match host {
         Host::Gzvm => "#0b6e4f",
+        Host::GzvmProtected => "#7fb069",
         Host::KvmVhe => "#4f7cac",
         Host::KvmNvhe => "#8fb0d0",
         Host::KvmProtected => "#c0a24a",

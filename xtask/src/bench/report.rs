@@ -218,11 +218,11 @@ impl Report {
 fn exits(host: Host, counters: &BTreeMap<String, u64>) -> (Option<u64>, Vec<(&str, u64)>) {
     // gzvm: each entry is left by an exit to the host, or for an interrupt of the host; `guest_*` counts also what EL2
     // answers by itself. KVM: `exits` is what its run loop saw; what it answers without leaving the loop is in it.
-    let total = counters.get(if host == Host::Gzvm { "guest_entry" } else { "exits" }).copied();
+    let total = counters.get(if host.is_gzvm() { "guest_entry" } else { "exits" }).copied();
     let mut reasons: Vec<_> = counters
         .iter()
         .filter(|(name, count)| {
-            let listed = if host == Host::Gzvm {
+            let listed = if host.is_gzvm() {
                 name.starts_with("guest_") && *name != "guest_entry" || name.starts_with("exit_")
             } else {
                 *name != "exits"

@@ -85,8 +85,7 @@ pub fn number_as_pointer() -> Check {
     Ok(())
 }
 
-/// cap @0, args @8. Only the protected VM is let through; its firmware's size would be written to args[1]. Today
-/// the hypervisor supports no protected VMs: EINVAL for the size, as for a size that can't be had; EOPNOTSUPP.
+/// cap @0, args @8. Only the protected VM is let through; its firmware's size is written to args[1].
 pub fn enable_cap() -> Check {
     let vm = vm().map_err(|e| e.to_string())?;
     needs_memory(&vm, nr::ENABLE_CAP)?;
@@ -103,10 +102,15 @@ pub fn enable_cap() -> Check {
         let answer = enable(0xFFBA_DAB1, command);
         ensure!(answer == (EINVAL, true), "sub-command {command:#x}: {answer:?}");
     }
-    // There is no firmware. Without it a VM is protected once.
-    for (command, error) in [(1, EINVAL), (0, EOPNOTSUPP), (2, 0), (2, EINVAL)] {
+    let mut size = [0xFFBA_DAB1_u64, 1, 0x7FC0_0000, 3, 4, 5];
+    let error = errno(&sys::ioctl_with(&vm, nr::ENABLE_CAP, &mut size));
+    let [_, _, bytes, ..] = size;
+    ensure!(error == 0 && (1..=4 << 20).contains(&bytes), "firmware's size: errno {error}, {bytes} bytes");
+    ensure!(size == [0xFFBA_DAB1, 1, bytes, 3, 4, 5], "firmware's size: {size:x?}");
+    // The VM has no slot for it. Without it a VM is protected once.
+    for (command, error) in [(0, EINVAL), (2, 0), (2, EINVAL)] {
         let answer = enable(0xFFBA_DAB1, command);
         ensure!(answer == (error, true), "sub-command {command}: {answer:?}");
     }
-    gives(Args::<6>::new().q(0, 0xFFBA_DAB1).q(8, 1).call(&vm, nr::ENABLE_CAP), EINVAL, "once more")
+    gives(Args::<6>::new().q(0, 0xFFBA_DAB1).q(8, 2).call(&vm, nr::ENABLE_CAP), EINVAL, "once more")
 }
