@@ -475,4 +475,6 @@ impl Dirty {
 pub struct Scrubbed(PaRange);
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;
