@@ -22,3 +22,13 @@ pub mod slots;
 pub mod stage2;
 
 pub use range::{IpaRange, PaRange, RangeError};
+
+/// The 512 entries of a table from `from` outward, both ways by turns: what is worked through in some order, or with gaps, differs
+/// near where it was changed last.
+fn outward(from: u64) -> impl Iterator<Item = u64> {
+    (0..512u64).map(move |k| {
+        let distance = k.wrapping_add(1).wrapping_shr(1);
+        let at = if k & 1 == 0 { from.wrapping_add(distance) } else { from.wrapping_sub(distance) };
+        at & 511
+    })
+}

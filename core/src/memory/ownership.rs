@@ -23,8 +23,8 @@
 //!
 //! Lock order: vCPU, VM, host's stage 2, then this table, then the pool.
 
-use super::PaRange;
 use super::granule::{Refused, Step, next};
+use super::{PaRange, outward};
 use crate::addr::{BLOCK_2M, PAGE_SHIFT, Pa, VmId};
 use arrayvec::ArrayVec;
 
@@ -318,20 +318,16 @@ impl<'m> Ownership<'m> {
         self.make_uniform(chunk);
     }
 
-    /// Make the block one entry again where all its granules agree.
-    ///
-    /// Looks at both ends first: a block that is worked through page by page, upwards or downwards,
-    /// is found mixed at once, until its last page.
+    /// Make the block one entry again where all its granules agree. Looks around the part that was changed first.
     fn make_uniform(&mut self, chunk: Chunk) {
-        let first = page_index(chunk.whole.start());
-        let last = page_index(Pa(chunk.whole.end().0.wrapping_sub(1)));
-        let Some([state, between @ .., end]) = self.pages_mut(chunk.block).and_then(|p| p.get(first..=last))
-        else {
-            // A single page is a whole block, and never mixed.
-            return;
-        };
-        if state == end && between.iter().all(|page| page == state) {
-            let state = *state;
+        let first = page_index(chunk.whole.start()) as u64;
+        let last = page_index(Pa(chunk.whole.end().0.wrapping_sub(1))) as u64;
+        let behind = page_index(chunk.part.end()) as u64;
+        let Some(pages) = self.pages_mut(chunk.block) else { return };
+        let page = |index: u64| pages.get(usize::try_from(index).ok()?).copied();
+        let Some(state) = page(page_index(chunk.part.start()) as u64) else { return };
+        let of_bank = |index: &u64| (first..=last).contains(index);
+        if outward(behind).filter(of_bank).all(|index| page(index) == Some(state)) {
             self.set_block(chunk.block, state);
         }
     }

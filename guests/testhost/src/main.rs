@@ -42,6 +42,8 @@ mod levels;
 #[cfg(target_os = "none")]
 mod life;
 #[cfg(target_os = "none")]
+mod longest;
+#[cfg(target_os = "none")]
 mod pages;
 #[cfg(target_os = "none")]
 mod programs;
@@ -87,6 +89,7 @@ fn host_vm() {
         firmware::CASES,
         abuse::CASES,
         hostile::CASES,
+        longest::CASES,
     ];
     let all: ArrayVec<&[case::Case], 32> = lists.into_iter().chain(conformance::LISTS).collect();
     case::run(&all);

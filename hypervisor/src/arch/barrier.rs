@@ -83,16 +83,54 @@ pub fn tlbi_vmid() {
     tlbi_settle();
 }
 
+/// Eight times the same instruction on a line each, `{1}` bytes apart from `{0}` on.
+macro_rules! eight_lines {
+    ($insn:literal, $at:ident, $line:ident) => {
+        asm!(
+            concat!($insn, ", {0}\n add {0}, {0}, {1}"), concat!($insn, ", {0}\n add {0}, {0}, {1}"),
+            concat!($insn, ", {0}\n add {0}, {0}, {1}"), concat!($insn, ", {0}\n add {0}, {0}, {1}"),
+            concat!($insn, ", {0}\n add {0}, {0}, {1}"), concat!($insn, ", {0}\n add {0}, {0}, {1}"),
+            concat!($insn, ", {0}\n add {0}, {0}, {1}"), concat!($insn, ", {0}\n add {0}, {0}, {1}"),
+            inout(reg) $at, in(reg) $line, options(nostack, preserves_flags)
+        )
+    };
+}
+
 /// Cleans and invalidates the data cache lines of `start .. start + size` (virtual = physical) to
 /// the point of coherency.
 pub fn clean_invalidate(start: usize, size: usize) {
     let line = 4usize << (super::sysreg::read!("ctr_el0") >> 16 & 0xF);
     let end = start.saturating_add(size);
     let mut at = start & !line.wrapping_sub(1);
-    while at < end {
+    while end.saturating_sub(at) >= line.saturating_mul(8) {
         // SAFETY: cleaning and invalidating loses no data; the range is mapped by the caller.
+        unsafe { eight_lines!("dc civac", at, line) };
+    }
+    while at < end {
+        // SAFETY: as above.
         unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) }
         at = at.saturating_add(line);
     }
     dsb_sy();
+}
+
+/// Zeroes memory.
+///
+/// # Safety
+/// `start .. start + size` is mapped as normal memory, whole pages, and nothing else refers to it.
+pub unsafe fn zero(start: usize, size: usize) {
+    let id = super::sysreg::read!("dczid_el0");
+    let block = 4usize << (id & 0xF);
+    // DZP: not permitted. A block is at most 2 KiB, so eight of them may be more than a page.
+    if id & 0x10 != 0 || !size.is_multiple_of(block.saturating_mul(8)) {
+        // SAFETY: the caller's promise.
+        unsafe { core::ptr::write_bytes(start as *mut u8, 0, size) };
+        return;
+    }
+    let end = start.saturating_add(size);
+    let mut at = start;
+    while at < end {
+        // SAFETY: the caller's promise; the instruction zeroes one aligned block.
+        unsafe { eight_lines!("dc zva", at, block) };
+    }
 }

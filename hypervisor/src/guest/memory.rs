@@ -24,9 +24,9 @@ const TABLE_LIMIT: u64 = 8192 + 256;
 /// Pages in a block of 2 MiB.
 const BLOCK_PAGES: u64 = 512;
 /// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
-const MOST_DIRTY: usize = 16;
-/// Pages that such a step scrubs: some 256 KiB.
-const SCRUB_PAGES: u64 = 64;
+const MOST_DIRTY: usize = 8;
+/// Pages that such a step scrubs.
+const SCRUB_PAGES: u64 = 16;
 /// The note in stage 2 at an MMIO page that the guest has named.
 const NAMED: Annotation = Annotation(1);
 /// The note in stage 2 where a page of another VM was, which went: no store of the guest's that still goes there is for the VMM.
@@ -407,23 +407,24 @@ impl VmMemory {
             if left == 0 {
                 return Ok(Progress::More);
             }
-            // From there to the end of its 2 MiB: one invalidation for all of it.
-            let start = first.max(part.start());
+            // From there to the end of its 2 MiB, if there is budget: one invalidation for all of it.
+            let start = first.start().max(part.start());
             let to_block_end = BLOCK_PAGES.wrapping_sub(start.0.wrapping_shr(PAGE_SHIFT) % BLOCK_PAGES);
+            let most = if first.pages() < BLOCK_PAGES { left } else { BLOCK_PAGES };
             let behind = part.end().0.wrapping_sub(start.0);
             let behind = IpaRange::new(start, behind).map_err(|_| MapFailure::Invalid)?;
-            let (window, after) = behind.split_first(to_block_end);
+            let (window, after) = behind.split_first(to_block_end.min(most));
             left = left.saturating_sub(self.unmap_window(window)?);
             rest = after;
         }
         Ok(Progress::Done)
     }
 
-    /// Where the first block or page that overlaps `range` starts.
-    fn first_mapped(&mut self, range: IpaRange) -> Option<Ipa> {
+    /// The first block or page that overlaps `range`.
+    fn first_mapped(&mut self, range: IpaRange) -> Option<IpaRange> {
         let mut first = None;
         self.stage2.for_each(&Tables { account: &mut self.account }, range, |mapped| {
-            first = Some(mapped.ipa.start());
+            first = Some(mapped.ipa);
             false
         });
         first

@@ -19,8 +19,8 @@ pub const MOST_PAGES: u64 = 512;
 /// Pages that one populating SET_MEMREGION maps at the most: a bound on the time of the call.
 const MOST_POPULATED: u64 = 32768;
 
-/// Pages that one UNMAP_GUEST or REMOVE_MEMREGION takes back at the most.
-const MOST_UNMAPPED: u64 = 1024;
+/// Pages that one UNMAP_GUEST or REMOVE_MEMREGION takes back at the most; of a block of 2 MiB, all.
+const MOST_UNMAPPED: u64 = 32;
 
 /// MEMREGION_PURPOSE: x1 = VM, x2 = GPA, x3 = bytes, x4 = flags.
 pub fn announce([id, gpa, size, flags, ..]: Args) -> Result<Results, Error> {

@@ -6,7 +6,7 @@ use gzvm_core::addr::{Pa, VcpuId};
 use gzvm_core::memory::PaRange;
 use gzvm_core::vm::lifecycle::State;
 
-use super::vm::DEFAULT_PER_CALL;
+use super::vm::MOST_PER_CALL;
 use super::{Args, Error, Results, tuple};
 use crate::guest::one_reg;
 use crate::guest::registry;
@@ -16,7 +16,7 @@ use crate::guest::vm::Vm;
 
 /// CREATE_VCPU: x1 = tuple, x2 = PA of the two shared pages.
 pub fn create([x1, pa, ..]: Args) -> Result<Results, Error> {
-    registry::work_off(DEFAULT_PER_CALL);
+    registry::work_off(MOST_PER_CALL);
     let (vm, id) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
     // Of a protected VM all vCPUs are there before it runs: none starts anew in the midst of it.

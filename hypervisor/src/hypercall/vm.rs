@@ -6,17 +6,15 @@ use gzvm_core::memory::stage2::Progress;
 use super::{Args, Error, Results};
 use crate::guest::registry;
 
-/// Most pages that one DESTROY_VM call works off, whatever the host asks.
-const MOST_PER_CALL: u64 = 4096;
-/// And for hosts that say nothing (before generation F).
-pub const DEFAULT_PER_CALL: u64 = 512;
+/// Most pages that one DESTROY_VM call works off, whatever the host asks; as many where it says nothing (before generation F).
+pub const MOST_PER_CALL: u64 = 96;
 
 /// CREATE_VM: x1 = type; only type 0 exists. Result x1 = id.
 pub fn create([kind, ..]: Args) -> Result<Results, Error> {
     if kind != 0 {
         return Err(Error::Invalid);
     }
-    registry::work_off(DEFAULT_PER_CALL);
+    registry::work_off(MOST_PER_CALL);
     let id = registry::create()?;
     Ok([u64::from(id.0), 0, 0])
 }
@@ -24,7 +22,7 @@ pub fn create([kind, ..]: Args) -> Result<Results, Error> {
 /// DESTROY_VM: x1 = id, x2 = pages per call. Busy: call again. Drivers before generation F say no number, and do not call
 /// again: what they leave is worked off by CREATE_VM and CREATE_VCPU, and here.
 pub fn destroy([id, pages, ..]: Args) -> Result<Results, Error> {
-    let budget = if pages == 0 { DEFAULT_PER_CALL } else { pages.min(MOST_PER_CALL) };
+    let budget = if pages == 0 { MOST_PER_CALL } else { pages.min(MOST_PER_CALL) };
     // Whoever is inside is told to leave; nobody comes in any more.
     if let Ok(vm) = registry::get(id)
         && let Some(vm) = vm.vm()
@@ -40,7 +38,7 @@ pub fn destroy([id, pages, ..]: Args) -> Result<Results, Error> {
         Progress::Done => {
             drop(slot);
             if pages == 0 {
-                registry::work_off(DEFAULT_PER_CALL);
+                registry::work_off(MOST_PER_CALL);
             }
             Ok([0; 3])
         }

@@ -60,10 +60,10 @@ pub unsafe fn boot_device_tree(address: usize) -> Option<&'static [u8]> {
 /// Zeroes RAM that EL2 owns at this moment.
 ///
 /// # Safety
-/// Nothing else may refer to the range, and it must be mapped RAM.
+/// Nothing else may refer to the range, whole pages, and it must be mapped RAM.
 unsafe fn zero(address: u64, bytes: u64) {
     // SAFETY: the caller's promise.
-    unsafe { core::ptr::write_bytes(address as *mut u8, 0, bytes as usize) };
+    unsafe { barrier::zero(address as usize, bytes as usize) };
 }
 
 /// Overwrites memory that was taken from a VM, down to the point of coherency.

@@ -2,16 +2,15 @@
 //! Big blocks again, once the pages between have come back.
 
 use super::descriptor::{Entry, Level};
-use super::{ENTRIES, MapError, Stage2, TableMemory, Tlb, read, span, write};
+use super::{MapError, Stage2, TableMemory, Tlb, read, span, write};
 use crate::addr::Pa;
-use crate::memory::IpaRange;
+use crate::memory::{IpaRange, outward};
 
 impl Stage2 {
     /// Turn each table around `ipa` whose 512 entries are one contiguous run with the same attributes
     /// into a block, from the bottom up. Returns how many tables that gave back.
     ///
-    /// Needs no memory. Costs a scan of each table that overlaps `ipa`, up to the first entry that
-    /// does not fit.
+    /// Needs no memory. Costs a scan of each table that overlaps `ipa`, from there outward, up to the first entry that does not fit.
     ///
     /// # Errors
     /// [`MapError::IpaOutOfRange`], [`MapError::Dying`].
@@ -40,7 +39,9 @@ impl Stage2 {
                 continue;
             };
             freed = freed.saturating_add(self.coalesce_table(mem, tlb, (child, below, span), ipa));
-            if let Some(block) = as_block(mem, child, level, below) {
+            let end = part.end().0.min(span.end().0);
+            let behind = end.wrapping_sub(span.start().0).wrapping_shr(below.shift());
+            if let Some(block) = as_block(mem, child, level, below, behind) {
                 write(mem, table, level, i, Entry::EMPTY);
                 tlb.invalidate(self.vmid, span, false);
                 write(mem, table, level, i, block);
@@ -52,12 +53,17 @@ impl Stage2 {
     }
 }
 
-/// The block at `level` that says what the table `child` says.
-fn as_block<M: TableMemory + ?Sized>(mem: &M, child: Pa, level: Level, below: Level) -> Option<Entry> {
+/// The block at `level` that says what the table `child` says, which is looked at around `from` first.
+fn as_block<M: TableMemory + ?Sized>(
+    mem: &M,
+    child: Pa,
+    level: Level,
+    below: Level,
+    from: u64,
+) -> Option<Entry> {
     let block = match read(mem, child, below, 0) {
         first @ Entry::Leaf(leaf) if level != Level::L0 && leaf.pa.is_aligned(level.entry_size()) => first,
         _ => return None,
     };
-    // From the end: a table that is filled in ascending order is found incomplete at once.
-    (0..ENTRIES as u64).rev().all(|i| read(mem, child, below, i) == block.child(below, i)).then_some(block)
+    outward(from).all(|i| read(mem, child, below, i) == block.child(below, i)).then_some(block)
 }

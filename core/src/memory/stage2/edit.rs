@@ -9,7 +9,7 @@
 use super::descriptor::{Annotation, Attrs, Entry, Leaf, Level};
 use super::{MapError, TableMemory, Tlb, read, span, write};
 use crate::addr::Pa;
-use crate::memory::IpaRange;
+use crate::memory::{IpaRange, outward};
 
 /// What to do to a range.
 #[derive(Clone, Copy)]
@@ -306,7 +306,7 @@ impl<M: TableMemory + ?Sized, T: Tlb + ?Sized> Edit<'_, M, T> {
     fn is_uniform(&self, table: Pa, level: Level, want: Entry, span: IpaRange) -> bool {
         let end = self.range.end().0.min(span.end().0);
         let first = end.wrapping_sub(span.start().0).wrapping_shr(level.shift());
-        (0..super::ENTRIES as u64).all(|i| read(self.mem, table, level, first.wrapping_add(i) & 511) == want)
+        outward(first).all(|i| read(self.mem, table, level, i) == want)
     }
 }
 

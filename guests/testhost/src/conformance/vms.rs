@@ -61,7 +61,7 @@ fn destroy_vm_by_older_drivers() -> Outcome {
                 if hypercall::counter(Counter::Vms) == before {
                     break;
                 }
-                check!(calls < 20, "{what}: still there");
+                check!(calls < 60, "{what}: still there");
                 let other = Bare::new()?;
                 drop(other);
             }

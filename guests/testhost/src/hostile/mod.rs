@@ -25,6 +25,7 @@ use gzvm_guest_kit::spin::Mutex;
 use gzvm_guest_kit::{boot, cases, check, check_eq, exception, fail, gic, println, smp, timer};
 
 use crate::host::hypervisor_memory;
+use crate::longest::MOST_INSTRUCTIONS;
 use crate::pages;
 use guard::Guard;
 
@@ -36,8 +37,6 @@ const MOST_CPUS: usize = 4;
 const REGION_PAGES: u64 = 8 * 512;
 /// The largest run of pages that a call can name, before the image.
 const MOST_BYTES: u64 = 128 << 20;
-/// Instructions that a call may take.
-const MOST_INSTRUCTIONS: u64 = 100_000;
 
 /// What all CPUs know.
 #[derive(Clone, Copy)]
