@@ -22,6 +22,7 @@
 
 mod arch;
 mod boot;
+mod broken;
 mod console;
 mod guest;
 mod host;

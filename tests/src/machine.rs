@@ -42,6 +42,15 @@ pub enum Boot {
     Direct(Kernel),
 }
 
+impl Boot {
+    /// Another hypervisor.
+    pub fn set_image(&mut self, other: PathBuf) {
+        if let Self::Hypervisor { image, .. } = self {
+            *image = other;
+        }
+    }
+}
+
 /// A kernel with what belongs to it.
 #[derive(Debug, Clone)]
 pub struct Kernel {

@@ -68,7 +68,7 @@ fn host_vm() {
     println!("gzvm test host: {} CPUs", smp::count());
     gic::init_distributor();
     gic::init_cpu();
-    if crash::run() {
+    if crash::run() || !crash::break_it() {
         return;
     }
     let lists = [

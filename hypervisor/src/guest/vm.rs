@@ -25,6 +25,7 @@ use super::watch::VmWatch;
 use crate::arch::cpu;
 use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::percpu::{PerCpu, kick};
+use crate::broken::{Mistake, broken};
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self};
@@ -233,7 +234,9 @@ impl Vm {
         let Some(slot) = self.vcpus.get(usize::from(id.0)) else { return true };
         let Some(mut slot) = slot.try_lock() else { return false };
         if let Some(vcpu) = slot.take() {
-            unshare(vcpu.shared.range());
+            if !broken(Mistake::LeakShared) {
+                unshare(vcpu.shared.range());
+            }
             self.power.lock().remove(id);
             let (kicks, gic_state) = self.vgic.lock().remove_vcpu(id);
             drop(gic_state);

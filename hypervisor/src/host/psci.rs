@@ -12,6 +12,7 @@ use crate::arch::barrier::dsb_sy;
 use crate::arch::frame::HostFrame;
 use crate::arch::percpu::{PerCpu, power};
 use crate::arch::smc;
+use crate::broken::{Mistake, broken};
 use crate::platform;
 
 unsafe extern "C" {
@@ -94,7 +95,7 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
     let Some(target) = platform::cpu_by_mpidr(mpidr).filter(|c| c.mpidr == mpidr) else {
         return psci::INVALID_PARAMETERS;
     };
-    if !hosts_own(entry) {
+    if !hosts_own(entry) && !broken(Mistake::AnyEntryPoint) {
         return psci::INVALID_ADDRESS;
     }
     if target.power.compare_exchange(power::OFF, power::STARTING, Ordering::SeqCst, Ordering::SeqCst).is_err()

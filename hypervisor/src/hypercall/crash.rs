@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Mistakes on demand, for the tests of EL2's own protection and of its crash reports. Only in
-//! images built with the feature `crash-test`; no other image has this call.
+//! Mistakes on demand, for the tests of EL2's own protection and of its crash reports, and for those of the tests themselves
+//! ([`crate::broken`]). Only in images built with the feature `crash-test`; no other image has these calls.
 
 use core::hint::black_box;
 
@@ -9,12 +9,23 @@ use crate::arch::provoke;
 
 /// The call: x1 = what to do.
 const FID: u32 = 0xFB00_107E;
+/// The call: x1 = the mistake to make from now on.
+const FID_BREAK: u32 = 0xFB00_107F;
 
-/// Does what the host asks for, if this is the call. Comes back only if the protection failed, or
-/// x1 is none of the numbers below.
-pub fn intercept(frame: &HostFrame) {
-    if frame.x[0] as u32 == FID {
-        crash(frame.x[1]);
+/// Does what the host asks for, if this is one of the calls; whether it was answered. The first comes back only if the protection
+/// failed, or x1 is none of the numbers below.
+pub fn intercept(frame: &mut HostFrame) -> bool {
+    match frame.x[0] as u32 {
+        FID => {
+            crash(frame.x[1]);
+            false
+        }
+        FID_BREAK => {
+            crate::broken::set(frame.x[1]);
+            frame.x[0] = 0;
+            true
+        }
+        _ => false,
     }
 }
 

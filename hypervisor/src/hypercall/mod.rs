@@ -95,7 +95,9 @@ impl From<MapFailure> for Error {
 /// An HVC #0 of the host.
 pub fn dispatch(frame: &mut HostFrame) {
     #[cfg(feature = "crash-test")]
-    crash::intercept(frame);
+    if crash::intercept(frame) {
+        return;
+    }
     let Some(function) = Function::from_fid(frame.x[0]) else {
         // Not ours: SMCCC's "unknown function".
         frame.x[0] = NOT_SUPPORTED;

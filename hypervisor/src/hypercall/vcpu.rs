@@ -8,6 +8,7 @@ use gzvm_core::vm::lifecycle::State;
 
 use super::vm::MOST_PER_CALL;
 use super::{Args, Error, Results, tuple};
+use crate::broken::{Mistake, broken};
 use crate::guest::one_reg;
 use crate::guest::registry;
 use crate::guest::run;
@@ -53,7 +54,8 @@ pub fn run([x1, ..]: Args) -> Result<Results, Error> {
 fn with_vcpu<R>(x1: u64, protected: bool, f: impl FnOnce(&Vm, &mut Vcpu) -> Option<R>) -> Result<R, Error> {
     let (vm, n) = tuple(x1)?;
     let vm = vm.vm().ok_or(Error::Invalid)?;
-    if vm.protected() && !(protected && vm.life.state() == State::Created) {
+    let open = !vm.protected() || protected && vm.life.state() == State::Created;
+    if !open && !broken(Mistake::OpenRegisters) {
         return Err(Error::NotSupported);
     }
     let slot = vm.vcpus.get(usize::from(n)).ok_or(Error::Invalid)?;

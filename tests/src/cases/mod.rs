@@ -4,6 +4,7 @@
 pub mod abuse;
 pub mod balloon;
 pub mod boot;
+pub mod broken;
 pub mod conformance;
 pub mod crosvm;
 pub mod dma;
@@ -48,6 +49,7 @@ pub const HOST_ARGUMENTS: &str = "console=ttyAMA0 panic=-1 quiet";
 pub fn all(layout: &Layout) -> Vec<Case> {
     let mut cases = boot::cases(layout);
     cases.extend(el2::cases());
+    cases.extend(broken::cases());
     cases.extend(hostile::cases());
     cases.extend(conformance::cases());
     cases.extend(walkthrough::cases());
