@@ -8,6 +8,7 @@ mod process;
 mod run;
 mod setup;
 mod test;
+mod unsafe_count;
 
 use std::process::ExitCode;
 

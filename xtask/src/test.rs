@@ -21,6 +21,7 @@ use crate::{
     build::{self, cargo},
     process,
     setup::{self, rust::BARE},
+    unsafe_count,
 };
 
 /// A tier on the command line.
@@ -119,6 +120,7 @@ fn unit(layout: &Layout, filter: &[String]) -> Result<Summary> {
     println!("tier unit");
     let mut summary = Summary::default();
     if filter.is_empty() {
+        unsafe_count::print(layout)?;
         lints(layout, &mut summary)?;
     }
     let mut command = process::cargo();
