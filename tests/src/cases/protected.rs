@@ -33,7 +33,7 @@ pub fn cases() -> Vec<Case> {
 const KEY: &str = include_str!("../../../firmware/keys/development.key");
 
 /// Kernel and manifest, signed with that key.
-fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Vec<u8>> {
+pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Vec<u8>> {
     let mut key = [0; 32];
     for (byte, digits) in key.iter_mut().zip(KEY.trim().as_bytes().chunks(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! System and soak tiers: several guests, a busy host, many starts and kills, and what must not happen meanwhile.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::Result;
 
-use super::{BOOT_LIMIT, Host, WHOLE, results, scripted};
+use super::{BOOT_LIMIT, Host, WHOLE, protected, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
@@ -17,6 +17,12 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "stress::start_and_kill", WHOLE, |context| start_and_kill(context, 16)),
         Case::new(Tier::Soak, "stress::start_and_kill_200", WHOLE, |context| start_and_kill(context, 200)),
+        Case::new(Tier::System, "stress::start_and_kill_protected", WHOLE, |context| {
+            start_and_kill_protected(context, 16)
+        }),
+        Case::new(Tier::Soak, "stress::start_and_kill_protected_1000", WHOLE, |context| {
+            start_and_kill_protected(context, 1000)
+        }),
         Case::new(Tier::System, "stress::two_guests_on_a_busy_host", WHOLE, two_guests),
         Case::new(Tier::System, "stress::busy_host_enters_no_el2", WHOLE, no_entries),
     ]
@@ -24,16 +30,41 @@ pub fn cases() -> Vec<Case> {
 
 /// Half of the VMMs are killed outright; neither driver nor hypervisor may keep anything.
 fn start_and_kill(context: &Context, times: u32) -> Result<()> {
-    let script = format!("times={times}\n{START_AND_KILL}");
-    let machine = scripted(context, Host::Gzvm, &script, &[])?;
+    const LINUX: &str = "--kernel /guest/Image --initrd /guest/initrd.cpio --mem 192M";
+    killed_again_and_again(context, times, LINUX, "console=ttyS0 panic=-1 quiet", &[])
+}
+
+/// The same with protected VMs: the firmware, and then the test guest.
+fn start_and_kill_protected(context: &Context, times: u32) -> Result<()> {
+    const ARGUMENTS: &str = "hyp=gzvm";
+    let kernel = fs::read(context.layout.part("guest-testguest.Image"))?;
+    let content = protected::signed(&kernel, &[], ARGUMENTS)?;
+    let signed = Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content };
+    killed_again_and_again(
+        context,
+        times,
+        "--protected --kernel /guest/signed.Image --mem 64M",
+        ARGUMENTS,
+        &[signed],
+    )
+}
+
+fn killed_again_and_again(
+    context: &Context,
+    times: u32,
+    options: &str,
+    arguments: &str,
+    extras: &[Extra],
+) -> Result<()> {
+    let script = format!("times={times} options='{options}' arguments='{arguments}'\n{START_AND_KILL}");
+    let machine = scripted(context, Host::Gzvm, &script, extras)?;
     results(context, &machine, Duration::from_secs(120 + 4 * u64::from(times)))?.check()
 }
 
 const START_AND_KILL: &str = r#". /etc/test-library
 gz_once() {
     # Held open: an end of the input would not end a guest, but a person's console has none.
-    sleep 1000 | gz run --kernel /guest/Image --initrd /guest/initrd.cpio --cpus 2 --mem 192M \
-        --cmdline "console=ttyS0 panic=-1 quiet" >/tmp/gz.out 2>&1 &
+    sleep 1000 | gz run $options --cpus 2 --cmdline "$arguments" >/tmp/gz.out 2>&1 &
     # The guest is somewhere between its first instruction and its shell.
     usleep $((100000 + $1 * 104729 % 1900000))
     killall -"$2" gz
