@@ -175,6 +175,13 @@ impl<M: Memory> Vgic<M> {
             if register.field == (Field::Enable { set: false }) {
                 self.mark_stale(bank.view(), intid);
             }
+            // The physical PPI behind it is active until the vCPU comes by, and interrupts again only then.
+            let hardware = |irq: &Irq| irq.has(Flags::HARDWARE);
+            if register.field == (Field::Active { set: false })
+                && self.irq(bank.view(), intid).is_some_and(hardware)
+            {
+                self.kick(bank.view(), &mut kicks);
+            }
         }
         kicks
     }

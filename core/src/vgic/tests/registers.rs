@@ -2,6 +2,7 @@
 //! Registers one by one, and every offset, width and direction.
 
 use super::Vgic;
+use super::machine::Machine;
 use super::machine::v;
 use crate::vgic::{Kicks, MAX_SPIS, MAX_VCPUS, REDIST_SIZE, affinity, vcpu_of};
 
@@ -407,4 +408,21 @@ fn message_based_spis() {
     assert_eq!(pending(&mut g), all);
     assert_eq!([g.dist_read(v(0), 0x40, 4), g.dist_read(v(0), 0x48, 4)], [0, 0], "write-only");
     assert_eq!(g.redist_read(v(0), v(0), 0x1_0200, 4), 0);
+}
+
+/// More is active than fits. What another vCPU deactivates of it may be this one's timer, which is due: the physical interrupt
+/// behind it is still active, and nothing but an exit changes that.
+#[test]
+fn a_timer_that_another_vcpu_deactivates_interrupts_again() {
+    for first in [32, 28] {
+        let mut machine = Machine::ready(2, 1);
+        // Of equal priority the lower INTID has the list register.
+        machine.write_priority(0, 27, 0xB0);
+        machine.write_bit(0, 0x300, first);
+        machine.write_bit(0, 0x300, 27);
+        machine.set_timer(0, true);
+        machine.enter(0);
+        machine.write_redist(1, 0, 0x1_0380, 4, 1 << 27);
+        assert_eq!(machine.acknowledge(0), Some(27));
+    }
 }
