@@ -53,8 +53,8 @@ struct State {
     device_features_sel: u32,
     driver_features_sel: u32,
     driver_features: u64,
-    /// Features without which there is no device.
-    required: u64,
+    /// What the platform adds to the device's features.
+    platform: u64,
     queue_sel: u32,
     queues: Vec<Queue>,
 }
@@ -66,7 +66,7 @@ impl MmioTransport {
     /// No file descriptor left, or a queue size that is no power of two.
     ///
     /// `translated`: the guest may not give the device any of its memory, but what its platform makes reachable
-    /// (VIRTIO_F_ACCESS_PLATFORM).
+    /// (VIRTIO_F_ACCESS_PLATFORM). As crosvm's, the device works too for a driver that knows so without the feature.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -84,7 +84,7 @@ impl MmioTransport {
             notify: notify?,
             generation: AtomicU32::new(0),
             state: Mutex::new(State {
-                required: 1 << VIRTIO_F_VERSION_1 | u64::from(translated) << VIRTIO_F_ACCESS_PLATFORM,
+                platform: u64::from(translated) << VIRTIO_F_ACCESS_PLATFORM,
                 device,
                 status: 0,
                 device_features_sel: 0,
@@ -225,7 +225,7 @@ impl MmioTransport {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.features() | self.required
+        self.device.features() | self.platform
     }
 
     fn queue(&self) -> Option<&Queue> {
@@ -255,11 +255,23 @@ impl State {
 
     /// Nothing that was not offered, and no legacy driver.
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.offered() == 0 && self.driver_features & self.required == self.required
+        self.driver_features & !self.offered() == 0 && self.driver_features >> VIRTIO_F_VERSION_1 & 1 != 0
     }
 
     fn write_queue(&mut self, offset: u32, value: u32) {
         let setting_up = VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
+        // Drivers that end take their queues back and wait until they have them (virtio 1.2, 4.2.2.2). All queues of a device
+        // are served or none: a driver that goes on comes by way of a reset.
+        if offset == reg::VIRTIO_MMIO_QUEUE_READY
+            && value == 0
+            && self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0
+        {
+            self.device.reset();
+            if let Some(queue) = usize::try_from(self.queue_sel).ok().and_then(|n| self.queues.get_mut(n)) {
+                queue.set_ready(false);
+            }
+            return;
+        }
         if self.status & (setting_up | VIRTIO_CONFIG_S_DRIVER_OK) != setting_up {
             return;
         }
@@ -439,14 +451,17 @@ mod tests {
         bench.set(reg::VIRTIO_MMIO_STATUS, 15);
         assert_eq!(bench.log.activated.load(Ordering::Relaxed), 1);
         assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 1);
-        // Too late to change a queue.
-        bench.set(reg::VIRTIO_MMIO_QUEUE_READY, 0);
-        assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 1);
         // DRIVER_OK twice starts the device once.
         bench.set(reg::VIRTIO_MMIO_STATUS, 15);
         assert_eq!(bench.log.activated.load(Ordering::Relaxed), 1);
-        bench.set(reg::VIRTIO_MMIO_STATUS, 0);
+        // A queue that is taken back is the driver's at once, and not the device's again without a reset.
+        bench.set(reg::VIRTIO_MMIO_QUEUE_READY, 0);
+        assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 0);
         assert_eq!(bench.log.resets.load(Ordering::Relaxed), 1);
+        bench.queue(0, 0x1000);
+        assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+        bench.set(reg::VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(bench.log.resets.load(Ordering::Relaxed), 2);
         assert_eq!(bench.get(reg::VIRTIO_MMIO_STATUS), 0);
         assert_eq!(bench.get(reg::VIRTIO_MMIO_QUEUE_READY), 0);
     }
