@@ -66,6 +66,8 @@ pub struct Machine {
     pub memory: ArrayVec<Range, 8>,
     /// Reserved memory (child nodes with `reg`, and the reservation block).
     pub reserved: ArrayVec<Range, 16>,
+    /// Memory that a protected VM shares with the host.
+    pub shared: Option<Range>,
     /// Interrupt controller.
     pub gic: Option<Gic>,
     /// How PSCI (and everything else) is called.
@@ -104,6 +106,7 @@ fn parse(address: usize) -> Machine {
         cpus: ArrayVec::new(),
         memory: ArrayVec::new(),
         reserved: ArrayVec::new(),
+        shared: None,
         gic: None,
         conduit: Conduit::Hvc,
         timer_intid: 27,
@@ -152,6 +155,9 @@ fn visit(node: FdtNode<'static>, machine: &mut Machine, stdout: Option<&str>) {
         }
         if name == "reserved-memory" {
             for part in child.children() {
+                if part.is_compatible("restricted-dma-pool") {
+                    machine.shared = ranges(part).next();
+                }
                 machine.reserved.extend(ranges(part).take(machine.reserved.remaining_capacity()));
             }
             continue;

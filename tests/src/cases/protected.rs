@@ -24,6 +24,7 @@ use crate::{
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "protected::starts_what_is_signed", WHOLE, starts_what_is_signed),
+        Case::new(Tier::System, "protected::bare_metal", WHOLE, bare_metal),
         Case::new(Tier::System, "protected::linux", WHOLE, linux),
         Case::new(Tier::System, "protected::host_finds_nothing", WHOLE, host_finds_nothing),
     ]
@@ -44,6 +45,24 @@ pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Vec<u8>> 
 }
 
 const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
+
+/// A bare-metal guest with a disk.
+fn bare_metal(context: &Context) -> Result<()> {
+    const ARGUMENTS: &str = "";
+    let kernel = fs::read(context.layout.part("guest-bounce.Image"))?;
+    let content = signed(&kernel, &[], ARGUMENTS)?;
+    let extra = Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content };
+    let script = format!(
+        "gz run --protected --kernel /guest/signed.Image --cmdline '{ARGUMENTS}' --disk /guest/disk.img --mem 64M </dev/null
+echo \"gz ended with $?\""
+    );
+    let mut console = context.start(&scripted(context, Host::Gzvm, &script, &[extra])?, "console")?;
+    console.wait_for("pvmfw: the payload is signed", BOOT_LIMIT)?;
+    console.wait_for("[DONE]", BOOT_LIMIT)?;
+    console.wait_for("gz ended with 0", Duration::from_secs(60))?;
+    console.wait_power_off(Duration::from_secs(30))?;
+    Results::read(&console.text())?.check()
+}
 
 /// A signed stock kernel, and an initrd with the module for bounce buffers, that runs `script`.
 fn signed_linux(context: &Context, script: &str) -> Result<[Extra; 2]> {
