@@ -95,3 +95,14 @@ macro_rules! address {
 }
 address!(Pa);
 address!(Ipa);
+/// Bits of a physical address by their code in ID_AA64MMFR0_EL1.PARange and SMMU_IDR5.OAS, as far as granules of 4 KiB go.
+pub const fn pa_bits(code: u32) -> u8 {
+    match code {
+        0 => 32,
+        1 => 36,
+        2 => 40,
+        3 => 42,
+        4 => 44,
+        _ => 48,
+    }
+}

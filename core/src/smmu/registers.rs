@@ -2,7 +2,7 @@
 //! Registers (IHI 0070, chapter 6): offsets, the features that we ask for, and values.
 
 use super::Unfit;
-use crate::addr::Pa;
+use crate::addr::{Pa, pa_bits};
 
 /// SMMU_IDR0: features.
 pub const IDR0: u64 = 0x0;
@@ -112,15 +112,7 @@ impl Features {
         if idr1 & PRESET != 0 {
             return Err(Unfit::Preset);
         }
-        let address_bits = match field(idr5, 0, 3) {
-            0 => 32,
-            1 => 36,
-            2 => 40,
-            3 => 42,
-            4 => 44,
-            // 52 bits need larger granules.
-            _ => 48,
-        };
+        let address_bits = pa_bits(field(idr5, 0, 3));
         Ok(Self {
             stream_bits: field(idr1, 0, 6) as u8,
             two_level: field(idr0, 27, 2) == 1,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What the CPU can do, from its ID registers. Read once per CPU.
 
+use gzvm_core::addr::pa_bits;
+
 use super::sysreg::read;
 
 /// Features that EL2 has something to do about.
@@ -63,14 +65,7 @@ impl Features {
         let sme = field(pfr1, 24) != 0;
         let pauth = isar1 & 0xFF00_0FF0 != 0 || isar2 & 0xFF00 != 0;
         Self {
-            pa_bits: match mmfr0 & 0xF {
-                0 => 32,
-                1 => 36,
-                2 => 40,
-                3 => 42,
-                4 => 44,
-                _ => 48,
-            },
+            pa_bits: pa_bits(mmfr0 as u32 & 0xF),
             vmid16: field(mmfr1, 4) == 2,
             sve: field(pfr0, 32) != 0,
             sme,

@@ -47,8 +47,8 @@ impl Image {
         let part = rest.get(..PAGE_SIZE as usize).unwrap_or(rest);
         // SAFETY: a whole page of RAM, the VM's alone: neither the host nor, not being mapped, the VM reaches it.
         unsafe {
+            super::zero(to, PAGE_SIZE);
             core::ptr::copy_nonoverlapping(part.as_ptr(), to as *mut u8, part.len());
-            super::zero(to.wrapping_add(part.len() as u64), PAGE_SIZE.wrapping_sub(part.len() as u64));
         }
         true
     }
