@@ -96,6 +96,7 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<(), End> {
     let tree = Range::new(tree, length.into()).filter(|r| r.size() <= TREE_MAX);
     let tree = tree.ok_or(End::Tree(BadTree::NoTree))?;
     let blob = bytes(tree);
+    own_all(blob);
     let fdt = Fdt::new(blob).map_err(|_| End::Tree(BadTree::NoTree))?;
     if let Some(uart) = tree::uart(&fdt) {
         name(uart & !(PAGE - 1))?;
@@ -138,6 +139,18 @@ fn bytes(range: Range) -> &'static [u8] {
     // SAFETY: mapped as normal memory by the entry code, above the devices and not this image (`tree::read`; before that,
     // at worst read as bytes). Only this vCPU runs, and what the host gave is the VM's own once it is touched.
     unsafe { core::slice::from_raw_parts(range.start() as *const u8, range.size() as usize) }
+}
+
+/// Makes all of it this VM's own, also what no check looks at: until a page is touched, the host may change it.
+fn own_all(bytes: &[u8]) {
+    for page in bytes.chunks(PAGE as usize) {
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { continue };
+        // SAFETY: references to bytes that are there. Chunks may straddle pages, and both ends are looked at.
+        unsafe {
+            core::ptr::from_ref(first).read_volatile();
+            core::ptr::from_ref(last).read_volatile();
+        }
+    }
 }
 
 /// The registers in this page are the VMM's to emulate. More than one device may be in a page.
