@@ -71,6 +71,8 @@ waits_for() { # lives
 }
 starts() { # crash
     rm -f /tmp/status
+    # What the run before said is not this one's.
+    : >/tmp/out
     (sleep 1000 | gz run --kernel /guest/testguest.Image --cmdline "crash=$1" --control /tmp/vm \
         --on-reset restart >/tmp/out 2>&1; echo $? >/tmp/status) &
     waits_for 1
