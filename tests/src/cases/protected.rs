@@ -33,15 +33,15 @@ pub fn cases() -> Vec<Case> {
 /// The key that the firmware is built with, unless told otherwise.
 const KEY: &str = include_str!("../../../firmware/keys/development.key");
 
-/// Kernel and manifest, signed with that key.
-pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Vec<u8>> {
+/// Kernel and manifest, signed with that key, as `/guest/signed.Image`.
+pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Extra> {
     let mut key = [0; 32];
     for (byte, digits) in key.iter_mut().zip(KEY.trim().as_bytes().chunks(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;
     }
-    let mut payload = kernel.to_vec();
-    payload.extend(manifest::sign(&SigningKey::from_bytes(&key), kernel, initrd, arguments.as_bytes()));
-    Ok(payload)
+    let mut content = kernel.to_vec();
+    content.extend(manifest::sign(&SigningKey::from_bytes(&key), kernel, initrd, arguments.as_bytes()));
+    Ok(Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content })
 }
 
 const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
@@ -50,13 +50,12 @@ const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
 fn bare_metal(context: &Context) -> Result<()> {
     const ARGUMENTS: &str = "";
     let kernel = fs::read(context.layout.part("guest-bounce.Image"))?;
-    let content = signed(&kernel, &[], ARGUMENTS)?;
-    let extra = Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content };
+    let image = signed(&kernel, &[], ARGUMENTS)?;
     let script = format!(
         "gz run --protected --kernel /guest/signed.Image --cmdline '{ARGUMENTS}' --disk /guest/disk.img --mem 64M </dev/null
 echo \"gz ended with $?\""
     );
-    let mut console = context.start(&scripted(context, Host::Gzvm, &script, &[extra])?, "console")?;
+    let mut console = context.start(&scripted(context, Host::Gzvm, &script, &[image])?, "console")?;
     console.wait_for("pvmfw: the payload is signed", BOOT_LIMIT)?;
     console.wait_for("[DONE]", BOOT_LIMIT)?;
     console.wait_for("gz ended with 0", Duration::from_secs(60))?;
@@ -74,9 +73,8 @@ fn signed_linux(context: &Context, script: &str) -> Result<[Extra; 2]> {
     ];
     let initrd = initrd::guest(&context.layout, &inside)?;
     let kernel = fs::read(context.layout.kernel())?;
-    let payload = signed(&kernel, &initrd, ARGUMENTS)?;
-    let file = |path: &str, content| Extra { path: path.to_owned(), mode: 0o644, content };
-    Ok([file("/guest/signed.Image", payload), file("/guest/protected.cpio", initrd)])
+    let image = signed(&kernel, &initrd, ARGUMENTS)?;
+    Ok([image, Extra { path: "/guest/protected.cpio".to_owned(), mode: 0o644, content: initrd }])
 }
 
 /// A stock kernel, with a module for bounce buffers, reads and writes its disk.

@@ -38,14 +38,13 @@ fn start_and_kill(context: &Context, times: u32) -> Result<()> {
 fn start_and_kill_protected(context: &Context, times: u32) -> Result<()> {
     const ARGUMENTS: &str = "hyp=gzvm";
     let kernel = fs::read(context.layout.part("guest-testguest.Image"))?;
-    let content = protected::signed(&kernel, &[], ARGUMENTS)?;
-    let signed = Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content };
+    let image = protected::signed(&kernel, &[], ARGUMENTS)?;
     killed_again_and_again(
         context,
         times,
         "--protected --kernel /guest/signed.Image --mem 64M",
         ARGUMENTS,
-        &[signed],
+        &[image],
     )
 }
 

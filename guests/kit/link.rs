@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Links the guest as a position-independent arm64 Image.
+//! The build script of the guests that use the kit: links a position-independent arm64 Image.
 
 fn main() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../kit/image.ld");
