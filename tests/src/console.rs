@@ -2,7 +2,8 @@
 //! A running machine's serial console: wait for text with a deadline, type, see how the machine ends.
 //!
 //! Invariants: a [`Console`] that goes away takes its machine with it; every byte read is in the log file before any
-//! wait returns; each wait looks only at what came after the previous one's match.
+//! wait returns; each wait looks only at what came after the previous one's match; a line of EL2's that came in the middle
+//! of another line is put before it.
 
 use std::{
     fs::{self, File},
@@ -22,11 +23,36 @@ const FATAL: [&str; 3] = ["Kernel panic - not syncing", "*** gzvm: ", "Unable to
 /// Output and errors: what QEMU complains about is part of the console.
 const STREAMS: u32 = 2;
 
+/// How EL2's lines begin. It writes whole lines, but not always at the beginning of one: the UART has several writers.
+const EL2_LINE: &str = "gzvm [";
+
 #[derive(Debug, Default)]
 struct Received {
     text: String,
+    /// Where the next wait begins.
+    cursor: usize,
+    /// Where the first line begins that is not complete.
+    line: usize,
     /// How many of the streams have ended.
     ended: u32,
+}
+
+impl Received {
+    fn add(&mut self, bytes: &[u8]) {
+        self.text.extend(String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\r'));
+        while let Some(length) = self.text[self.line..].find('\n') {
+            let end = self.line + length + 1;
+            match self.text[self.line..end].find(EL2_LINE).map(|at| self.line + at) {
+                Some(begin) if begin > self.line && begin >= self.cursor => {
+                    let inserted: String = self.text.drain(begin..end).collect();
+                    let at = self.line.max(self.cursor);
+                    self.text.insert_str(at, &inserted);
+                    self.line = at + inserted.len();
+                }
+                _ => self.line = end,
+            }
+        }
+    }
 }
 
 type Shared = Arc<(Mutex<Received>, Condvar)>;
@@ -38,7 +64,6 @@ pub struct Console {
     input: Option<ChildStdin>,
     shared: Shared,
     readers: Vec<JoinHandle<()>>,
-    cursor: usize,
     log: PathBuf,
     fatal: Vec<&'static str>,
 }
@@ -61,7 +86,7 @@ impl Console {
             spawn_reader(errors, file, shared.clone()),
         ];
         let input = child.stdin.take();
-        Ok(Self { child, input, shared, readers, cursor: 0, log: log.to_path_buf(), fatal: FATAL.to_vec() })
+        Ok(Self { child, input, shared, readers, log: log.to_path_buf(), fatal: FATAL.to_vec() })
     }
 
     /// For tests that provoke a guest's panic: only the end of the machine ends a wait early.
@@ -86,7 +111,7 @@ impl Console {
         let (mutex, condition) = &*self.shared.clone();
         let mut received = lock(mutex);
         loop {
-            let rest = &received.text[self.cursor..];
+            let rest = &received.text[received.cursor..];
             let first = patterns
                 .iter()
                 .enumerate()
@@ -94,7 +119,7 @@ impl Console {
                 .min();
             if let Some((at, index)) = first {
                 let before = rest[..at].to_owned();
-                self.cursor += at + patterns[index].len();
+                received.cursor += at + patterns[index].len();
                 return Ok((index, before));
             }
             let problem = if let Some(fatal) = self.fatal.iter().find(|fatal| rest.contains(**fatal)) {
@@ -224,7 +249,7 @@ fn spawn_reader(mut from: impl Read + Send + 'static, mut log: File, shared: Sha
             // A full disk must not hide the console from the test itself.
             let _ = log.write_all(bytes);
             let mut received = lock(&shared.0);
-            received.text.extend(String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\r'));
+            received.add(bytes);
             shared.1.notify_all();
         }
         lock(&shared.0).ended += 1;
@@ -273,6 +298,23 @@ mod tests {
         console.wait_power_off(SOON).unwrap();
         assert!(console.wait_for("more", SOON).unwrap_err().to_string().contains("the machine ended"));
         cleanup(console);
+    }
+
+    #[test]
+    fn a_line_of_el2_parts_no_other() {
+        let mut received = Received::default();
+        received.add(b"a\n[FAIL] host::cpu_ongzvm [   0.038506] WARN");
+        received.add(b"  host: denied\n_cannot\ngzvm [   1.0] INFO  b\n");
+        assert_eq!(
+            received.text,
+            "a\ngzvm [   0.038506] WARN  host: denied\n[FAIL] host::cpu_on_cannot\ngzvm [   1.0] INFO  b\n"
+        );
+        // What a wait has been given already stays where it was.
+        let mut received = Received::default();
+        received.add(b"login: ");
+        received.cursor = 7;
+        received.add(b"roogzvm [ 1] INFO  x\ntgzvm [ 2] INFO  y\n!\n");
+        assert_eq!(received.text, "login: gzvm [ 1] INFO  x\ngzvm [ 2] INFO  y\nroot!\n");
     }
 
     #[test]
