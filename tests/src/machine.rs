@@ -49,6 +49,13 @@ impl Boot {
             *image = other;
         }
     }
+
+    /// Another kernel for the host.
+    pub fn set_kernel(&mut self, other: PathBuf) {
+        if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {
+            kernel.image = other;
+        }
+    }
 }
 
 /// A kernel with what belongs to it.

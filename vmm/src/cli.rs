@@ -193,11 +193,11 @@ pub struct RunOptions {
     pub cmdline: String,
 
     /// A protected VM: its memory and registers are out of the host's reach. The hypervisor's firmware starts it, if kernel,
-    /// initrd and command line were signed together (`gz sign`)
+    /// initrd and command line were signed together (`gz sign`). KVM (Linux 7.3, kvm-arm.mode=protected) has no firmware, and looks at no signature
     #[arg(long, conflicts_with_all = ["firmware", "balloon"])]
     pub protected: bool,
 
-    /// Memory that a protected guest shares with the host, for its devices' data
+    /// Memory that a protected guest shares with the host, for its devices' data (gzvm)
     #[arg(long, value_name = "SIZE", default_value = "8M", requires = "protected")]
     pub shared: MemSize,
 

@@ -33,7 +33,7 @@ use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
-use crate::hypervisor::{self, BootState, Machine, Parts, Vm};
+use crate::hypervisor::{self, BootState, Kind, Machine, Parts, Vm};
 use crate::layout::{Map, SerialKind, virt};
 use crate::loader::Loaded;
 use crate::memory::GuestRam;
@@ -93,6 +93,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         vcpus: options.cpus,
         features: &options.features,
         spis: options.spis,
+        protected: options.protected,
         firmware: guest.firmware.as_ref(),
     };
     let Machine { vm, mut vcpus } = hypervisor::create(options.hypervisor, parts)?;
@@ -247,7 +248,8 @@ impl Guest {
             loaded,
             variables: None,
         };
-        if options.protected {
+        // KVM has no firmware for protected VMs, and its guests choose themselves what they share.
+        if options.protected && options.hypervisor == Kind::Gzvm {
             let room = layout::PROTECTED_FIRMWARE;
             let file = guest_memory(options, room.size)?;
             guest.firmware = Some(GuestRam::slot(room.base, room.size, file.as_ref().map(OwnedFd::as_fd))?);

@@ -43,12 +43,26 @@ pub enum Host {
     KvmNvhe,
     /// KVM that does not trust the host's kernel (kvm-arm.mode=protected), with a VM that is not protected
     KvmProtected,
+    /// As kvm-vhe, of the newest Linux that set-up finds (7.3 or newer)
+    Kvm7Vhe,
+    /// KVM of that Linux, with a protected VM
+    Kvm7ProtectedVm,
 }
 
 impl Host {
     /// Is our hypervisor at EL2?
     pub const fn is_gzvm(self) -> bool {
         matches!(self, Self::Gzvm | Self::GzvmProtected)
+    }
+
+    /// Is the VM a protected one?
+    pub const fn protected_vm(self) -> bool {
+        matches!(self, Self::GzvmProtected | Self::Kvm7ProtectedVm)
+    }
+
+    /// Is the host's kernel not the stock one of all others?
+    pub const fn is_kvm7(self) -> bool {
+        matches!(self, Self::Kvm7Vhe | Self::Kvm7ProtectedVm)
     }
 
     /// As in the table and in JSON.
@@ -59,6 +73,8 @@ impl Host {
             Self::KvmVhe => "kvm-vhe",
             Self::KvmNvhe => "kvm-nvhe",
             Self::KvmProtected => "kvm-protected",
+            Self::Kvm7Vhe => "kvm7-vhe",
+            Self::Kvm7ProtectedVm => "kvm7-protected-vm",
         }
     }
 }
@@ -92,7 +108,8 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
         if options.host.is_empty() { Host::value_variants().to_vec() } else { options.host.clone() };
     hosts.dedup();
     if !options.no_build {
-        setup::ensure(layout, &setup::Options::default())?;
+        let tests = hosts.iter().any(|host| host.is_kvm7());
+        setup::ensure(layout, &setup::Options { tests, ..setup::Options::default() })?;
         let peers = [Part::Guests, Part::Gz, Part::Rootfs];
         build::build(layout, if hosts.iter().any(|host| host.is_gzvm()) { &build::ALL } else { &peers })?;
     }
@@ -131,7 +148,9 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
 fn about(layout: &Layout) -> Result<String> {
     let qemu = process::output(std::process::Command::new(gzvm_tests::machine::QEMU).arg("--version"))?;
     let qemu = qemu.lines().next().unwrap_or_default().split_once(" (").map_or("", |(version, _)| version);
-    Ok(format!("{qemu}, Linux {} as host and guest", layout.release()?))
+    let newest = fs::read_to_string(layout.guests_folder().join("linux-7.x.release"));
+    let newest = newest.as_deref().map_or("not there", str::trim);
+    Ok(format!("{qemu}, Linux {} as host and guest (kvm7: host {newest})", layout.release()?))
 }
 
 fn write_docs(layout: &Layout, report: &Report) -> Result<()> {

@@ -35,7 +35,7 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { map, memory, vcpus, features, spis, firmware } = parts;
+    let Parts { map, memory, vcpus, features, spis, protected, firmware } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
     let mask = features.iter().fold(0, |mask, feature| match feature {
@@ -89,7 +89,6 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
     let mut machine = Vec::with_capacity(vcpus.into());
     for id in 0..vcpus {
         let fd = vm.create_vcpu(id).with_context(|| format!("gzvm: can't create vCPU {id}"))?;
-        let protected = firmware.is_some();
         machine.push(Box::new(GuestVcpu { fd, id, protected, _memory: memory.clone() }) as Box<dyn Vcpu>);
     }
     Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _memory: memory }), vcpus: machine })

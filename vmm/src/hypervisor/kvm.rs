@@ -23,6 +23,8 @@ use crate::layout;
 use crate::memory::GuestRam;
 
 const DEVICE_PATH: &str = "/dev/kvm";
+/// KVM_VM_TYPE_ARM_PROTECTED, which the bindings don't have yet.
+const TYPE_PROTECTED: u64 = 1 << 31;
 const MISSING: &str = "the host kernel must have KVM and start at EL2 (`dmesg | grep kvm` says more)";
 
 /// See [`super::create`].
@@ -30,9 +32,9 @@ const MISSING: &str = "the host kernel must have KVM and start at EL2 (`dmesg | 
 /// # Errors
 /// No KVM, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { memory, vcpus, .. } = parts;
+    let Parts { memory, vcpus, protected, .. } = parts;
     let kvm = Kvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
-    let vm = create_vm(&kvm, memory)?;
+    let vm = create_vm(&kvm, memory, protected)?;
     for (slot, ram) in (0..).zip(memory) {
         let region = kvm_userspace_memory_region {
             slot,
@@ -60,15 +62,22 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
 }
 
 /// 40 bits of guest physical address space as on gzvm, or what a smaller host has.
-fn create_vm(kvm: &Kvm, memory: &[GuestRam]) -> anyhow::Result<VmFd> {
+fn create_vm(kvm: &Kvm, memory: &[GuestRam], protected: bool) -> anyhow::Result<VmFd> {
     let limit = u32::try_from(kvm.get_host_ipa_limit()).unwrap_or(0);
     let bits = if limit == 0 { 40 } else { limit.min(40) };
     let end = memory.iter().map(|ram| ram.base().saturating_add(ram.size())).max().unwrap_or(0);
     if end > 1 << bits {
         anyhow::bail!("--mem: this host's guests have {bits} bits of address space; ask for less");
     }
-    let vm = if limit == 0 { kvm.create_vm() } else { kvm.create_vm_with_ipa_size(bits) };
-    vm.context("kvm: can't create a VM")
+    // 0 stands for 40 bits, and is all that a host without a choice takes.
+    let size = if limit == 0 { 0 } else { bits.into() };
+    if protected {
+        let vm = kvm.create_vm_with_type(TYPE_PROTECTED | size);
+        return vm.context(
+            "--protected: this host's KVM has none: it needs Linux 7.3, and kvm-arm.mode=protected",
+        );
+    }
+    kvm.create_vm_with_type(size).context("kvm: can't create a VM")
 }
 
 fn create_vcpu(vm: &VmFd, id: u8, mut init: kvm_vcpu_init, memory: &[GuestRam]) -> anyhow::Result<GuestVcpu> {

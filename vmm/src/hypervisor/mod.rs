@@ -223,7 +223,9 @@ pub struct Parts<'a> {
     pub features: &'a [Feature],
     /// How many SPIs its GIC has, if it matters.
     pub spis: Option<u16>,
-    /// Room for the hypervisor's firmware, which makes it a protected VM.
+    /// Its memory and registers are out of the host's reach.
+    pub protected: bool,
+    /// Room for the firmware of a protected VM, where the hypervisor has one.
     pub firmware: Option<&'a GuestRam>,
 }
 
@@ -234,8 +236,6 @@ pub struct Parts<'a> {
 pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
     match kind {
         Kind::Gzvm => gzvm::create(parts),
-        #[cfg(target_arch = "aarch64")]
-        Kind::Kvm if parts.firmware.is_some() => anyhow::bail!("--protected: for gzvm only"),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm if !parts.features.is_empty() => anyhow::bail!("--features: for gzvm only"),
         #[cfg(target_arch = "aarch64")]

@@ -122,7 +122,7 @@ impl Report {
 
     /// The table, then what is wrong.
     pub fn terminal(&self) -> String {
-        let mut text = format!("Instructions per operation, plain VM ({})\n\n", self.about);
+        let mut text = format!("Instructions per operation ({})\n\n", self.about);
         text.push_str(&aligned(&self.rows()));
         for stall in self.stalls() {
             _ = writeln!(text, "\nheld up: {stall}");
@@ -145,7 +145,7 @@ impl Report {
                 let mut object = json!({
                     "operation": operation,
                     "host": column.host.name(),
-                    "vm": "plain",
+                    "vm": if column.host.protected_vm() { "protected" } else { "plain" },
                     "instructions": figure.instructions,
                     "min": figure.min,
                     "max": figure.max,

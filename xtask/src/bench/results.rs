@@ -83,8 +83,17 @@ fn operation(text: &str, name: &str, batches: u32) -> Result<Figure, String> {
     Ok(Figure { instructions, min: least, max: most, ..Figure::default() })
 }
 
+/// Whose counter says how long a guest has been there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The guest's, which began with its VM; it is held against the host's.
+    Guest,
+    /// The host's, from the start of the VMM: the guest sees the machine's counter.
+    Host,
+}
+
 /// The figure of `boots` Linux boots.
-pub fn boots(text: &str, boots: u32) -> Result<Figure, String> {
+pub fn boots(text: &str, boots: u32, clock: Clock) -> Result<Figure, String> {
     let (mut from_creation, mut from_start) = (Vec::new(), Vec::new());
     let (mut stopwatch, mut before) = (Vec::new(), BTreeMap::new());
     let mut growth: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -104,12 +113,12 @@ pub fn boots(text: &str, boots: u32) -> Result<Figure, String> {
             };
             let whole = end - start;
             // The guest's counter is what a hypervisor shows it; the host's is the judge.
-            if guest > whole || whole - guest > whole / 8 {
+            if clock == Clock::Guest && (guest > whole || whole - guest > whole / 8) {
                 return Err(format!(
                     "the guest counted {guest} instructions until its init, the host {whole}"
                 ));
             }
-            from_creation.push(guest);
+            from_creation.push(if clock == Clock::Guest { guest } else { whole });
             from_start.push(whole);
         } else if let Some(value) = counter(line) {
             stopwatch.push(value);
@@ -181,14 +190,15 @@ gzvm benchmark guest: 2 CPUs, 1000 iterations
 
     #[test]
     fn a_boot_counts_by_the_guest_and_is_checked_by_the_host() {
-        let figure = boots(BOOT, 1).unwrap();
+        let figure = boots(BOOT, 1, Clock::Guest).unwrap();
         assert_eq!((figure.instructions, figure.from_start), (0x800, Some(0x850)));
         assert_eq!(figure.counters["guest_exit"], 700);
-        assert!(boots(BOOT, 2).unwrap_err().contains("1 of 2"));
+        assert!(boots(BOOT, 2, Clock::Guest).unwrap_err().contains("1 of 2"));
         let slow = BOOT.replace("[INIT] 0000000000000800", "[INIT] 0000000000000400");
-        assert!(boots(&slow, 1).unwrap_err().contains("the host"));
+        assert!(boots(&slow, 1, Clock::Guest).unwrap_err().contains("the host"));
+        assert_eq!(boots(&slow, 1, Clock::Host).unwrap().instructions, 0x850);
         let lost = BOOT.replacen("[COUNTER]", "[C", 1);
-        assert!(boots(&lost, 1).is_err());
+        assert!(boots(&lost, 1, Clock::Guest).is_err());
     }
 
     #[test]
