@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         _ => return ExitCode::SUCCESS,
     };
     tracing_subscriber::fmt()
-        .with_max_level(options.log_level)
+        .with_max_level(options.manage.log_level)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)

@@ -18,7 +18,7 @@ use super::{
     BOOT_PSTATE, BootState, Exit, Kick, Machine, NO_CONTROL, Parts, Power, Status, Vcpu, Vm, open_error,
     system_event,
 };
-use crate::cli::Feature;
+use crate::cli::run::Feature;
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use gzvm_abi::run::system_event;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::Feature;
+use crate::cli::run::Feature;
 use crate::exit::EndReason;
 use crate::layout::Map;
 use crate::memory::GuestRam;

@@ -7,12 +7,15 @@
 //! | Ctrl-A Ctrl-A, Ctrl-A a | sends one Ctrl-A |
 //! | Ctrl-A h | tells these keys |
 
+mod output;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+pub use output::Output;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::devices::serial::Terminal;

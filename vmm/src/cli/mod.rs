@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The command line: a file for each subcommand.
+
+mod request;
+pub mod run;
+mod sign;
+mod size;
+
+use clap::{Parser, Subcommand};
+
+pub use request::{BalloonOptions, Socket};
+pub use run::RunOptions;
+pub use sign::{KeyOptions, SignOptions};
+pub use size::MemSize;
+
+use crate::control::Request;
+
+/// The GenieZone virtual machine monitor.
+#[derive(Parser, Debug)]
+#[command(name = "gz", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs a guest, its console on standard input and output.
+    Run(Box<RunOptions>),
+    /// Stops a running guest's vCPUs where they are; its clock stands still
+    Pause(Socket),
+    /// Lets a paused guest go on
+    Resume(Socket),
+    /// Ends a run (exit code 5)
+    Stop(Socket),
+    /// Resets a guest: as if it had asked for it itself
+    Reset(Socket),
+    /// Tells how a guest is: created, running, paused, suspended, over
+    Status(Socket),
+    /// Signs a kernel, with its initrd and command line, for a protected VM
+    Sign(SignOptions),
+    /// Tells the public key of a secret one
+    PublicKey(KeyOptions),
+    /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
+    Balloon(BalloonOptions),
+}
+
+impl Command {
+    /// The request to a running `gz`, if it is one.
+    pub fn request(&self) -> Option<(Request, &Socket)> {
+        Some(match self {
+            Self::Run(_) | Self::Sign(_) | Self::PublicKey(_) => return None,
+            Self::Pause(socket) => (Request::Pause, socket),
+            Self::Resume(socket) => (Request::Resume, socket),
+            Self::Stop(socket) => (Request::Stop, socket),
+            Self::Reset(socket) => (Request::Reset, socket),
+            Self::Status(socket) => (Request::Status, socket),
+            Self::Balloon(options) => (Request::Balloon(options.size), &options.socket),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::run::OnReset;
+    use super::*;
+    use crate::hypervisor::Kind;
+    use crate::watch::OnException;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(arguments: &[&str]) -> Result<RunOptions, ErrorKind> {
+        let all = ["gz", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(all).map_err(|error| error.kind())?.command {
+            Command::Run(options) => Ok(*options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let options = parse(&["--kernel", "Image"]).unwrap();
+        assert_eq!(
+            (options.machine.cpus, options.machine.mem, options.machine.hypervisor),
+            (1, MemSize(512 << 20), Kind::Gzvm)
+        );
+        assert_eq!(options.boot.cmdline, "console=ttyS0 panic=-1");
+        assert!(
+            options.devices.disks.is_empty() && options.boot.initrd.is_none() && !options.machine.strict_mmio
+        );
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let options = parse(&[
+            "--kernel",
+            "k",
+            "--initrd",
+            "i",
+            "--disk",
+            "a.img",
+            "--disk",
+            "b,c.img,ro",
+            "--cpus",
+            "8",
+            "--mem",
+            "2G",
+            "--cmdline",
+            "root=/dev/vda rw",
+            "--hypervisor",
+            "kvm",
+            "--strict-mmio",
+            "--log-level",
+            "debug",
+        ])
+        .unwrap();
+        let [a, b] = options.devices.disks.as_slice() else { panic!("{options:?}") };
+        assert_eq!((a.path.to_str(), a.read_only), (Some("a.img"), false));
+        assert_eq!((b.path.to_str(), b.read_only), (Some("b,c.img"), true));
+        assert_eq!(
+            (options.machine.cpus, options.machine.mem.0, options.machine.hypervisor),
+            (8, 2 << 30, Kind::Kvm)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        assert_eq!(parse(&[]), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(
+            parse(&["--kernel", "k", "--balloon", "64M"]).unwrap().devices.balloon,
+            Some(MemSize(64 << 20))
+        );
+        for right in ["32", "64", "960", "988"] {
+            assert_eq!(parse(&["--kernel", "k", "--spis", right]).unwrap().machine.spis, right.parse().ok());
+        }
+        for wrong in ["0", "31", "33", "987", "992", "1020", "65536", "many"] {
+            let refused = parse(&["--kernel", "k", "--spis", wrong]);
+            assert_eq!(refused, Err(ErrorKind::ValueValidation), "{wrong}");
+        }
+        for wrong in
+            [["--cpus", "0"], ["--cpus", "65"], ["--mem", "lots"], ["--mem", "5X"], ["--disk", ",ro"]]
+        {
+            assert_eq!(
+                parse(&["--kernel", "k", wrong[0], wrong[1]]),
+                Err(ErrorKind::ValueValidation),
+                "{wrong:?}"
+            );
+        }
+        assert_eq!(parse(&["--kernel", "k", "--firmware", "f"]), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parse(&["--firmware", "f", "--cmdline", "x"]), Err(ErrorKind::ArgumentConflict));
+        assert!(parse(&["--firmware", "f", "--disk", "d", "--variables", "v"]).is_ok());
+        assert!(parse(&["--kernel", "k", "--variables", "v"]).is_err());
+        assert_eq!(parse(&["--kernel", "k", "--hypervisor", "xen"]), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn requests_name_a_socket() {
+        for (name, want) in [("pause", Request::Pause), ("resume", Request::Resume), ("stop", Request::Stop)]
+        {
+            let cli = Cli::try_parse_from(["gz", name, "/run/vm"]).unwrap();
+            let (request, socket) = cli.command.request().unwrap();
+            assert_eq!((request, socket.path.to_str()), (want, Some("/run/vm")));
+        }
+        for (arguments, want) in [(&["/vm"][..], None), (&["/vm", "64"], Some(MemSize(64 << 20)))] {
+            let cli = Cli::try_parse_from(["gz", "balloon"].iter().chain(arguments)).unwrap();
+            assert_eq!(cli.command.request().unwrap().0, Request::Balloon(want));
+        }
+        assert!(Cli::try_parse_from(["gz", "balloon", "/vm", "lots"]).is_err());
+        assert!(Cli::try_parse_from(["gz", "reset"]).is_err());
+        assert_eq!(
+            parse(&["--kernel", "k", "--on-reset", "restart"]).unwrap().life.on_reset,
+            OnReset::Restart
+        );
+    }
+
+    #[test]
+    fn watches() {
+        let options =
+            parse(&["--kernel", "k", "--watch", "abort,stall=5s", "--on-exception", "kill"]).unwrap();
+        assert_eq!(options.life.watch.map(|w| w.stall_ms), Some(5000));
+        assert_eq!(options.life.on_exception, OnException::Kill);
+        assert_eq!(parse(&["--kernel", "k", "--watch", "all"]), Err(ErrorKind::ValueValidation));
+        let alone = parse(&["--kernel", "k", "--on-exception", "kill"]);
+        assert_eq!(alone, Err(ErrorKind::MissingRequiredArgument));
+    }
+}

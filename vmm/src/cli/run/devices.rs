@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The virtio devices.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+
+use crate::cli::MemSize;
+
+/// The virtio devices.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+#[command(next_help_heading = "Devices")]
+pub struct DeviceOptions {
+    /// Raw disk image or block device, as /dev/vda, /dev/vdb, ...; read-only with `,ro`
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub disks: Vec<DiskOption>,
+
+    /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
+    /// reports as free. `gz balloon` changes it
+    #[arg(long, value_name = "SIZE")]
+    pub balloon: Option<MemSize>,
+}
+
+/// `FILE[,ro]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskOption {
+    /// The image.
+    pub path: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, read_only) = match text.strip_suffix(",ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err("no file named".into());
+        }
+        Ok(Self { path: path.into(), read_only })
+    }
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A guest's devices, wired to the bus and the virtual GIC.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::guest::Guest;
+use crate::bus::Bus;
+use crate::cli::RunOptions;
+use crate::console::Output;
+use crate::devices::flash::Flash;
+use crate::devices::pl011::Pl011;
+use crate::devices::rtc::Pl031;
+use crate::devices::serial::{Terminal, Uart};
+use crate::devices::testdev::TestDevice;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
+use crate::devices::virtio::blk::{Blk, disk::Disk};
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::watchdog::Watchdog;
+use crate::hypervisor::Vm;
+use crate::layout::{SerialKind, virt};
+use crate::memory::GuestRam;
+use crate::{control, layout};
+
+/// What a guest gets only if it is asked for.
+pub struct Extras {
+    pub variables: Option<Flash>,
+    pub disks: Vec<Disk>,
+    pub balloon: Option<(Balloon, Arc<Size>)>,
+    pub watchdog: Arc<Watchdog>,
+}
+
+/// The devices, wired to the bus and the virtual GIC.
+pub struct Devices {
+    pub bus: Arc<Bus>,
+    pub uart: Arc<dyn Terminal>,
+    output: Output,
+    pub watchdog: Arc<Watchdog>,
+    pub virtio: Vec<Arc<MmioTransport>>,
+    pub resize: Option<control::Resize>,
+}
+
+impl Devices {
+    pub fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
+        let map = guest.map;
+        let Extras { variables, disks, balloon, watchdog } = extras;
+        let mut bus = Bus::new(strict_mmio);
+        let line = interrupt(vm, map.serial_spi)?;
+        let output = Output::stdout().context("standard output")?;
+        let uart: Arc<dyn Terminal> = match map.serial_kind {
+            SerialKind::Ns16550 => {
+                let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
+                bus.insert(map.serial, uart.clone())?;
+                uart
+            }
+            SerialKind::Pl011 => {
+                let uart = Arc::new(Pl011::new(line, Box::new(output.clone()))?);
+                bus.insert(map.serial, uart.clone())?;
+                uart
+            }
+        };
+        bus.insert(map.rtc, Arc::new(Pl031::new(interrupt(vm, map.rtc_spi)?)?))?;
+        if let Some(flash) = variables {
+            bus.insert(virt::VARIABLES, Arc::new(flash))?;
+        }
+        if !map.has_flash() {
+            bus.insert(layout::WATCHDOG, watchdog.clone())?;
+            bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
+        }
+        let mut virtio = Vec::with_capacity(disks.len());
+        let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);
+        // Behind the disks, so that they keep their places.
+        let (balloon, size) = balloon.unzip();
+        let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
+        for (index, device) in (0..).zip(disks.chain(balloon)) {
+            let device = attach_virtio(vm, guest, index, device)?;
+            bus.insert(map.virtio(index), device.clone())?;
+            virtio.push(device);
+        }
+        let ram = guest.ram()?.size();
+        let resize = size.zip(virtio.last()).map(|(size, transport)| resize(transport.clone(), size, ram));
+        Ok(Self { bus: Arc::new(bus), uart, output, watchdog, virtio, resize })
+    }
+
+    pub fn shut_down(&mut self) {
+        self.watchdog.shut_down();
+        self.virtio.iter().for_each(|device| device.shut_down());
+        self.output.finish_line();
+    }
+}
+
+/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for the
+/// notification of a single queue.
+fn attach_virtio(
+    vm: &dyn Vm,
+    guest: &Guest,
+    index: u32,
+    device: Box<dyn VirtioDevice>,
+) -> anyhow::Result<Arc<MmioTransport>> {
+    let line = interrupt(vm, guest.map.virtio_spi(index))?;
+    let transport =
+        Arc::new(MmioTransport::new(device, guest.ram()?.memory().clone(), line, guest.shared.is_some())?);
+    let address = guest.map.virtio(index).base + QUEUE_NOTIFY;
+    // gzvm knows one eventfd an address, whatever the value. The queues of a device that has several are told
+    // by the transport, after an exit: only devices off the hot path have.
+    if let [notify] = transport.notifications() {
+        vm.register_ioeventfd(notify, address, None)?;
+    }
+    Ok(transport)
+}
+
+/// An eventfd that is SPI number `spi`.
+fn interrupt(vm: &dyn Vm, spi: u32) -> anyhow::Result<EventFd> {
+    let line = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).context("no eventfd for an interrupt")?;
+    vm.register_irqfd(&line, spi)?;
+    Ok(line)
+}
+
+pub fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
+    let room = layout::VIRTIO_MAX as usize - usize::from(options.devices.balloon.is_some());
+    if options.devices.disks.len() > room {
+        anyhow::bail!("--disk: {} disks, and there is room for {room}", options.devices.disks.len());
+    }
+    let disks: Result<Vec<_>, _> =
+        options.devices.disks.iter().map(|disk| Disk::open(&disk.path, disk.read_only)).collect();
+    Ok(disks?)
+}
+
+/// A balloon's size in pages, for a guest with so many bytes of RAM.
+fn balloon_pages(bytes: u64, ram: u64) -> anyhow::Result<u32> {
+    if bytes >= ram || !bytes.is_multiple_of(PAGE) {
+        anyhow::bail!(
+            "a balloon of {}K: must be whole pages, and less than the guest's {}M",
+            bytes >> 10,
+            ram >> 20
+        );
+    }
+    Ok(u32::try_from(bytes / PAGE)?)
+}
+
+/// A balloon that should take `bytes` of the guest's RAM, and how to change that.
+pub fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, bytes: u64) -> anyhow::Result<(Balloon, Arc<Size>)> {
+    let size = Size::new(balloon_pages(bytes, ram.size()).context("--balloon")?);
+    if !vm.can_discard() {
+        anyhow::bail!("--balloon: this hypervisor or its driver can't take pages back from a guest");
+    }
+    let (vm, ram) = (vm.clone(), ram.clone());
+    let give: Giver = Arc::new(move |run| {
+        if !ram.drop_pages(run.address, run.size) {
+            tracing::debug!("balloon: {run:x?} is no RAM");
+        } else if let Err(error) = vm.discard(run.address, run.size) {
+            tracing::warn!("balloon: {error:#}");
+        }
+    });
+    Ok((Balloon::new(size.clone(), give), size))
+}
+
+/// What the control socket does to a balloon behind `transport`.
+fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> control::Resize {
+    Arc::new(move |bytes| {
+        if let Some(bytes) = bytes {
+            size.set_target(balloon_pages(bytes, ram)?);
+            transport.config_change();
+        }
+        let kib = |pages: u32| u64::from(pages) * (PAGE >> 10);
+        Ok(format!("target {}K, actual {}K", kib(size.target()), kib(size.actual())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn balloons_leave_something() {
+        assert_eq!(balloon_pages(0, 8 << 20).unwrap(), 0);
+        assert_eq!(balloon_pages((8 << 20) - 4096, 8 << 20).unwrap(), 2047);
+        for wrong in [8 << 20, u64::MAX, 4095, 1024] {
+            assert!(balloon_pages(wrong, 8 << 20).is_err(), "{wrong}");
+        }
+    }
+}

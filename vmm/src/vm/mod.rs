@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! From options to a running guest, and back: the order in which everything is made and unmade.
+//!
+//! ```text
+//!  signals, control socket ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
+//!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
+//! ```
+//! With `--on-reset restart` a reset goes back to "files checked": memory, VM, vCPUs and devices are made anew, so that
+//! nothing of one life is seen in the next.
+
+mod devices;
+mod guest;
+
+use std::cell::Cell;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use anyhow::Context;
+
+use self::devices::{Devices, Extras};
+use self::guest::Guest;
+use crate::cli::RunOptions;
+use crate::cli::run::OnReset;
+use crate::devices::watchdog::Watchdog;
+use crate::exit::EndReason;
+use crate::hypervisor::{self, BootState, Machine, Parts};
+use crate::terminal::{self, Input, RawMode};
+use crate::vcpu::Threads;
+use crate::{console, control, layout, signals};
+
+/// Runs a guest to its end.
+pub fn run(options: &RunOptions) -> EndReason {
+    try_run(options).unwrap_or_else(|error| EndReason::VmmError(format!("{error:#}")))
+}
+
+/// What stays through the resets of a guest.
+struct Session {
+    end: Sender<EndReason>,
+    reasons: Receiver<EndReason>,
+    control: Option<control::Server>,
+    console: console::Current,
+    /// The console thread has been started, if there is to be one.
+    console_runs: Cell<bool>,
+}
+
+fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
+    let (end, reasons) = mpsc::channel();
+    signals::install(end.clone()).context("can't set up signals")?;
+    let control = match &options.manage.control {
+        Some(path) => Some(control::Server::start(path, end.clone())?),
+        None => None,
+    };
+    let session = Session {
+        end,
+        reasons,
+        control,
+        console: console::Current::default(),
+        console_runs: Cell::new(false),
+    };
+    loop {
+        let reason = live(options, &session)?;
+        // Threads that were told of the same end say it again; who wants the run to end is heard.
+        let said_since = session.reasons.try_iter().find(|r| !matches!(r, EndReason::Reset));
+        match (reason, options.life.on_reset, said_since) {
+            (EndReason::Reset, OnReset::Restart, None) => tracing::info!("the guest starts again"),
+            (EndReason::Reset, OnReset::Restart, Some(reason)) | (reason, _, _) => return Ok(reason),
+        }
+    }
+}
+
+/// One life of the guest: nothing of it is left but the disks' contents.
+fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
+    let end = &session.end;
+    let disks = devices::open_disks(options)?;
+    let mut guest = Guest::load(options)?;
+    let variables = guest.variables.take();
+    let parts = Parts {
+        map: guest.map,
+        memory: &guest.memory,
+        vcpus: options.machine.cpus,
+        features: &options.machine.features,
+        spis: options.machine.spis,
+        protected: options.boot.protected,
+        firmware: guest.firmware.as_ref(),
+    };
+    let Machine { vm, mut vcpus } = hypervisor::create(options.machine.hypervisor, parts)?;
+    if let Some(watch) = options.life.watch {
+        vm.set_watch(watch, options.life.on_exception)?;
+    }
+    let balloon =
+        options.devices.balloon.map(|size| devices::balloon(&vm, guest.ram()?, size.0)).transpose()?;
+    let watchdog = Watchdog::start(options.machine.cpus, end.clone()).context("can't start the watchdog")?;
+    let extras = Extras { variables, disks, balloon, watchdog };
+    let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
+    let fdt = guest.place_fdt(options, &devices)?;
+    vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
+    let boot = BootState { entry: guest.loaded.entry, fdt, size: guest.loaded.size };
+    for (id, vcpu) in vcpus.iter_mut().enumerate() {
+        vcpu.set_boot_state((id == 0).then_some(boot))?;
+    }
+
+    let input = terminal::input();
+    let _raw = match input {
+        Input::Terminal => Some(RawMode::enter().context("standard input: can't make the terminal raw")?),
+        Input::Background | Input::Other => None,
+    };
+    if input == Input::Background {
+        tracing::info!("in the background: the guest's console gets no input");
+    } else {
+        session.console.set(Some(devices.uart.clone()));
+        if !session.console_runs.replace(true) {
+            console::start(session.console.clone(), end.clone()).context("can't start the console")?;
+        }
+    }
+    let threads =
+        Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
+    if let Some(control) = &session.control {
+        control.set(Some(control::Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
+    }
+    // `end` lives, so that there is always a reason to come.
+    let reason = session.reasons.recv().context("nobody is left to end the VM")?;
+    tracing::debug!("ending: {reason}");
+    if let Some(control) = &session.control {
+        control.set(None);
+    }
+    session.console.set(None);
+    threads.stop();
+    devices.shut_down();
+    Ok(reason)
+}
