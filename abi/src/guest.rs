@@ -46,6 +46,27 @@ pub const VM_MEM_MOST_PAGES: usize = 16;
 /// What a VM shares with others at a time, and what it retrieves from others, at the most.
 pub const VM_MEM_MOST_LOANS: usize = 32;
 
+// Who a protected VM is: ours too.
+
+/// x1..x4 = a SHA-256 digest, eight bytes a register, little-endian: the measurement is extended by it. Result x0 = status.
+pub const MEASUREMENT_EXTEND: u32 = 0xC600_F008;
+/// The measurement changes no more. Result x0 = status.
+pub const MEASUREMENT_SEAL: u32 = 0xC600_F009;
+/// x1 = half, 0 or 1. Results x0 = status, x1, x2 = 16 bytes of the measurement, x3 = its state ([`measurement`]).
+pub const MEASUREMENT_READ: u32 = 0xC600_F00A;
+/// Status: the measurement is sealed.
+pub const MEASUREMENT_SEALED: u64 = -5i64 as u64;
+
+/// State of a measurement: bits, and in the upper half how often it was extended.
+pub mod measurement {
+    /// It is sealed.
+    pub const SEALED: u64 = 1;
+    /// The VM starts with the hypervisor's firmware.
+    pub const FIRMWARE: u64 = 2;
+    /// Where the number of extensions starts.
+    pub const EXTENDS_SHIFT: u32 = 32;
+}
+
 /// KVM's UID (28b46fb6-2ec5-11e9-a9ca-4b564d003a74) in w0..w3.
 pub const KVM_UID: [u32; 4] = [0xB66F_B428, 0xE911_C52E, 0x564B_CAA9, 0x743A_004D];
 /// GenieZone's UID (7e134ed0-3b82-488d-8cee-69c19211dbe7) in w0..w3.

@@ -86,6 +86,9 @@ functions! {
     SetWatch = 0x46,
     /// Ours. x1 = one of [`host_access`]; further arguments and results there.
     HostAccess = 0x47,
+    /// Ours. x1 = VM id, x2 = half, 0 or 1. Results x1, x2 = 16 bytes of the measurement, x3 = its
+    /// [state](crate::guest::measurement).
+    Measurement = 0x48,
     /// Ours. x1 = VM id, x2 = mask of [`vm_feature`]s to give it, before its first vCPU; x1 = x2 = 0 asks. Result
     /// x1 = mask of those that the machine has.
     VmFeatures = 0x4C,

@@ -37,6 +37,12 @@ mistakes! {
     NoKick = 10,
     /// The pages of a vCPU stay marked as shared.
     LeakShared = 11,
+    /// MEASUREMENT_SEAL leaves the measurement open.
+    NoSeal = 20,
+    /// That a VM is watched is not measured.
+    HiddenWatch = 21,
+    /// The host's MEASUREMENT extends what it tells.
+    HostExtends = 22,
 }
 
 #[cfg(feature = "crash-test")]

@@ -65,6 +65,8 @@ pub enum Answer {
     GuardUnmap(u64),
     /// One of the calls of [`lending`](super::lending).
     Lending(u32),
+    /// One of the calls about the measurement ([`identity`](crate::vm::identity)).
+    Measurement(u32),
 }
 
 /// Whether `fid` is PSCI's (owner 4, functions 0..=0x1F).
@@ -94,6 +96,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::MMIO_GUARD_MAP if protected => Answer::GuardMap(arg),
         guest::MMIO_GUARD_UNMAP if protected => Answer::GuardUnmap(arg),
         guest::VM_ID..=guest::VM_MEM_RECLAIM if protected => Answer::Lending(fid),
+        guest::MEASUREMENT_EXTEND..=guest::MEASUREMENT_READ if protected => Answer::Measurement(fid),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
         _ if trng::is_trng(fid) => Answer::Trng { fid, arg },
@@ -199,6 +202,17 @@ mod tests {
             assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
         for fid in [guest::VM_ID - 1, guest::VM_MEM_RECLAIM + 1, 0x8600_F000] {
+            assert_eq!(decide(fid.into(), 0, true), Answer::One(NOT_SUPPORTED), "{fid:#x}");
+        }
+    }
+
+    #[test]
+    fn measurements_are_protected_vms() {
+        for fid in guest::MEASUREMENT_EXTEND..=guest::MEASUREMENT_READ {
+            assert_eq!(decide(fid.into(), 0, true), Answer::Measurement(fid), "{fid:#x}");
+            assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
+        }
+        for fid in [guest::MEASUREMENT_EXTEND - 1, guest::MEASUREMENT_READ + 1] {
             assert_eq!(decide(fid.into(), 0, true), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }

@@ -167,6 +167,11 @@ impl State {
         }
     }
 
+    /// Whether a vCPU has run, or none will: what a VM is does not change from here on.
+    pub const fn has_begun(self) -> bool {
+        !matches!(self, Self::Created | Self::Paused(Before::Created))
+    }
+
     /// Whether parts (vCPUs) may still be added.
     pub const fn can_grow(self) -> bool {
         !matches!(self, Self::Ended(_) | Self::Dying)
@@ -264,6 +269,18 @@ mod tests {
             assert_eq!(paused.gate(), Gate::Parked);
             assert_eq!(paused.step(Event::Resume), Ok(state));
         }
+    }
+
+    #[test]
+    fn what_has_begun_never_begins_again() {
+        for state in states() {
+            let created = matches!(state, State::Created | State::Paused(Before::Created));
+            assert_eq!(state.has_begun(), !created, "{state:?}");
+            for next in EVENTS.iter().filter_map(|event| state.step(*event).ok()) {
+                assert!(next.has_begun() || !state.has_begun(), "{state:?} to {next:?}");
+            }
+        }
+        assert_eq!(State::Created.step(Event::Run).map(State::has_begun), Ok(true));
     }
 
     #[test]

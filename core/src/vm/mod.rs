@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A VM as a whole: whether it runs, why it stopped.
+//! A VM as a whole: whether it runs, why it stopped, who it is.
 //!
 //! | module | what |
 //! |---|---|
+//! | [`identity`] | the measurement of a protected VM, and what EL2 vouches for |
 //! | [`lifecycle`] | the states of a VM, their transitions, and what RUN answers in each |
 
+pub mod identity;
 pub mod lifecycle;

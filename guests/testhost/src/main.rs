@@ -44,6 +44,8 @@ mod life;
 #[cfg(target_os = "none")]
 mod longest;
 #[cfg(target_os = "none")]
+mod measurement;
+#[cfg(target_os = "none")]
 mod pages;
 #[cfg(target_os = "none")]
 mod programs;
@@ -87,6 +89,7 @@ fn host_vm() {
         host_access::CASES,
         dma::CASES,
         firmware::CASES,
+        measurement::CASES,
         abuse::CASES,
         hostile::CASES,
         longest::CASES,

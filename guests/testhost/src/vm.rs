@@ -99,7 +99,14 @@ impl Vm {
 
     /// As [`new`](Self::new), with one vCPU and so many SPIs.
     pub fn with_spis(program: &[u8], spis: u64) -> Result<Self, Verdict> {
-        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), Protection::None, Some(spis))
+        let first = Some((Function::VgicSpis, spis));
+        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), Protection::None, first)
+    }
+
+    /// As [`protected`](Self::protected), with one vCPU and these features.
+    pub fn protected_with_features(program: &[u8], mask: u64) -> Result<Self, Verdict> {
+        let first = Some((Function::VmFeatures, mask));
+        Self::make(program, 1, pages::take(RAM_PAGES, 2 << 20), Protection::Private, first)
     }
 
     fn make(
@@ -107,7 +114,7 @@ impl Vm {
         vcpus: u16,
         memory: u64,
         protection: Protection,
-        spis: Option<u64>,
+        first: Option<(Function, u64)>,
     ) -> Result<Self, Verdict> {
         for (i, byte) in program.iter().enumerate() {
             pages::put(memory + i as u64, *byte);
@@ -124,7 +131,7 @@ impl Vm {
             on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
-        vm.set_up(vcpus, protection, spis)?;
+        vm.set_up(vcpus, protection, first)?;
         Ok(vm)
     }
 
@@ -138,9 +145,14 @@ impl Vm {
         hypercall::call(function, &all)
     }
 
-    fn set_up(&mut self, vcpus: u16, protection: Protection, spis: Option<u64>) -> Result<(), Verdict> {
-        if let Some(spis) = spis {
-            must(self.call(Function::VgicSpis, &[spis]), "VGIC_SPIS")?;
+    fn set_up(
+        &mut self,
+        vcpus: u16,
+        protection: Protection,
+        first: Option<(Function, u64)>,
+    ) -> Result<(), Verdict> {
+        if let Some((function, argument)) = first {
+            must(self.call(function, &[argument]), "VGIC_SPIS or VM_FEATURES")?;
         }
         must(self.call(Function::EnableCap, &[cap::ENABLE_DEMAND_PAGING]), "ENABLE_CAP demand paging")?;
         let block = self.call(Function::EnableCap, &[cap::BLOCK_BASED_DEMAND_PAGING, 2 << 20, self.mailbox]);

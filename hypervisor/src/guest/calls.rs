@@ -50,6 +50,7 @@ impl Running<'_> {
             Answer::GuardMap(ipa) => self.name_mmio(ipa, true),
             Answer::GuardUnmap(ipa) => self.name_mmio(ipa, false),
             Answer::Lending(fid) => return self.lending(fid),
+            Answer::Measurement(fid) => return self.measurement(fid),
         }
         Next::Resume
     }

@@ -8,7 +8,8 @@
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VmId};
 use gzvm_core::fdt::machine::Region;
 use gzvm_core::memory::PaRange;
-use sha2::{Digest, Sha256};
+use gzvm_core::vm::identity::{self, Digest};
+use sha2::{Digest as _, Sha256};
 use spin::Once;
 
 use crate::mem::image::Image;
@@ -20,6 +21,7 @@ const MAGIC: u32 = 0x644D_5241;
 
 struct Firmware {
     image: Image,
+    digest: Digest,
     /// Bytes of memory that it takes, its BSS included: whole pages.
     size: u64,
 }
@@ -27,7 +29,7 @@ struct Firmware {
 static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Keeps a copy of the boot loader's module, an arm64 `Image`; returns its SHA-256.
-pub fn init(module: Region) -> Result<[u8; 32], &'static str> {
+pub fn init(module: Region) -> Result<Digest, &'static str> {
     let image = Image::keep(module, MAX_SIZE)?;
     let bytes = image.bytes();
     // Documentation/arch/arm64/booting.rst: image_size at 16, magic at 56.
@@ -37,13 +39,19 @@ pub fn init(module: Region) -> Result<[u8; 32], &'static str> {
         return Err("it is no arm64 Image of at most 4 MiB");
     }
     let digest = Sha256::digest(bytes).into();
-    FIRMWARE.call_once(|| Firmware { image, size: size.next_multiple_of(PAGE_SIZE) });
+    FIRMWARE.call_once(|| Firmware { image, digest, size: size.next_multiple_of(PAGE_SIZE) });
     Ok(digest)
 }
 
 /// Bytes of memory that the firmware takes, if there is one.
 pub fn size() -> Option<u64> {
     FIRMWARE.get().map(|firmware| firmware.size)
+}
+
+/// What the measurement of a VM says of it that starts with the firmware at `entry`.
+pub fn fact(entry: u64) -> Option<identity::Firmware> {
+    let Firmware { digest, size, .. } = FIRMWARE.get()?;
+    Some(identity::Firmware { digest: *digest, size: *size, entry })
 }
 
 /// Where a VM has the firmware.
@@ -66,7 +74,7 @@ impl Window {
 
     /// Puts what belongs there into memory that is the VM's and will be at `ipa`. False if the memory is not the VM's.
     pub fn fill(&self, vm: VmId, ipa: Ipa, memory: PaRange) -> bool {
-        let Some(Firmware { image, size }) = FIRMWARE.get() else { return true };
+        let Some(Firmware { image, size, .. }) = FIRMWARE.get() else { return true };
         let mut rest = Some(memory);
         let mut at = ipa;
         while let Some(range) = rest {

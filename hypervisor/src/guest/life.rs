@@ -54,6 +54,12 @@ impl Life {
         *self.state.lock()
     }
 
+    /// Does something while the state is this one. Takes no lock.
+    pub fn hold<R>(&self, then: impl FnOnce(State) -> R) -> R {
+        let state = self.state.lock();
+        then(*state)
+    }
+
     /// One step; `then` runs under the lock, with the state before and after.
     fn step(&self, event: Event, then: impl FnOnce(State, State)) -> Result<State, Refused> {
         let mut state = self.state.lock();

@@ -16,6 +16,7 @@ mod exits;
 pub mod firmware;
 mod lending;
 pub mod life;
+mod measure;
 pub mod memory;
 pub mod one_reg;
 pub mod private;

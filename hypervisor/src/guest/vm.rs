@@ -13,6 +13,7 @@ use gzvm_core::memory::loans::Party;
 use gzvm_core::memory::stage2::Progress;
 use gzvm_core::platform::psci::PowerStates;
 use gzvm_core::vgic::{self, INLINE_SPIS, Kicks, MoreSpis, VcpuState};
+use gzvm_core::vm::identity::Measurement;
 use gzvm_core::vm::lifecycle::State;
 
 use super::firmware::Window;
@@ -103,6 +104,8 @@ pub struct Vm {
     pub idle: [AtomicBool; MAX_VCPUS],
     /// Whether it runs, is paused, is over.
     pub life: Life,
+    /// Who it is, once that was asked for: see [`measured`](Self::measured).
+    pub measurement: Mutex<Option<Measurement>>,
     /// Which of its exceptions are watched.
     pub watch: VmWatch,
     /// Its driver has called DESTROY_VM and does not come again: see `registry::work_off`. Set under the slot's lock.
@@ -139,6 +142,7 @@ impl Vm {
             running: [const { AtomicU32::new(0) }; MAX_VCPUS],
             idle: [const { AtomicBool::new(false) }; MAX_VCPUS],
             life: Life::new(),
+            measurement: Mutex::new(None),
             watch: VmWatch::new(),
             abandoned: AtomicBool::new(false),
             gicd: AtomicU64::new(NO_FRAME),
@@ -201,7 +205,8 @@ impl Vm {
         }
         let nr_lrs = platform::fewest_lrs();
         let gic_state = PageBox::new(VcpuState::default())?;
-        let fp = GuestFp::new(self.sve.load(Ordering::SeqCst))?;
+        let sve = self.sve.load(Ordering::SeqCst);
+        let fp = GuestFp::new(sve)?;
         share(area).map_err(|_| CreateError::BadPages)?;
         let mut vcpu = match PageBox::new(Vcpu::new(id, SharedPages::new(area), fp)) {
             Ok(vcpu) => vcpu,
@@ -211,7 +216,17 @@ impl Vm {
             }
         };
         // Before the look at the entry: `protect` writes that, and then looks for vCPUs.
-        self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
+        let as_given = self.life.hold(|_| {
+            let same = self.sve.load(Ordering::SeqCst) == sve;
+            if same {
+                self.vcpu_count.fetch_max(u32::from(id.0) + 1, Ordering::SeqCst);
+            }
+            same
+        });
+        if !as_given {
+            unshare(area);
+            return Err(CreateError::Exists);
+        }
         if let Some(entry) = self.firmware_entry() {
             vcpu.reset(entry, 0);
         }

@@ -67,6 +67,12 @@ impl VmWatch {
         Mask::new(self.mask.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
+    /// What is watched and what is done then, if anything is.
+    pub fn fact(&self) -> Option<(u32, u32)> {
+        let bits = self.mask.load(Ordering::Relaxed);
+        (bits != 0).then(|| (bits, self.action.load(Ordering::Relaxed)))
+    }
+
     /// Watches `bits`, which have been checked.
     pub fn set(&self, bits: u32, action: u32, stall: u64) {
         self.action.store(action, Ordering::Relaxed);

@@ -22,10 +22,14 @@ pub fn give([id, mask, ..]: Args) -> Result<Results, Error> {
     if (id, mask) != (0, 0) {
         let vm = registry::get(id)?;
         let vm = vm.vm().ok_or(Error::Invalid)?;
-        if vm.vcpu_count.load(Ordering::SeqCst) != 0 {
-            return Err(Error::Invalid);
-        }
-        vm.sve.store(mask & SVE != 0, Ordering::SeqCst);
+        // Nobody adds a vCPU meanwhile.
+        vm.life.hold(|_| {
+            if vm.vcpu_count.load(Ordering::SeqCst) != 0 {
+                return Err(Error::Invalid);
+            }
+            vm.sve.store(mask & SVE != 0, Ordering::SeqCst);
+            Ok(())
+        })?;
     }
     Ok([have, 0, 0])
 }

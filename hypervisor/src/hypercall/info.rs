@@ -22,6 +22,7 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::Control.extension_bit()
     | Function::SetWatch.extension_bit()
     | Function::HostAccess.extension_bit()
+    | Function::Measurement.extension_bit()
     | Function::VmFeatures.extension_bit()
     | Function::VgicSpis.extension_bit();
 

@@ -13,6 +13,7 @@ mod device;
 mod features;
 mod host_access;
 mod info;
+mod measurement;
 mod memory;
 mod vcpu;
 mod vm;
@@ -132,6 +133,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::Control => control::control(args),
         Function::SetWatch => watch::set(args),
         Function::HostAccess => host_access::host_access(args),
+        Function::Measurement => measurement::measurement(args),
         Function::VmFeatures => features::give(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),

@@ -40,9 +40,12 @@ pub fn set([id, kinds, action, stall_ms, ..]: Args) -> Result<Results, Error> {
         _ if !(1..=LONGEST_STALL_MS).contains(&stall_ms) => return Err(Error::Invalid),
         _ => (timer::frequency() / 1000).saturating_mul(stall_ms).max(1),
     };
-    if vm.life.state() != State::Created {
-        return Err(Error::Invalid);
-    }
-    vm.watch.set(kinds, action, stall);
-    Ok([u64::from(supported()), 0, 0])
+    // Nothing runs meanwhile.
+    vm.life.hold(|state| {
+        if state != State::Created {
+            return Err(Error::Invalid);
+        }
+        vm.watch.set(kinds, action, stall);
+        Ok([u64::from(supported()), 0, 0])
+    })
 }

@@ -27,7 +27,7 @@ const fn mistake(name: &'static str, number: u32, case: &'static str) -> Mistake
     Mistake { name, number, case }
 }
 
-const MISTAKES: [Mistake; 13] = [
+const MISTAKES: [Mistake; 16] = [
     mistake("no_hide", 1, "protected::host_does_not_reach_what_it_gave"),
     mistake("no_hide_random", 1, "hostile::random_calls"),
     mistake("no_scrub", 2, "protected::pages_come_back_scrubbed"),
@@ -41,6 +41,9 @@ const MISTAKES: [Mistake; 13] = [
     mistake("map_anything", 9, "calls::map_refuses_what_is_not_the_hosts"),
     mistake("no_kick", 10, "abuse::destroy_while_running"),
     mistake("leak_shared", 11, "abuse::nothing_leaks"),
+    mistake("no_seal", 20, "measurement::extended_and_sealed_by_the_guest"),
+    mistake("hidden_watch", 21, "measurement::same_is_same_and_other_is_other"),
+    mistake("host_extends", 22, "measurement::host_cannot_extend"),
 ];
 
 /// The tests of this file.

@@ -72,6 +72,7 @@ pub const SHAPES: &[(Function, &[Kind])] = &[
     (Function::RemoveMemregion, &[Vm, Small]),
     (Function::Control, &[Vm, Small]),
     (Function::SetWatch, &[Vm, Small, Small, Anything]),
+    (Function::Measurement, &[Vm, Small]),
     (Function::VmFeatures, &[Vm, Small]),
     (Function::VgicSpis, &[Vm, Spis]),
 ];

@@ -25,6 +25,16 @@ impl Guest {
         Ok(Self(Vm::protected(obeys(), 1)?))
     }
 
+    /// One that is not protected.
+    pub fn plain() -> Result<Self, Verdict> {
+        Ok(Self(Vm::new(obeys(), 1)?))
+    }
+
+    /// One that was given these features.
+    pub fn with_features(mask: u64) -> Result<Self, Verdict> {
+        Ok(Self(Vm::protected_with_features(obeys(), mask)?))
+    }
+
     pub fn id(&self) -> u64 {
         self.0.id.into()
     }

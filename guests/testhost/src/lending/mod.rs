@@ -3,7 +3,7 @@
 //! they come and go ([`ends`]). Both VMs run one [`program`], which the test tells what to do ([`guest`]).
 
 mod ends;
-mod guest;
+pub mod guest;
 mod program;
 mod rights;
 

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Who this protected VM is: its measurement, kept by the hypervisor.
+
+use gzvm_abi::guest::{self, measurement};
+
+use crate::machine;
+
+/// A SHA-256 digest.
+pub type Digest = [u8; 32];
+
+/// The measurement as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// The register.
+    pub value: Digest,
+    /// How often it was extended.
+    pub extends: u32,
+    /// It changes no more.
+    pub sealed: bool,
+    /// The hypervisor's firmware started this VM.
+    pub firmware: bool,
+}
+
+/// Reads it; none in a plain VM.
+pub fn read() -> Option<Measurement> {
+    let conduit = machine::get().conduit;
+    let half = |n| match conduit.call(guest::MEASUREMENT_READ.into(), &[n]) {
+        [0, results @ ..] => Some(results),
+        _ => None,
+    };
+    loop {
+        let [a, b, state] = half(0)?;
+        let [c, d, again] = half(1)?;
+        // Another vCPU may extend it in between.
+        if state == again {
+            let mut value = Digest::default();
+            for (bytes, word) in value.chunks_mut(8).zip([a, b, c, d]) {
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            return Some(Measurement {
+                value,
+                extends: (state >> measurement::EXTENDS_SHIFT) as u32,
+                sealed: state & measurement::SEALED != 0,
+                firmware: state & measurement::FIRMWARE != 0,
+            });
+        }
+    }
+}
+
+/// Adds a digest. Refused, with the hypervisor's status, once it is sealed.
+pub fn extend(digest: &Digest) -> Result<(), u64> {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(digest.chunks(8)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    }
+    status(guest::MEASUREMENT_EXTEND, &words)
+}
+
+/// Ends that.
+pub fn seal() -> Result<(), u64> {
+    status(guest::MEASUREMENT_SEAL, &[])
+}
+
+fn status(function: u32, args: &[u64]) -> Result<(), u64> {
+    match machine::get().conduit.call(function.into(), args)[0] {
+        0 => Ok(()),
+        status => Err(status),
+    }
+}
