@@ -16,6 +16,7 @@
 
 mod call;
 mod console;
+mod sha256;
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
@@ -112,7 +113,7 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<(), End> {
         bootargs: plan.bootargs.as_bytes(),
     };
     let key = VerifyingKey::from_bytes(KEY).map_err(|_| End::Payload(Refusal::Signature))?;
-    payload.verify(&key).map_err(End::Payload)?;
+    payload.verify(&key, sha256::digest).map_err(End::Payload)?;
 
     plan.devices.iter().flat_map(Range::pages).try_for_each(name)?;
     for page in plan.pool.iter().flat_map(Range::pages) {

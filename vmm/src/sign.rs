@@ -85,7 +85,7 @@ mod tests {
         let payload = fs::read(&options.output).unwrap();
         let payload = manifest::Payload { kernel: &payload, initrd: &[], bootargs: b"a=b" };
         let key = read_key(&options.key).unwrap().verifying_key();
-        assert_eq!(payload.verify(&key).unwrap(), b"kernel");
+        assert_eq!(payload.verify(&key, manifest::sha256).unwrap(), b"kernel");
         options.initrd = Some(folder.join("missing"));
         assert!(sign(&options).unwrap_err().to_string().contains("missing"));
         fs::remove_dir_all(&folder).unwrap();
