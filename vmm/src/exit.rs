@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// Why the VM stopped.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EndReason {
@@ -46,7 +48,35 @@ pub const CODE_TEST_DEVICE: u8 = 64;
 /// First exit code of [`EndReason::Signal`], as shells have it.
 pub const CODE_SIGNAL: u8 = 128;
 
+/// The end of a run for `gz run --json`, which tells it on standard error.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub struct Report {
+    /// What kind of end.
+    pub end: &'static str,
+    /// The exit code.
+    pub code: u8,
+    /// The same in words.
+    pub message: String,
+}
+
 impl EndReason {
+    /// All about it.
+    pub fn report(&self) -> Report {
+        let end = match self {
+            Self::PowerOff => "power-off",
+            Self::Reset => "reset",
+            Self::Crash(_) => "crash",
+            Self::Watched(_) => "watched",
+            Self::VmmError(_) => "error",
+            Self::Quit => "quit",
+            Self::Stopped => "stopped",
+            Self::Signal(_) => "signal",
+            Self::TestDevice(_) => "test-device",
+        };
+        Report { end, code: self.code(), message: self.to_string() }
+    }
+
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {

@@ -1,51 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The program `gz`; see the library of the same name.
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use gz::cli::{Cli, Command};
+use gz::cli::{Command, RunOptions, config};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
 use gz::{control, sign, terminal, vm};
+use serde::Serialize;
 
 fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
-    if let Some((request, socket)) = command.request() {
-        return say(control::ask(&socket.path, request));
+    let (cli, matches) = config::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let json = cli.json;
+    if let Some((request, socket)) = cli.command.request() {
+        return say(control::ask(&socket.path, request), json);
     }
-    let options = match command {
-        Command::Run(options) => options,
-        Command::Sign(options) => return say(sign::sign(&options)),
-        Command::PublicKey(options) => return say(sign::public_key(&options)),
-        _ => return ExitCode::SUCCESS,
-    };
+    match cli.command {
+        Command::Run(options) if options.manage.dry_run => say(Ok(config::resolved(&matches)), json),
+        Command::Run(options) => run(&options, json),
+        Command::Sign(options) => say(sign::sign(&options), json),
+        Command::PublicKey(options) => say(sign::public_key(&options), json),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn run(options: &RunOptions, json: bool) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(options.manage.log_level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(false)
         .without_time()
         .init();
     restore_terminal_on_panic();
-    let reason = vm::run(&options);
-    if reason != EndReason::PowerOff {
-        eprintln!("gz: {reason}");
+    let reason = vm::run(options);
+    if json {
+        complain(&as_json(&reason.report()));
+    } else if reason != EndReason::PowerOff {
+        complain(&format!("gz: {reason}"));
     }
     ExitCode::from(reason.code())
 }
 
 /// The end of a command that does not run a guest.
-fn say(answer: anyhow::Result<String>) -> ExitCode {
+fn say<T: Serialize + Display>(answer: anyhow::Result<T>, json: bool) -> ExitCode {
     match answer {
         Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
+            let text = if json { as_json(&answer) } else { answer.to_string() };
+            match writeln!(io::stdout(), "{}", text.trim_end()) {
+                Ok(()) => ExitCode::SUCCESS,
+                // Who reads no further (`head`) knows.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(CODE_VMM_ERROR),
+                Err(error) => {
+                    complain(&format!("gz: standard output: {error}"));
+                    ExitCode::from(CODE_VMM_ERROR)
+                }
+            }
         }
         Err(error) => {
-            eprintln!("gz: {error:#}");
+            complain(&if json {
+                as_json(&serde_json::json!({ "error": format!("{error:#}") }))
+            } else {
+                format!("gz: {error:#}")
+            });
             ExitCode::from(CODE_VMM_ERROR)
         }
     }
+}
+
+/// A line on standard error. If that is closed, the exit code has to do.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn as_json(value: &impl Serialize) -> String {
+    // Fails for maps with keys that are no strings only, which ours are.
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// A panic in any thread ends the process: half a VM is of no use.

@@ -1,20 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `gz sign`: makes a payload that the firmware of protected VMs starts.
 
+use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ed25519_dalek::SigningKey;
 use gzvm_firmware_verify::manifest;
+use serde::Serialize;
 
 use crate::cli::{KeyOptions, SignOptions};
+
+/// A public key, as the firmware's build wants it.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub struct PublicKey {
+    /// 64 hexadecimal digits.
+    pub public_key: String,
+}
+
+impl PublicKey {
+    fn of(key: &SigningKey) -> Self {
+        Self { public_key: key.verifying_key().to_bytes().iter().map(|byte| format!("{byte:02x}")).collect() }
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.public_key)
+    }
+}
+
+/// What was signed.
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
+pub struct Signed {
+    /// The signed kernel.
+    pub output: PathBuf,
+    /// Whose signature it is.
+    #[serde(flatten)]
+    pub key: PublicKey,
+}
+
+impl fmt::Display for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is signed with {}", self.output.display(), self.key)
+    }
+}
 
 /// Writes the kernel and, behind it, a signed manifest of kernel, initrd and command line.
 ///
 /// # Errors
 /// A file that can't be read or written, or a key that is none.
-pub fn sign(options: &SignOptions) -> anyhow::Result<String> {
+pub fn sign(options: &SignOptions) -> anyhow::Result<Signed> {
     let key = read_key(&options.key)?;
     let mut payload = read(&options.kernel)?;
     let initrd = options.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
@@ -22,15 +60,15 @@ pub fn sign(options: &SignOptions) -> anyhow::Result<String> {
     payload.extend(manifest);
     fs::write(&options.output, payload)
         .with_context(|| format!("--output {}: can't be written", options.output.display()))?;
-    Ok(format!("{} is signed with {}", options.output.display(), hex(&key.verifying_key().to_bytes())))
+    Ok(Signed { output: options.output.clone(), key: PublicKey::of(&key) })
 }
 
-/// The public key of a secret one, as the firmware's build wants it.
+/// The public key of a secret one.
 ///
 /// # Errors
 /// As [`sign`].
-pub fn public_key(options: &KeyOptions) -> anyhow::Result<String> {
-    Ok(hex(&read_key(&options.key)?.verifying_key().to_bytes()))
+pub fn public_key(options: &KeyOptions) -> anyhow::Result<PublicKey> {
+    Ok(PublicKey::of(&read_key(&options.key)?))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -50,10 +88,6 @@ fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
     let bytes = bytes.filter(|_| digits.1.is_empty()).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let bytes = bytes.with_context(|| format!("{}: a key is 64 hexadecimal digits", path.display()))?;
     Ok(SigningKey::from_bytes(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -81,7 +115,7 @@ mod tests {
             output: folder.join("signed"),
         };
         let said = sign(&options).unwrap();
-        assert!(said.ends_with(&public_key(&KeyOptions { key }).unwrap()), "{said}");
+        assert_eq!(said.key, public_key(&KeyOptions { key }).unwrap());
         let payload = fs::read(&options.output).unwrap();
         let payload = manifest::Payload { kernel: &payload, initrd: &[], bootargs: b"a=b" };
         let key = read_key(&options.key).unwrap().verifying_key();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The command line: a file for each subcommand.
 
+pub mod config;
 mod request;
 pub mod run;
 mod sign;
@@ -19,6 +20,9 @@ use crate::control::Request;
 #[derive(Parser, Debug)]
 #[command(name = "gz", version, about)]
 pub struct Cli {
+    /// Says it as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
