@@ -2,7 +2,8 @@
 //! Eventfds signalled by guest writes.
 //!
 //! A write matches at the exact address; length 0 matches any size. Ranges of different entries don't overlap at a new
-//! entry's address. The list is sorted by address, so that the run loop finds a match by bisection.
+//! entry's address; but several at one address may each match a value of their own, as with KVM (the public driver refuses the
+//! second). The list is sorted by address, so that the run loop finds a match by bisection.
 
 use gzvm_abi::ioctl::{IOEVENTFD_DATAMATCH, IOEVENTFD_DEASSIGN, Ioeventfd};
 
@@ -25,8 +26,14 @@ impl Entry {
                 || (u64::from(self.len) == size && self.datamatch.is_none_or(|value| value == data)))
     }
 
-    /// Would a new entry at `addr` be ambiguous?
-    fn collides(&self, addr: u64, len: u32) -> bool {
+    /// Would another entry be ambiguous?
+    fn collides(&self, new: &Self) -> bool {
+        let Self { addr, len, datamatch, .. } = *new;
+        if (self.addr, self.len) == (addr, len)
+            && let (Some(one), Some(other)) = (self.datamatch, datamatch)
+        {
+            return one == other;
+        }
         (self.addr == addr && (self.len == 0 || len == 0))
             || addr.checked_sub(self.addr).is_some_and(|offset| offset < self.len.into())
     }
@@ -63,7 +70,7 @@ impl IoEventFds {
 
     fn add(&self, entry: Entry) -> Result {
         let mut list = self.0.lock();
-        if list.iter().any(|e| e.collides(entry.addr, entry.len)) {
+        if list.iter().any(|e| e.collides(&entry)) {
             return Err(code::EEXIST);
         }
         list.reserve_one()?;

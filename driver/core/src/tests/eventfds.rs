@@ -56,6 +56,8 @@ fn ioeventfd_collisions() {
     let set = |addr, len, flags, data| k.ioctl_with(vm, ioctl::IOEVENTFD, &io(addr, len, fd, flags, data));
     assert_eq!(set(0x1000, 4, IOEVENTFD_DATAMATCH, 1), 0);
     assert_eq!(set(0x1000, 4, IOEVENTFD_DATAMATCH, 1), EEXIST);
+    assert_eq!(set(0x1000, 4, IOEVENTFD_DATAMATCH, 2), 0, "another value");
+    assert_eq!(set(0x1000, 2, IOEVENTFD_DATAMATCH, 3), EEXIST, "another length");
     assert_eq!(set(0x1000, 4, 0, 0), EEXIST);
     assert_eq!(set(0x1000, 0, 0, 0), EEXIST);
     assert_eq!(set(0x1002, 1, 0, 0), EEXIST, "inside");
@@ -88,6 +90,17 @@ fn ioeventfd_matches_exactly() {
     assert!(write(&k, vcpu, 0x3000, 2, 0xBEE0));
     assert!(write(&k, vcpu, 0x3000, 4, 0xBEEF));
     assert_eq!([any, four, matching].map(eventfd_count), [4, 1, 2]);
+
+    // Entries at one address, each with a value of its own.
+    let (one, two) = (eventfd(), eventfd());
+    for (fd, value) in [(one, 1), (two, 2)] {
+        assert_eq!(k.ioctl_with(vm, ioctl::IOEVENTFD, &io(0x5000, 4, fd, IOEVENTFD_DATAMATCH, value)), 0);
+    }
+    assert!(!write(&k, vcpu, 0x5000, 4, 2));
+    assert_eq!([one, two].map(eventfd_count), [0, 1]);
+    assert!(!write(&k, vcpu, 0x5000, 4, 1));
+    assert_eq!([one, two].map(eventfd_count), [1, 1]);
+    assert!(write(&k, vcpu, 0x5000, 4, 3));
 
     // Whatever lies behind the bytes that were written does not count.
     for (len, value) in [(1, 0xEF), (2, 0xBEEF), (4, 0xDEAD_BEEF), (8, 0x0123_4567_DEAD_BEEF)] {
