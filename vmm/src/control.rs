@@ -216,7 +216,7 @@ mod tests {
         fn register_irqfd(&self, _: &EventFd, _: u32) -> anyhow::Result<()> {
             Ok(())
         }
-        fn register_ioeventfd(&self, _: &EventFd, _: u64, _: Option<u32>) -> anyhow::Result<()> {
+        fn register_ioeventfd(&self, _: &EventFd, _: u64, _: u32) -> anyhow::Result<()> {
             Ok(())
         }
         fn set_fdt(&self, _: u64, _: u64) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@
 //!            │
 //!            ├──► hypervisor { gzvm | kvm } : VM, vCPUs, irqfd, ioeventfd
 //!            ├──► vcpu : a thread per vCPU, exits ──► bus ──► devices
-//!            └──► console, terminal, signals
+//!            └──► console, terminal, signals, events
 //! ```
 //!
 //! [`layout`] is the guest's address map, [`exit`] the table of exit codes. The guest is not
@@ -19,6 +19,7 @@ pub mod cli;
 pub mod console;
 pub mod control;
 pub mod devices;
+pub mod events;
 pub mod exit;
 pub mod fdt;
 pub mod hypervisor;

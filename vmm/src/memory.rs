@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::layout;
 
@@ -135,11 +135,7 @@ impl GuestRam {
         // SAFETY: `map` has mapped `size` bytes at `ram`, readable and writable, for nobody else;
         // they stay mapped until `_mapping` is dropped, after this region.
         let region = unsafe { MmapRegion::build_raw(ram.cast(), size as usize, prot, flags) };
-        let region = region.map_err(|error| MemoryError::Region(error.to_string()))?;
-        let region = GuestRegionMmap::new(region, GuestAddress(base))
-            .ok_or_else(|| MemoryError::Region("RAM wraps around the address space".into()))?;
-        let memory = GuestMemoryMmap::from_regions(vec![region])
-            .map_err(|error| MemoryError::Region(error.to_string()))?;
+        let memory = view(region, base)?;
         let host_address = ram.expose_provenance() as u64;
         Ok(Self { memory, host_address, base, size, _mapping: Arc::new(mapping) })
     }
@@ -166,6 +162,23 @@ impl GuestRam {
         dropped.is_ok()
     }
 
+    /// A part of the memory, for devices that shall see no more. Must not outlive this value.
+    ///
+    /// # Errors
+    /// It is not in there.
+    pub fn part(&self, address: u64, size: u64) -> Result<GuestMemoryMmap, MemoryError> {
+        let slice = self
+            .memory
+            .get_slice(GuestAddress(address), usize::try_from(size).map_err(|_| MemoryError::Size(size))?)
+            .map_err(|error| MemoryError::Region(error.to_string()))?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the bytes are a part of our mapping, which outlives this view.
+        let region = unsafe {
+            MmapRegion::build_raw(slice.ptr_guard_mut().as_ptr(), slice.len(), prot, libc::MAP_SHARED)
+        };
+        view(region, address)
+    }
+
     /// The memory as devices see it.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -185,6 +198,17 @@ impl GuestRam {
     pub fn host_address(&self) -> u64 {
         self.host_address
     }
+}
+
+/// Memory that the guest finds at `base`.
+fn view<E: std::fmt::Display>(
+    region: Result<MmapRegion, E>,
+    base: u64,
+) -> Result<GuestMemoryMmap, MemoryError> {
+    let region = region.map_err(|error| MemoryError::Region(error.to_string()))?;
+    let region = GuestRegionMmap::new(region, GuestAddress(base))
+        .ok_or_else(|| MemoryError::Region("RAM wraps around the address space".into()))?;
+    GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Region(error.to_string()))
 }
 
 /// Whether RAM of this size at `base` fits the address map.
@@ -307,6 +331,19 @@ mod tests {
         drop(ram);
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!maps.contains(&format!("{address:x}-")));
+    }
+
+    #[test]
+    fn a_part_is_all_that_its_users_see() {
+        let ram = GuestRam::new(layout::RAM_BASE, 16 << 20).unwrap();
+        let start = layout::RAM_BASE + 0x10_0000;
+        let part = ram.part(start, 0x2000).unwrap();
+        part.write_obj(0x5A_u8, GuestAddress(start)).unwrap();
+        assert_eq!(ram.memory().read_obj::<u8>(GuestAddress(start)).unwrap(), 0x5A);
+        for address in [start - 1, start + 0x2000] {
+            assert!(part.read_obj::<u8>(GuestAddress(address)).is_err(), "{address:#x}");
+        }
+        assert!(ram.part(layout::RAM_BASE + ram.size() - 0x1000, 0x2000).is_err());
     }
 
     #[test]

@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 pub use output::Output;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::Timespec;
 
 use crate::devices::serial::Terminal;
+use crate::events;
 use crate::exit::EndReason;
 
 const ESCAPE: u8 = 1;
@@ -96,7 +97,7 @@ fn pump(uart: &Current, end: &Sender<EndReason>) -> io::Result<()> {
     loop {
         // Standard input may be non-blocking: that is a property of the open file, which others
         // share.
-        wait(stdin.as_fd(), None)?;
+        events::wait(&mut [events::readable(stdin.as_fd())], None)?;
         let count = match rustix::io::read(&stdin, &mut input) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
@@ -131,19 +132,9 @@ fn send(current: &Current, output: &mut Vec<u8>) -> io::Result<()> {
         }
         // A guest that starts to listen, or resets the FIFO, signals nothing: look now and then.
         let drained = uart.drained();
-        // SAFETY: the descriptor belongs to `uart`, which outlives this borrow.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(drained)) };
-        wait(fd, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 }))?;
+        let look_again = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        events::wait(&mut [events::readable(events::as_fd(drained))], Some(&look_again))?;
         let _ = drained.read();
-    }
-}
-
-/// Waits until `fd` is readable or at its end.
-fn wait(fd: std::os::fd::BorrowedFd, timeout: Option<&Timespec>) -> io::Result<()> {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    match poll(&mut fds, timeout) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -151,9 +151,9 @@ impl Vm for GuestVm {
         self.fd.register_irqfd(fd, spi).with_context(|| format!("gzvm: no irqfd for SPI {spi}"))
     }
 
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()> {
+    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()> {
         self.fd
-            .register_ioevent(fd, address, 4, value.map(u64::from))
+            .register_ioevent(fd, address, 4, Some(value.into()))
             .with_context(|| format!("gzvm: no ioeventfd at {address:#x}"))
     }
 

@@ -14,7 +14,7 @@ use kvm_bindings::{
     KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
 };
-use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Vcpu, Vm, open_error, system_event};
@@ -128,13 +128,10 @@ impl Vm for GuestVm {
         self.fd.register_irqfd(fd, spi).with_context(|| format!("kvm: no irqfd for SPI {spi}"))
     }
 
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()> {
-        let at = IoEventAddress::Mmio(address);
-        match value {
-            Some(value) => self.fd.register_ioevent(fd, &at, value),
-            None => self.fd.register_ioevent(fd, &at, NoDatamatch),
-        }
-        .with_context(|| format!("kvm: no ioeventfd at {address:#x}"))
+    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()> {
+        self.fd
+            .register_ioevent(fd, &IoEventAddress::Mmio(address), value)
+            .with_context(|| format!("kvm: no ioeventfd at {address:#x}"))
     }
 
     fn discard(&self, _address: u64, _size: u64) -> anyhow::Result<()> {

@@ -105,11 +105,11 @@ pub trait Vm: Send + Sync {
     /// The kernel refused.
     fn register_irqfd(&self, fd: &EventFd, spi: u32) -> anyhow::Result<()>;
 
-    /// 32-bit guest writes to `address`, of `value` if given, signal `fd` and need no exit.
+    /// 32-bit guest writes of `value` to `address` signal `fd` and need no exit.
     ///
     /// # Errors
-    /// The kernel refused.
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: Option<u32>) -> anyhow::Result<()>;
+    /// The kernel refused. MediaTek's driver knows one value an address.
+    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()>;
 
     /// Takes pages back from the guest, after they were dropped from our memory. Nothing to do where the hypervisor
     /// follows our address space by itself.

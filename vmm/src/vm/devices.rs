@@ -92,8 +92,7 @@ impl Devices {
     }
 }
 
-/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for the
-/// notification of a single queue.
+/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for each queue's notification.
 fn attach_virtio(
     vm: &dyn Vm,
     guest: &Guest,
@@ -101,13 +100,15 @@ fn attach_virtio(
     device: Box<dyn VirtioDevice>,
 ) -> anyhow::Result<Arc<MmioTransport>> {
     let line = interrupt(vm, guest.map.virtio_spi(index))?;
-    let transport =
-        Arc::new(MmioTransport::new(device, guest.ram()?.memory().clone(), line, guest.shared.is_some())?);
+    let memory = guest.device_memory()?;
+    let transport = Arc::new(MmioTransport::new(device, memory, line, guest.shared.is_some())?);
     let address = guest.map.virtio(index).base + QUEUE_NOTIFY;
-    // gzvm knows one eventfd an address, whatever the value. The queues of a device that has several are told
-    // by the transport, after an exit: only devices off the hot path have.
-    if let [notify] = transport.notifications() {
-        vm.register_ioeventfd(notify, address, None)?;
+    for (queue, notify) in (0..).zip(transport.notifications()) {
+        match vm.register_ioeventfd(notify, address, queue) {
+            // The transport signals it then, after an exit.
+            Err(error) if queue != 0 => tracing::debug!("queue {queue} of virtio device {index}: {error:#}"),
+            result => result?,
+        }
     }
     Ok(transport)
 }

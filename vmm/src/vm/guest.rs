@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Context;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::devices::Devices;
 use crate::cli::RunOptions;
@@ -75,6 +75,15 @@ impl Guest {
 
     pub fn ram(&self) -> anyhow::Result<&GuestRam> {
         self.memory.first().context("a guest without RAM")
+    }
+
+    /// What devices reach of it: of a protected VM, the part that it shares.
+    pub fn device_memory(&self) -> anyhow::Result<GuestMemoryMmap> {
+        let ram = self.ram()?;
+        Ok(match self.shared {
+            Some((address, size)) => ram.part(address, size)?,
+            None => ram.memory().clone(),
+        })
     }
 
     /// Writes the device tree into RAM; returns where it is: at the end for a kernel, at the start

@@ -133,6 +133,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_DEVICE_FEATURES => half(state.offered(), state.device_features_sel),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => state.queue().map_or(0, |queue| queue.max_size().into()),
             reg::VIRTIO_MMIO_QUEUE_READY => state.queue().is_some_and(QueueT::ready).into(),
+            reg::VIRTIO_MMIO_STATUS if self.interrupt.broken() => state.status | VIRTIO_CONFIG_S_NEEDS_RESET,
             reg::VIRTIO_MMIO_STATUS => state.status,
             reg::VIRTIO_MMIO_CONFIG_GENERATION => self.generation.load(Ordering::Relaxed),
             // There are no shared memory regions: their length reads as all ones.
@@ -217,8 +218,7 @@ impl MmioTransport {
         };
         if let Err(error) = result {
             tracing::warn!("virtio device {}: {error}", state.device.device_id());
-            state.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-            self.interrupt.config_change();
+            self.interrupt.needs_reset();
         }
     }
 }

@@ -3,8 +3,12 @@
 //! ([`mmio`] is the transport).
 //!
 //! A device is configured by the transport under its lock, then activated: it takes its queues and
-//! serves them in threads of its own, woken by eventfds that the hypervisor signals straight from
+//! serves them in threads of its own, woken by eventfds (one a queue) that the hypervisor signals straight from
 //! the guest's notification. No lock is shared with the vCPUs while requests flow.
+//!
+//! Each device is a folder with the same files: `mod.rs` is the device (features, configuration, activation), `request.rs` what
+//! one buffer of the guest's means, `backend` what is behind the device on the host. What a driver writes is judged once, in a copy;
+//! a driver that breaks its rings has to reset the device, and no other is harmed.
 
 pub mod balloon;
 pub mod blk;
@@ -13,12 +17,26 @@ mod worker;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+/// What every device offers: virtio 1, and what the split rings can do.
+pub const RING_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Reads the configuration space `config` at `offset`; bytes behind its end stay as they are.
+pub fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let available = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+    for (to, from) in data.iter_mut().zip(available.unwrap_or_default()) {
+        *to = *from;
+    }
+}
 
 /// A device's interrupt: an eventfd tied to the virtual GIC, and the reasons that the driver reads
 /// and acknowledges.
@@ -26,12 +44,13 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
+    broken: AtomicBool,
 }
 
 impl Interrupt {
     /// An interrupt that signals `line`.
     pub fn new(line: EventFd) -> Self {
-        Self { line, status: AtomicU32::new(0) }
+        Self { line, status: AtomicU32::new(0), broken: AtomicBool::new(false) }
     }
 
     /// Used buffers wait in a queue.
@@ -42,6 +61,16 @@ impl Interrupt {
     /// The configuration, or the device's status, has changed.
     pub fn config_change(&self) {
         self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// The device can't go on; the driver finds that in the status.
+    pub fn needs_reset(&self) {
+        self.broken.store(true, Ordering::Release);
+        self.config_change();
+    }
+
+    fn broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     fn raise(&self, reason: u32) {
@@ -64,6 +93,7 @@ impl Interrupt {
 
     fn clear(&self) {
         self.status.store(0, Ordering::Release);
+        self.broken.store(false, Ordering::Release);
     }
 }
 
@@ -110,4 +140,55 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
     /// Stops serving; returns when no request is in flight.
     fn reset(&mut self);
+}
+
+/// What the devices' tests have in common.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+    use virtio_queue::mock::MockSplitQueue;
+    use virtio_queue::{DescriptorChain, QueueT};
+    use vm_memory::GuestAddress;
+
+    /// The device writes this descriptor.
+    pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+
+    /// 64 KiB from 0, of which a [`MockSplitQueue`] uses the start.
+    pub fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+    }
+
+    /// Descriptors (address, length, flags) that follow one another from `first` on.
+    pub fn descriptors(first: u16, parts: &[(u64, u32, u16)]) -> Vec<RawDescriptor> {
+        let last = parts.len() - 1;
+        let next = |n: usize| if n == last { 0 } else { VRING_DESC_F_NEXT as u16 };
+        (first + 1..)
+            .zip(parts.iter().enumerate())
+            .map(|(following, (n, &(address, len, flags)))| {
+                RawDescriptor::from(Descriptor::new(address, len, flags | next(n), following))
+            })
+            .collect()
+    }
+
+    /// A chain of them.
+    pub fn chain<'m>(
+        memory: &'m GuestMemoryMmap,
+        parts: &[(u64, u32, u16)],
+    ) -> DescriptorChain<&'m GuestMemoryMmap> {
+        let ring = MockSplitQueue::new(memory, 16);
+        ring.add_desc_chains(&descriptors(0, parts), 0).unwrap();
+        ring.create_queue::<Queue>().unwrap().pop_descriptor_chain(memory).unwrap()
+    }
+
+    #[test]
+    fn configuration_ends_where_it_ends() {
+        let mut data = [7; 4];
+        read_bytes(&[1, 2, 3], 2, &mut data);
+        assert_eq!(data, [3, 7, 7, 7]);
+        read_bytes(&[1, 2, 3], 3, &mut data);
+        read_bytes(&[1, 2, 3], u64::MAX, &mut data);
+        assert_eq!(data, [3, 7, 7, 7]);
+    }
 }

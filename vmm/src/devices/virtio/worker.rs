@@ -1,50 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A thread that serves one queue: woken by the guest's notification, ended by the device's reset; and the loop over the queue.
+//! A thread that serves queues: woken by the guest's notifications and by what is behind the device, ended by the device's
+//! reset; and the loop over a queue of requests.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use rustix::event::{PollFd, PollFlags};
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+use crate::events;
+
+/// What a worker does.
+pub trait Serve: Send + 'static {
+    /// Does all that can be done without waiting. Called at once, and whenever there may be more to do.
+    ///
+    /// # Errors
+    /// The rings are nonsense.
+    fn serve(&mut self) -> Result<(), Error>;
+
+    /// Files that are worth another call once they are ready, beside the notifications. Asked for after each call.
+    fn sources(&self) -> Vec<PollFd<'_>> {
+        Vec::new()
+    }
+}
 
 /// The thread, and how to end it. Dropped: the thread has ended, and no request is in flight.
 pub struct Worker {
     name: &'static str,
     thread: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    notify: Arc<EventFd>,
+    stop: EventFd,
 }
 
 impl Worker {
-    /// Calls `serve` at once and after each notification, until it fails.
+    /// Lets `server` serve, until it fails: then the driver is told that it has to reset the device.
     ///
     /// # Errors
-    /// No thread left.
+    /// No thread or file descriptor left.
     pub fn start(
         name: &'static str,
-        notify: Arc<EventFd>,
-        mut serve: impl FnMut() -> Result<(), Error> + Send + 'static,
+        notifications: Vec<Arc<EventFd>>,
+        interrupt: Arc<Interrupt>,
+        mut server: impl Serve,
     ) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, woken) = (stop.clone(), notify.clone());
+        let stop = EventFd::new(libc::EFD_CLOEXEC)?;
+        let stopped = stop.try_clone()?;
         let thread = thread::Builder::new().name(format!("gz-{name}")).spawn(move || {
-            // Requests may have come before the thread.
-            let mut result = serve();
-            while result.is_ok() && woken.read().is_ok() && !stopped.load(Ordering::Acquire) {
-                result = serve();
-            }
-            if let Err(error) = result {
-                // What is left of the queue can't be trusted; only a reset by the driver helps.
-                tracing::warn!("virtio-{name}: the guest broke its queue: {error}");
+            loop {
+                if let Err(error) = server.serve() {
+                    tracing::warn!("virtio-{name}: the guest broke its queue: {error}");
+                    return interrupt.needs_reset();
+                }
+                match wait(&stopped, &notifications, &server) {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => return tracing::warn!("virtio-{name}: {error}"),
+                }
             }
         })?;
-        Ok(Self { name, thread: Some(thread), stop, notify })
+        Ok(Self { name, thread: Some(thread), stop })
     }
+}
+
+/// Waits until there may be more to do; false: it is time to stop.
+fn wait(stop: &EventFd, notifications: &[Arc<EventFd>], server: &impl Serve) -> io::Result<bool> {
+    let mut fds = vec![events::readable(events::as_fd(stop))];
+    fds.extend(notifications.iter().map(|notify| events::readable(events::as_fd(notify))));
+    fds.extend(server.sources());
+    events::wait(&mut fds, None)?;
+    let ready = |fd: &PollFd| fd.revents().contains(PollFlags::IN);
+    for (fd, notify) in fds.iter().skip(1).zip(notifications) {
+        if ready(fd) {
+            notify.read()?;
+        }
+    }
+    Ok(!fds.first().is_some_and(ready))
 }
 
 /// Serves `queue` until it is empty; `execute` does a request, and says how many bytes it wrote for the guest.
@@ -77,9 +110,8 @@ pub fn serve<'m>(
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
         let Some(thread) = self.thread.take() else { return };
-        if self.notify.write(1).is_err() || thread.join().is_err() {
+        if self.stop.write(1).is_err() || thread.join().is_err() {
             tracing::warn!("virtio-{}: the worker thread did not end well", self.name);
         }
     }

@@ -16,14 +16,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Error, Queue};
 use vm_memory::GuestMemoryMmap;
 
-use super::worker::{self, Worker};
-use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
+use super::worker::{self, Serve, Worker};
+use super::{Activation, Interrupt, RING_FEATURES, ReadyQueue, VirtioDevice, read_bytes};
 use request::Run;
 
 /// The guest may take pages back from the balloon rather than kill a process (5.5.3).
@@ -98,11 +96,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-            | 1 << VIRTIO_BALLOON_F_REPORTING
+        RING_FEATURES | 1 << VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << VIRTIO_BALLOON_F_REPORTING
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -110,11 +104,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let available = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(available.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_bytes(&self.config(), offset, data);
     }
 
     /// The driver tells the size it has reached; all else in the configuration is ours.
@@ -129,14 +119,14 @@ impl VirtioDevice for Balloon {
         self.reset();
         let Activation { memory, interrupt, queues, .. } = activation;
         for ReadyQueue { index, queue, notify } in queues {
-            let mut server = Server {
+            let server = Server {
                 index,
                 give: self.give.clone(),
                 memory: memory.clone(),
                 queue,
                 interrupt: interrupt.clone(),
             };
-            self.workers.push(Worker::start("balloon", notify, move || server.serve())?);
+            self.workers.push(Worker::start("balloon", vec![notify], interrupt.clone(), server)?);
         }
         Ok(())
     }
@@ -156,11 +146,7 @@ struct Server {
     interrupt: Arc<Interrupt>,
 }
 
-impl Server {
-    /// Serves until the queue is empty.
-    ///
-    /// # Errors
-    /// The rings are nonsense.
+impl Serve for Server {
     fn serve(&mut self) -> Result<(), Error> {
         let Self { index, give, memory, queue, interrupt } = self;
         worker::serve(queue, memory, interrupt, |chain| {

@@ -12,14 +12,12 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Error, Queue};
 use vm_memory::GuestMemoryMmap;
 
-use super::worker::{self, Worker};
-use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
+use super::worker::{self, Serve, Worker};
+use super::{Activation, Interrupt, RING_FEATURES, ReadyQueue, VirtioDevice, read_bytes};
 use disk::{Disk, SECTOR_SIZE};
 
 const QUEUE_SIZE: u16 = 256;
@@ -45,9 +43,7 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        RING_FEATURES
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_FLUSH
             | u64::from(self.disk.read_only()) << VIRTIO_BLK_F_RO
@@ -65,25 +61,22 @@ impl VirtioDevice for Blk {
         if let Some(seg_max) = rest.get_mut(4..) {
             seg_max.copy_from_slice(&SEG_MAX.to_le_bytes());
         }
-        let available = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(available.unwrap_or_default()) {
-            *to = *from;
-        }
+        read_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.reset();
         let Activation { memory, features, interrupt, queues } = activation;
         let Some(ReadyQueue { queue, notify, .. }) = queues.into_iter().next() else { return Ok(()) };
-        let mut server = Server {
+        let server = Server {
             disk: self.disk.clone(),
             memory,
             queue,
-            interrupt,
+            interrupt: interrupt.clone(),
             // Without the flush command, a write is done when it is on the medium (5.2.6.2).
             write_through: features >> VIRTIO_BLK_F_FLUSH & 1 == 0,
         };
-        self.worker = Some(Worker::start("blk", notify, move || server.serve())?);
+        self.worker = Some(Worker::start("blk", vec![notify], interrupt, server)?);
         Ok(())
     }
 
@@ -101,11 +94,7 @@ struct Server {
     write_through: bool,
 }
 
-impl Server {
-    /// Serves until the queue is empty.
-    ///
-    /// # Errors
-    /// The rings are nonsense.
+impl Serve for Server {
     fn serve(&mut self) -> Result<(), Error> {
         let Self { disk, memory, queue, interrupt, write_through } = self;
         worker::serve(queue, memory, interrupt, |chain| request::execute(disk, memory, chain, *write_through))
