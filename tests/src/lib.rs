@@ -16,4 +16,5 @@ pub mod harness;
 pub mod initrd;
 pub mod layout;
 pub mod machine;
+pub mod modules;
 pub mod results;

@@ -6,6 +6,7 @@
 //!            │
 //!            ├──► hypervisor { gzvm | kvm } : VM, vCPUs, irqfd, ioeventfd
 //!            ├──► vcpu : a thread per vCPU, exits ──► bus ──► devices
+//!            ├──► backends : what is behind virtio devices on the host
 //!            └──► console, terminal, signals, events
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! VM. Unsafe code is at the edges: ioctls and mappings ([`hypervisor`], [`memory`]), file I/O on
 //! guest memory ([`devices::virtio::blk::disk`]), terminal and signals.
 
+pub mod backends;
 pub mod bus;
 pub mod cli;
 pub mod console;

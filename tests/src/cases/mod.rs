@@ -7,6 +7,7 @@ pub mod boot;
 pub mod broken;
 pub mod conformance;
 pub mod crosvm;
+pub mod devices;
 pub mod dma;
 pub mod driver;
 pub mod el2;
@@ -61,6 +62,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(driver::cases());
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
+    cases.extend(devices::cases());
     cases.extend(failures::cases());
     cases.extend(power::cases());
     cases.extend(protected::cases());

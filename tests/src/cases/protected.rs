@@ -16,6 +16,7 @@ use super::{BOOT_LIMIT, Host, WHOLE, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
+    modules,
     results::Results,
 };
 
@@ -63,14 +64,12 @@ echo \"gz ended with $?\""
     Results::read(&console.text())?.check()
 }
 
-/// A signed stock kernel, and an initrd with the module for bounce buffers, that runs `script`.
-fn signed_linux(context: &Context, script: &str) -> Result<[Extra; 2]> {
+/// A signed stock kernel, and an initrd with the module for bounce buffers and `more` of the kernel's, that runs `script`.
+pub fn signed_linux(context: &Context, more: &[&str], script: &str) -> Result<[Extra; 2]> {
     let module = context.layout.part("gzvm-guest.ko");
-    let inside = [
-        Extra::text("/etc/modules", "gzvm-guest virtio_mmio virtio_blk\n"),
-        Extra::file("/lib/modules/gzvm-guest.ko", 0o644, &module)?,
-        Extra::script(script),
-    ];
+    let mut inside = modules::load(&context.layout, "gzvm-guest virtio_mmio virtio_blk", more)?;
+    inside.push(Extra::file("/lib/modules/gzvm-guest.ko", 0o644, &module)?);
+    inside.push(Extra::script(script));
     let initrd = initrd::guest(&context.layout, &inside)?;
     let kernel = fs::read(context.layout.kernel())?;
     let image = signed(&kernel, &initrd, ARGUMENTS)?;
@@ -79,7 +78,7 @@ fn signed_linux(context: &Context, script: &str) -> Result<[Extra; 2]> {
 
 /// A stock kernel, with a module for bounce buffers, reads and writes its disk.
 fn linux(context: &Context) -> Result<()> {
-    let extras = signed_linux(context, INSIDE_LINUX)?;
+    let extras = signed_linux(context, &[], INSIDE_LINUX)?;
     let script = format!(
         ". /etc/test-library
 held >/tmp/before
@@ -105,7 +104,7 @@ const SECRET: &[u8] = b"81cc255e17b34bfb";
 /// The host looks for what a guest has in its memory: in gz's memory while the guest runs, and in all RAM of the machine when
 /// the guest has been killed.
 fn host_finds_nothing(context: &Context) -> Result<()> {
-    let extras = signed_linux(context, PLANT)?;
+    let extras = signed_linux(context, &[], PLANT)?;
     let mut machine = scripted(context, Host::Gzvm, LOOK, &extras)?;
     let ram = context.file("ram");
     machine.ram = Some(ram.clone());

@@ -29,6 +29,7 @@ use crate::{control, layout};
 pub struct Extras {
     pub variables: Option<Flash>,
     pub disks: Vec<Disk>,
+    pub others: Vec<Box<dyn VirtioDevice>>,
     pub balloon: Option<(Balloon, Arc<Size>)>,
     pub watchdog: Arc<Watchdog>,
 }
@@ -46,7 +47,7 @@ pub struct Devices {
 impl Devices {
     pub fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
         let map = guest.map;
-        let Extras { variables, disks, balloon, watchdog } = extras;
+        let Extras { variables, disks, others, balloon, watchdog } = extras;
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
         let output = Output::stdout().context("standard output")?;
@@ -75,7 +76,7 @@ impl Devices {
         // Behind the disks, so that they keep their places.
         let (balloon, size) = balloon.unzip();
         let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
-        for (index, device) in (0..).zip(disks.chain(balloon)) {
+        for (index, device) in (0..).zip(disks.chain(others).chain(balloon)) {
             let device = attach_virtio(vm, guest, index, device)?;
             bus.insert(map.virtio(index), device.clone())?;
             virtio.push(device);
@@ -120,10 +121,10 @@ fn interrupt(vm: &dyn Vm, spi: u32) -> anyhow::Result<EventFd> {
     Ok(line)
 }
 
-pub fn open_disks(options: &RunOptions) -> anyhow::Result<Vec<Disk>> {
-    let room = layout::VIRTIO_MAX as usize - usize::from(options.devices.balloon.is_some());
-    if options.devices.disks.len() > room {
-        anyhow::bail!("--disk: {} disks, and there is room for {room}", options.devices.disks.len());
+pub fn open_disks(options: &RunOptions, others: usize) -> anyhow::Result<Vec<Disk>> {
+    let all = options.devices.disks.len() + others + usize::from(options.devices.balloon.is_some());
+    if all > layout::VIRTIO_MAX as usize {
+        anyhow::bail!("{all} virtio devices, and there is room for {}", layout::VIRTIO_MAX);
     }
     let disks: Result<Vec<_>, _> =
         options.devices.disks.iter().map(|disk| Disk::open(&disk.path, disk.read_only)).collect();

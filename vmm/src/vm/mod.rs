@@ -2,7 +2,7 @@
 //! From options to a running guest, and back: the order in which everything is made and unmade.
 //!
 //! ```text
-//!  signals, control socket ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
+//!  signals, control socket, back ends ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
 //!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
 //! ```
 //! With `--on-reset restart` a reset goes back to "files checked": memory, VM, vCPUs and devices are made anew, so that
@@ -18,6 +18,7 @@ use anyhow::Context;
 
 use self::devices::{Devices, Extras};
 use self::guest::Guest;
+use crate::backends::Backends;
 use crate::cli::RunOptions;
 use crate::cli::run::OnReset;
 use crate::devices::watchdog::Watchdog;
@@ -36,6 +37,7 @@ pub fn run(options: &RunOptions) -> EndReason {
 struct Session {
     end: Sender<EndReason>,
     reasons: Receiver<EndReason>,
+    backends: Backends,
     control: Option<control::Server>,
     console: console::Current,
     /// The console thread has been started, if there is to be one.
@@ -52,6 +54,7 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let session = Session {
         end,
         reasons,
+        backends: Backends::open(&options.devices)?,
         control,
         console: console::Current::default(),
         console_runs: Cell::new(false),
@@ -70,7 +73,7 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
 /// One life of the guest: nothing of it is left but the disks' contents.
 fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let end = &session.end;
-    let disks = devices::open_disks(options)?;
+    let disks = devices::open_disks(options, session.backends.count())?;
     let mut guest = Guest::load(options)?;
     let variables = guest.variables.take();
     let parts = Parts {
@@ -89,7 +92,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let balloon =
         options.devices.balloon.map(|size| devices::balloon(&vm, guest.ram()?, size.0)).transpose()?;
     let watchdog = Watchdog::start(options.machine.cpus, end.clone()).context("can't start the watchdog")?;
-    let extras = Extras { variables, disks, balloon, watchdog };
+    let extras = Extras { variables, disks, others: session.backends.devices(), balloon, watchdog };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;

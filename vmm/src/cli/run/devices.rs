@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::Args;
 
 use crate::cli::MemSize;
+use crate::devices::virtio::net::options::NetOption;
 
 /// The virtio devices.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
@@ -15,6 +16,16 @@ pub struct DeviceOptions {
     /// Raw disk image or block device, as /dev/vda, /dev/vdb, ...; read-only with `,ro`
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskOption>,
+
+    /// A network interface, at the other end of its cable a tap interface of the host (`tap=NAME`), or passt (Debian's
+    /// package), which needs no privileges. `mac=ADDRESS` is the guest's; `tcp=PORTS` and `udp=PORTS` are what passt
+    /// forwards from the host, as its options -t and -u
+    #[arg(long = "net", value_name = "tap=NAME|passt[,...]")]
+    pub nets: Vec<NetOption>,
+
+    /// A virtio device with the host's random numbers
+    #[arg(long)]
+    pub rng: bool,
 
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
     /// reports as free. `gz balloon` changes it

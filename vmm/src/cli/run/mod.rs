@@ -39,6 +39,7 @@ With --firmware, as QEMU's virt has them: firmware at 0, its variables at 0x4000
 
 Examples:
   gz run --kernel Image --initrd initrd.cpio --disk root.img --cpus 2 --mem 1G
+  gz run --kernel Image --disk root.img --net passt,tcp=2222:22 --rng
   gz run --firmware u-boot.bin --disk root.img
   gz run --firmware QEMU_EFI.fd --variables vars.fd --disk root.img
   gz run --hypervisor kvm --kernel Image --disk root.img,ro --cmdline 'console=ttyS0 root=/dev/vda'";

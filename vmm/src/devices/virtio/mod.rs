@@ -13,6 +13,8 @@
 pub mod balloon;
 pub mod blk;
 pub mod mmio;
+pub mod net;
+pub mod rng;
 mod worker;
 
 use std::io;
