@@ -19,6 +19,7 @@
 )]
 
 pub mod addr;
+pub mod broken;
 pub mod fdt;
 pub mod memory;
 pub mod platform;

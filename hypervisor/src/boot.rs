@@ -10,6 +10,7 @@
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::Fdt;
 use gzvm_core::addr::{BLOCK_2M, PAGE_SIZE, Pa};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::dma::{MAX_SMMUS, MAX_UNGUARDED};
 use gzvm_core::fdt::machine::{MAX_RESERVED, Machine, PsciMethod, Region};
 use gzvm_core::fdt::{host_tree, placement};
@@ -113,6 +114,8 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     };
     let machine = Machine::from_fdt(fdt);
     console::init(machine.uart.as_ref());
+    #[cfg(feature = "crash-test")]
+    crate::hypercall::crash::break_at_boot(machine.host.as_ref());
     let features = Features::detect();
     banner(&machine, &features, image_base);
 
@@ -151,7 +154,7 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     }
     let own = [layout.own, image_pages()];
     let mut withheld: ArrayVec<Region, { MAX_SMMUS + MAX_UNGUARDED + MAX_WITHHELD }> =
-        machine.dma.withheld().collect();
+        machine.dma.withheld().filter(|_| !broken(Mistake::SmmuForHost)).collect();
     if !machine.dma.smmus.is_empty() {
         withheld.extend(host::lpis::init(&gic));
     }

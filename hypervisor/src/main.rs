@@ -22,7 +22,6 @@
 
 mod arch;
 mod boot;
-mod broken;
 mod console;
 mod guest;
 mod host;

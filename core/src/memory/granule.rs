@@ -43,6 +43,7 @@
 //! is lent can't be taken from its owner before the borrower has lost it. Devices are not RAM and have no granules here.
 
 use crate::addr::VmId;
+use crate::broken::{Mistake, broken};
 
 /// A protected VM's page that another one may see. The owner keeps its access, as in FF-A's FFA_MEM_SHARE (Arm DEN0077A),
 /// whose lender and borrower these are.
@@ -158,6 +159,9 @@ pub(super) fn next(state: State, step: Step) -> Result<State, Refused> {
         (Step::Ordinary(T::VmRetrieve(loan)), Lent(lent)) if lent == loan => Ok(Retrieved(loan)),
         (Step::Ordinary(T::VmRelinquish(loan)), Retrieved(lent)) if lent == loan => Ok(Lent(loan)),
         (Step::Ordinary(T::VmReclaim(loan)), Lent(lent)) if lent == loan => Ok(Vm(loan.owner)),
+        (Step::Ordinary(T::VmShare(_)), Lent(loan)) if broken(Mistake::LentAndShown) => {
+            Ok(VmShared(loan.owner))
+        }
         (Step::Take(vm), Vm(owner) | VmShared(owner)) if owner == vm => Ok(Dirty),
         (Step::GiveBack, Dirty) => Ok(Host),
         _ => Err(Refused::State),

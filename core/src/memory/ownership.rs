@@ -26,6 +26,7 @@
 use super::granule::{Refused, Step, next};
 use super::{PaRange, outward};
 use crate::addr::{BLOCK_2M, PAGE_SHIFT, Pa, VmId};
+use crate::broken::{Mistake, broken};
 use arrayvec::ArrayVec;
 
 pub use super::granule::{Loan, State, Transition};
@@ -271,6 +272,9 @@ impl<'m> Ownership<'m> {
             if !self.is_mixed(chunk.block) {
                 let state = self.entry(chunk.block, None);
                 next(state, step).map_err(|r| refusal(r, chunk.part.start(), state))?;
+                if broken(Mistake::FirstPartOnly) {
+                    break;
+                }
                 continue;
             }
             for page in pages_of(chunk.part) {

@@ -2,6 +2,7 @@
 //! Which SMCs of the host reach the firmware. Default deny: what is not named here is answered
 //! with NOT_SUPPORTED and never leaves EL2.
 
+use crate::broken::{Mistake, broken};
 use gzvm_abi::hypercall::strip_sve_hint;
 
 use super::psci;
@@ -37,6 +38,7 @@ pub fn decide(fid: u64) -> HostCall {
         | smccc::ARCH_WORKAROUND_3 => HostCall::Forward,
         // TRNG 1.0: VERSION, FEATURES, GET_UUID, RND.
         0x8400_0050..=0x8400_0053 | 0xC400_0053 => HostCall::Forward,
+        _ if broken(Mistake::AnySmc) => HostCall::Forward,
         _ => HostCall::Deny,
     }
 }

@@ -22,6 +22,7 @@
 //! pages come from the host, which a plain VM trusts with its memory anyway. So only the state is kept.
 
 use crate::addr::VcpuId;
+use crate::broken::{Mistake, broken};
 use crate::vgic::{affinity, vcpu_of};
 
 /// SUCCESS.
@@ -212,6 +213,7 @@ impl<const N: usize> PowerStates<N> {
 
     /// The vCPU with these MPIDR affinity fields; other bits must be zero.
     fn by_affinity(&self, affinity: u64) -> Option<VcpuId> {
+        let affinity = if broken(Mistake::CutAffinity) { affinity & 0xFF } else { affinity };
         let id = vcpu_of(u32::try_from(affinity).ok()?)?;
         (self.get(id) != Power::Absent).then_some(id)
     }
@@ -277,6 +279,7 @@ impl<const N: usize> PowerStates<N> {
                 *state = Power::OnPending { entry, context };
                 Outcome::Started(target)
             }
+            Power::On if broken(Mistake::TurnOnAgain) => Outcome::Started(target),
             Power::OnPending { .. } => Outcome::Return(ON_PENDING),
             Power::On => Outcome::Return(ALREADY_ON),
             Power::Absent => Outcome::Return(INVALID_PARAMETERS),
@@ -325,7 +328,10 @@ impl<const N: usize> PowerStates<N> {
 }
 
 /// An instruction's address that a guest can have.
-const fn is_address(entry: u64, ipa_bits: u8) -> bool {
+fn is_address(entry: u64, ipa_bits: u8) -> bool {
+    if broken(Mistake::GuestsAnyEntry) {
+        return true;
+    }
     let bits = if ipa_bits > 63 { 63 } else { ipa_bits };
     entry & 3 == 0 && entry >> bits == 0
 }

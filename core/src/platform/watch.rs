@@ -13,6 +13,7 @@
 //! An access that EL1 makes with EL0's rights is EL0's: kernels copy to and from programs with LDTR and STTR, or with
 //! PSTATE.PAN clear, and their faults there are everyday page faults.
 
+use crate::broken::{Mistake, broken};
 use gzvm_abi::watch::kind;
 
 /// Kinds of exceptions that are watched.
@@ -150,6 +151,9 @@ impl Limiter {
 
     /// Whether an event at `now` passes; `frequency` ticks are a second.
     pub fn pass(&mut self, now: u64, frequency: u64) -> bool {
+        if broken(Mistake::Flood) {
+            return true;
+        }
         let step = frequency.checked_div(Self::PER_SECOND).unwrap_or(0).max(1);
         let new = now.wrapping_sub(self.at).checked_div(step).unwrap_or(0);
         if new > 0 {

@@ -19,6 +19,7 @@ use arrayvec::ArrayVec;
 use super::Unfit;
 use super::registers::Features;
 use crate::addr::Pa;
+use crate::broken::{Mistake, broken};
 
 /// Most ranges of streams of an SMMU.
 pub const MAX_STREAM_RANGES: usize = 32;
@@ -137,9 +138,11 @@ impl Stage2Config {
     }
 
     /// The STE of a stream that translates by them (IHI 0070, 5.2).
-    pub const fn ste(&self) -> [u64; 8] {
+    pub fn ste(&self) -> [u64; 8] {
         /// Valid; Config = 0b110: stage 1 bypassed, stage 2 translates.
         const STAGE_2_ONLY: u64 = 1 | 0b110 << 1;
+        /// Valid; Config = 0b100: neither stage translates.
+        const BYPASS: u64 = 1 | 0b100 << 1;
         /// SHCFG: the device's own shareability goes in. EATS = 0: ATS requests and translated transactions abort.
         const INCOMING: u64 = 1 << 44;
         /// S2IR0, S2OR0: walks are write-back cacheable; S2SH0: inner shareable; S2TG = 0: 4 KiB.
@@ -157,7 +160,7 @@ impl Stage2Config {
         };
         let translation = self.vmid as u64 | (self.t0sz as u64) << 32 | (self.sl0 as u64) << 38 | ps << 48;
         [
-            STAGE_2_ONLY,
+            if broken(Mistake::NoStage2) { BYPASS } else { STAGE_2_ONLY },
             INCOMING,
             translation | WALK | AARCH64,
             self.root.0 & 0x000F_FFFF_FFFF_FFF0,

@@ -32,6 +32,7 @@
 use super::irq::{Irq, LrState};
 use super::{FIRST_PPI, Flags, Kicks, MAX_LRS, Memory, Vgic, ones};
 use crate::addr::{IntId, VcpuId};
+use crate::broken::{Mistake, broken};
 use bitflags::bitflags;
 
 bitflags! {
@@ -262,7 +263,7 @@ impl<M: Memory> Vgic<M> {
             self.update_ending(v, u32::from(slot.intid), &mut kicks, |irq| {
                 irq.fold(LrState {
                     pending: lr.pending(),
-                    active: lr.active(),
+                    active: lr.active() && !broken(Mistake::LostActive),
                     priority: slot.priority,
                     from_line: slot.from_line,
                 })
@@ -489,7 +490,7 @@ fn insert(room: &mut [Option<Candidate>], new: Candidate) {
     let mut new = new;
     for place in room {
         match place {
-            Some(old) if *old <= new => {}
+            Some(old) if *old <= new || broken(Mistake::NoUrgency) => {}
             Some(old) => core::mem::swap(old, &mut new),
             None => {
                 *place = Some(new);

@@ -8,6 +8,7 @@
 use super::irq::{Flags, Irq, PRIORITY_MASK};
 use super::{FIRST_PPI, FIRST_SPI, Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
+use crate::broken::{Mistake, broken};
 use core::ops::Range;
 
 /// Which field of an interrupt a register shows.
@@ -56,7 +57,7 @@ impl Banked {
             0xC00..0xD00 => (Field::Config, 0xC00, 4),
             _ => return None,
         };
-        if size != 4 && !(size == 1 && field == Field::Priority) {
+        if size != 4 && !(size == 1 && field == Field::Priority) && !broken(Mistake::AnyWidth) {
             return None;
         }
         Some(Self {

@@ -9,6 +9,9 @@
 //! ```
 //! `filter=A,B` among the boot arguments runs only cases whose name contains A or B. A guest that
 //! dies in a case still prints that case's failure and the last line.
+//!
+//! `break=N` runs them, has the hypervisor make mistake N (`gzvm_core::broken`) from then on, runs them again, and has it
+//! make none. Only hypervisors of the feature `crash-test` know the call; of any other nothing is run.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -16,6 +19,7 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use arrayvec::ArrayString;
 use spin::Mutex;
 
+use crate::smccc::Conduit;
 use crate::{arch, machine, println};
 
 /// A case.
@@ -108,6 +112,28 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 
 /// Runs the lists in order and prints the last line.
 pub fn run(lists: &[&[Case]]) {
+    match machine::get().arg("break").map(|mistake| mistake.parse().unwrap_or(0)) {
+        None => run_once(lists),
+        Some(_) if !breaks(0) => println!("[BREAK] there is no such call"),
+        Some(mistake) => {
+            run_once(lists);
+            println!("[BREAK] {mistake}");
+            breaks(mistake);
+            run_once(lists);
+            breaks(0);
+        }
+    }
+    done();
+}
+
+/// The hypervisor makes this mistake from now on. Whether it knows the call.
+fn breaks(mistake: u64) -> bool {
+    /// Not in `gzvm_abi`: it is no part of the ABI.
+    const BREAK: u64 = 0xFB00_107F;
+    Conduit::Hvc.call(BREAK, &[mistake])[0] == 0
+}
+
+fn run_once(lists: &[&[Case]]) {
     let filter = machine::get().arg("filter");
     for case in lists.iter().flat_map(|list| list.iter()) {
         if filter.is_some_and(|f| !f.split(',').any(|part| case.name.contains(part))) {
@@ -132,7 +158,6 @@ pub fn run(lists: &[&[Case]]) {
         arch::irq_disable();
         crate::timer::disarm();
     }
-    done();
 }
 
 fn done() {

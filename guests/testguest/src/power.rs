@@ -13,7 +13,7 @@ use gzvm_guest_kit::{arch, boot, cases, check, check_eq, gic, machine, skip, smp
 use crate::util::{Below, below, join_second, start_second};
 
 pub const CASES: &[Case] = cases!["psci":
-    version_and_features, cpu_on_of_itself, cpu_on_of_a_running_cpu, cpu_on_of_nobody,
+    version_and_features, cpu_on_of_itself, cpu_on_of_a_running_cpu, cpu_on_of_nobody, cpu_on_checks_the_entry,
     cpu_on_ignores_upper_halves, affinity_info, state_of_a_new_cpu, off_and_on_again, race_for_a_cpu,
     features_match_calls, affinity_levels, migration_is_nobodys, memory_protection,
     suspend_with_a_pending_wake_up, suspend_until_the_timer, sgi_to_a_cpu_that_is_off,
@@ -69,6 +69,21 @@ fn cpu_on_of_nobody() -> Outcome {
     for mpidr in [0x7F, 0x0F00, 0xFF_0000, 0xFF_0000_0000, 1 << 24, 1 << 63, u64::MAX, 1 << 31 | 0x7E] {
         let answer = psci::cpu_on(mpidr, boot::secondary_entry(), 0);
         check_eq!(answer, error::INVALID_PARAMETERS, "CPU_ON of {mpidr:#x}");
+    }
+    Ok(())
+}
+
+fn cpu_on_checks_the_entry() -> Outcome {
+    if below() != Below::Gzvm {
+        skip!("others look later");
+    }
+    if smp::count() < 2 {
+        skip!("one CPU only");
+    }
+    let second = machine::get().cpus[1];
+    for entry in [2, 1 << 40, u64::MAX] {
+        check_eq!(psci::cpu_on(second, entry, 0), error::INVALID_ADDRESS, "CPU_ON at {entry:#x}");
+        check_eq!(psci::affinity_info(second), AFFINITY_OFF, "CPU 1 afterwards");
     }
     Ok(())
 }
@@ -210,6 +225,9 @@ fn state_of_a_new_cpu() -> Outcome {
     if smp::count() < 2 {
         skip!("one CPU only");
     }
+    // One that has run before, with its MMU on.
+    start_second(|| {})?;
+    join_second()?;
     let entry = match machine::get().conduit {
         Conduit::Hvc => power_probe_hvc as *const () as u64,
         Conduit::Smc => power_probe_smc as *const () as u64,

@@ -38,7 +38,8 @@ pub fn counters() -> Result<[(Counter, u64); 5], Verdict> {
 
 static TUPLE: AtomicU64 = AtomicU64::new(0);
 static STOP: AtomicBool = AtomicBool::new(false);
-static RUNS: AtomicU32 = AtomicU32::new(0);
+/// How often [`start_runner`]'s CPU has called RUN.
+pub static RUNS: AtomicU32 = AtomicU32::new(0);
 
 fn runs_tuple() {
     gic::init_cpu();

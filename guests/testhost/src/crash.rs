@@ -11,18 +11,7 @@ use gzvm_guest_kit::{machine, println, smp, timer};
 /// Not in `gzvm_abi`: it is no part of the ABI.
 const CRASH: u64 = 0xFB00_107E;
 
-/// x1 = the mistake (hypervisor/src/broken.rs).
-const BREAK: u64 = 0xFB00_107F;
-
 static READY: AtomicUsize = AtomicUsize::new(0);
-
-/// `break=N`: the hypervisor makes this mistake from now on. Whether it knows the call, where it was asked.
-pub fn break_it() -> bool {
-    let Some(mistake) = machine::get().arg("break") else { return true };
-    let [x0, ..] = Conduit::Hvc.call(BREAK, &[mistake.parse().unwrap_or(0)]);
-    println!("testhost: break={mistake}: {}", if x0 == 0 { "it does" } else { "there is no such call" });
-    x0 == 0
-}
 
 /// Whether there was such an argument.
 pub fn run() -> bool {

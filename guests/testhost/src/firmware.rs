@@ -16,8 +16,18 @@ pub const CASES: &[Case] = cases!["firmware":
     runs_whatever_the_host_put_there, starts_where_the_hypervisor_says, place_is_checked, no_vcpu_comes_later,
 ];
 
-/// An instruction that is undefined, again and again.
-const JUNK: [u8; 4096] = [0; 4096];
+/// What tells at once that it is run, wherever it is entered.
+const JUNK: [u8; 4096] = {
+    // movz x1, #9, lsl #16; str xzr, [x1]: the device; b .-4.
+    let code = [0xD2A0_0121u32, 0xF900_003F, 0x17FF_FFFF];
+    let mut junk = [0; 4096];
+    let mut n = 0;
+    while n < junk.len() {
+        junk[n] = code[n / 4 % 3].to_le_bytes()[n % 4];
+        n += 1;
+    }
+    junk
+};
 
 fn size() -> Result<u64, Verdict> {
     let vm = vm::create_bare()?;

@@ -18,7 +18,7 @@ pub const CASES: &[Case] = cases!["guest":
     tour_of_exits, page_report_is_not_trusted, memory_is_the_hosts_pages, registers_of_the_host_survive,
     unknown_calls_of_a_guest, idle_and_timer, idle_and_spi, suspend_and_spi, own_timer_preempts_the_guest,
     who_probes_sleeps_shortly, busy_vcpu_of_the_public_driver_rests,
-    second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus, host_fp_survives,
+    second_vcpu_by_psci, guest_memory_is_coherent_with_two_cpus,
     two_vms_interleaved, vcpu_wanders_between_cpus, relinquished_page_comes_back_fresh, time_call_and_reset,
     blocks_from_the_mailbox, another_cpu_loses_a_relinquished_page,
 ];
@@ -38,7 +38,7 @@ pub fn store(vm: &mut Vm, offset: u64, value: u64, what: &str) -> Outcome {
     Ok(())
 }
 
-fn load(vm: &mut Vm, offset: u64, size: u64, answer: u64) -> Outcome {
+pub fn load(vm: &mut Vm, offset: u64, size: u64, answer: u64) -> Outcome {
     let reason = vm.run(0)?;
     let mmio = Mmio::read(&vm.report(0));
     check_eq!(reason, exit::MMIO, "exit");
@@ -455,31 +455,6 @@ fn guest_memory_is_coherent_with_two_cpus() -> Outcome {
 }
 
 /// FP registers of the host across RUN.
-fn host_fp_survives() -> Outcome {
-    let mut vm = Vm::new(programs::tour(), 1)?;
-    for round in 0..3u64 {
-        let pattern = 0xABCD_0000 + round;
-        let (after0, after31): (u64, u64);
-        // SAFETY: V registers are not Rust's on this target.
-        unsafe {
-            core::arch::asm!(".arch_extension fp", "fmov d0, {0}", "fmov d31, {0}", in(reg) pattern);
-        }
-        if round % 2 == 0 {
-            vm.run_to_store(0)?;
-        } else {
-            load(&mut vm, 0, 4, 0)?;
-        }
-        // SAFETY: as above.
-        unsafe {
-            core::arch::asm!(".arch_extension fp", "fmov {0}, d0", "fmov {1}, d31", out(reg) after0, out(reg) after31);
-        }
-        check_eq!((after0, after31), (pattern, pattern), "d0 and d31, round {round}");
-    }
-    vm.destroy()?;
-    pages::reset();
-    Ok(())
-}
-
 /// Two VMs with different values, a step of each in turn.
 fn two_vms_interleaved() -> Outcome {
     const VALUES: [u64; 2] = [0xAAAA_5555_0000_0001, 0x5555_AAAA_0000_0002];

@@ -56,6 +56,8 @@ mod random;
 #[cfg(target_os = "none")]
 mod unmap;
 #[cfg(target_os = "none")]
+mod vectors;
+#[cfg(target_os = "none")]
 mod vm;
 #[cfg(target_os = "none")]
 mod watch;
@@ -70,13 +72,14 @@ fn host_vm() {
     println!("gzvm test host: {} CPUs", smp::count());
     gic::init_distributor();
     gic::init_cpu();
-    if crash::run() || !crash::break_it() {
+    if crash::run() {
         return;
     }
     let lists = [
         host::CASES,
         calls::CASES,
         guest_runs::CASES,
+        vectors::CASES,
         breakpoints::CASES,
         life::CASES,
         watch::CASES,

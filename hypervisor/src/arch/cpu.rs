@@ -2,6 +2,7 @@
 //! EL2 control registers: what the host may do, what a guest may do, and the step between the two.
 
 use gzvm_core::addr::Ipa;
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::entropy::Generator;
 
 use super::barrier::{isb, tlbi_alle1};
@@ -321,6 +322,9 @@ impl CpuState {
         write!("vtcr_el2", guest.vtcr);
         isb();
         guest.el1.restore(&f);
+        if broken(Mistake::HostsKeys) && f.pauth {
+            self.host_el1.pauth.restore();
+        }
         if let Some(debug) = guest.debug {
             self.debug.take(Owner::Guest, debug);
         }
@@ -355,7 +359,7 @@ impl CpuState {
         el1.save(&f);
         timer::save(timer);
         timer::disarm_host_deadline();
-        if self.debug.owner() != Owner::Host {
+        if self.debug.owner() != Owner::Host && !broken(Mistake::KeepDebug) {
             self.debug.give_back(self.debug.owner());
         }
         if self.fp == FpHolder::Guest {
@@ -367,6 +371,9 @@ impl CpuState {
         write!("vttbr_el2", self.host_vttbr);
         write!("vtcr_el2", self.host_vtcr);
         isb();
+        if broken(Mistake::KeepEl1) {
+            self.host_el1.tpidr_el0 = el1.tpidr_el0;
+        }
         self.host_el1.restore(&f);
         if f.mpam {
             write!("s3_4_c10_c5_0", 0);
@@ -428,6 +435,9 @@ impl CpuState {
             FpHolder::Leftover => {}
         }
         self.fp = FpHolder::Guest;
+        if broken(Mistake::KeepGuestFp) {
+            return self.host_fp_untrapped();
+        }
         let sve = if fp.has_sve() { CPTR_TZ } else { 0 };
         write!("cptr_el2", self.cptr_guest & !CPTR_TFP & !sve);
         isb();
@@ -459,7 +469,9 @@ impl CpuState {
     pub fn host_uses_fp(&mut self) {
         self.host_fp_untrapped();
         if self.fp != FpHolder::Host {
-            self.host_fp.restore(&self.features);
+            if !broken(Mistake::KeepFp) {
+                self.host_fp.restore(&self.features);
+            }
             self.fp = FpHolder::Host;
         }
     }

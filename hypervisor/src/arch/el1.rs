@@ -90,7 +90,7 @@ macro_rules! pauth_keys {
                 $(self.0[$index] = read!($name);)*
             }
             #[inline(always)]
-            fn restore(&self) {
+            pub fn restore(&self) {
                 $(write!($name, self.0[$index]);)*
             }
         }

@@ -22,6 +22,10 @@ use crate::arch::percpu::count;
 impl Running<'_> {
     /// HVC #0. The return address is behind the instruction already.
     pub fn call(&mut self) -> Next {
+        #[cfg(feature = "crash-test")]
+        if crate::hypercall::crash::intercept_break(&mut self.vcpu.regs.x) {
+            return Next::Resume;
+        }
         let [x0, x1, x2, x3, ..] = self.vcpu.regs.x;
         match smccc::decide(x0, x1, self.vm.protected()) {
             Answer::One(value) => self.vcpu.regs.x[0] = value,

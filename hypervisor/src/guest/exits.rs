@@ -18,7 +18,7 @@ use super::vcpu::Pending;
 use super::vm::Vgic;
 use crate::arch::percpu::{PerCpu, count};
 use crate::arch::{barrier, cpu};
-use crate::broken::{Mistake, broken};
+use gzvm_core::broken::{Mistake, broken};
 
 /// Fault status code of a TLB conflict abort.
 const FSC_TLB_CONFLICT: u8 = 0x30;
@@ -177,6 +177,7 @@ impl Running<'_> {
             return self.external_abort(self.bus_error(false, access.write), cpu::far());
         }
         let value = match self.vcpu.regs.x.get(usize::from(access.rt)) {
+            Some(x) if access.write && broken(Mistake::ShownWhole) => *x,
             Some(x) if access.write => truncate(*x, access.size),
             _ => 0,
         };
@@ -253,6 +254,7 @@ impl Running<'_> {
         let mut vgic = if settled { self.vm.vgic.lock() } else { self.vgic() };
         let data = match frame {
             None => vgic.dist_read(id, offset, size),
+            Some(_) if broken(Mistake::OwnRedistributor) => vgic.redist_read(id, id, offset, size),
             Some(target) => vgic.redist_read(id, target, offset, size),
         };
         if settled {

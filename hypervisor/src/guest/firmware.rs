@@ -6,6 +6,7 @@
 //! the host put into them: they hold the firmware before the guest sees them. vCPU 0 starts at the window's first byte.
 
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VmId};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::machine::Region;
 use gzvm_core::memory::PaRange;
 use gzvm_core::vm::identity::{self, Digest};
@@ -79,7 +80,7 @@ impl Window {
         let mut at = ipa;
         while let Some(range) = rest {
             let (page, after) = range.split_first(1);
-            let inside = at.0.checked_sub(self.base.0).filter(|offset| offset < size);
+            let inside = at.0.checked_sub(self.base.0).filter(|o| o < size && !broken(Mistake::NoFirmware));
             if inside.is_some_and(|offset| !image.copy_to(vm, offset, page)) {
                 return false;
             }

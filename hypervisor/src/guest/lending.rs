@@ -24,6 +24,7 @@
 
 use gzvm_abi::guest;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VmId};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::loans::{Book, Entry, Handle};
 use gzvm_core::memory::ownership::{Loan, Transition};
@@ -109,7 +110,9 @@ impl Books {
         }
         let entry = self.lent(handle).ok_or(Failure::Invalid)?;
         let at = entry.at.ok_or(Failure::Invalid)?;
-        memory.withdraw(at)?;
+        if !broken(Mistake::LentForEver) {
+            memory.withdraw(at)?;
+        }
         entry.at = None;
         private::lending_step(&entry.pages, Transition::VmRelinquish(entry.loan))?;
         if let Some(book) = self.get(id) {
@@ -143,7 +146,8 @@ fn share(vm: &Vm, pages: IpaRange, borrower: VmId, write: bool) -> Result<Handle
     }
     let other = registry::get(borrower.0.into()).map_err(|_| Failure::Invalid)?;
     // A plain VM's secrets are the host's too.
-    let other = other.vm().filter(|vm| vm.protected()).ok_or(Failure::Invalid)?;
+    let other =
+        other.vm().filter(|vm| vm.protected() || broken(Mistake::LentToPlain)).ok_or(Failure::Invalid)?;
     let mut memory = vm.memory.lock();
     let mut books = BOOKS.lock();
     if !books.open(owner, &mut memory)?.can_lend() {
@@ -174,7 +178,7 @@ fn retrieve(vm: &Vm, handle: Handle, at: IpaRange) -> Result<Loan, Failure> {
     let entry = books.lent(handle).filter(|e| e.is_for(vm.party, at.pages())).ok_or(Failure::Invalid)?;
     let loan = entry.loan;
     private::lending_step(&entry.pages, Transition::VmRetrieve(loan))?;
-    if let Err(e) = memory.borrow(at, &entry.pages, loan.write) {
+    if let Err(e) = memory.borrow(at, &entry.pages, loan.write || broken(Mistake::LentToWrite)) {
         private::lending_step(&entry.pages, Transition::VmRelinquish(loan))?;
         return Err(e.into());
     }
@@ -189,7 +193,7 @@ fn relinquish(vm: &Vm, handle: Handle) -> Result<(), Failure> {
 }
 
 fn reclaim(vm: &Vm, handle: Handle) -> Result<(), Failure> {
-    if handle.owner() != vm.party.id {
+    if handle.owner() != vm.party.id && !broken(Mistake::AnybodyReclaims) {
         return Err(Failure::Invalid);
     }
     BOOKS.lock().reclaim(handle)
@@ -220,7 +224,7 @@ pub fn end_step(vm: &mut Vm, budget: u64) -> Progress {
             }
         }
     }
-    if books.slot(id).and_then(Option::take).is_some() {
+    if !broken(Mistake::LeakBook) && books.slot(id).and_then(Option::take).is_some() {
         let _ = memory.account.refund(pages_of::<Book>() as u64);
     }
     Progress::Done

@@ -14,7 +14,7 @@ use gzvm_core::vm::identity::{Facts, Identity, Measurement, Sealed, from_words};
 use super::firmware;
 use super::run::{Next, Running};
 use super::vm::Vm;
-use crate::broken::{Mistake, broken};
+use gzvm_core::broken::{Mistake, broken};
 
 impl Vm {
     fn facts(&self) -> Facts {

@@ -13,11 +13,11 @@ use gzvm_core::memory::{IpaRange, PaRange};
 use super::firmware::Window;
 use super::private;
 use crate::arch::barrier;
-use crate::broken::{Mistake, broken};
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self, Account, Exhausted};
 use crate::mem::tables::{Tables, VmTlb};
 use crate::platform;
+use gzvm_core::broken::{Mistake, broken};
 
 /// Pages that a VM's tables may take: enough to map 16 GiB by single pages, and its device holes; but
 /// no more than half of the pool.
@@ -292,7 +292,7 @@ impl VmMemory {
         if self.slots.overlap(&at) {
             return Err(MapFailure::Invalid);
         }
-        let attrs = Attrs { write, ..Attrs::RAM_NX };
+        let attrs = Attrs { write, ..if broken(Mistake::LentToRun) { Attrs::RAM } else { Attrs::RAM_NX } };
         let root = self.stage2.root();
         let mut rest = Some(at);
         for (n, pa) in (0u64..).zip(pages) {

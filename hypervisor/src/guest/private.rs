@@ -20,10 +20,10 @@ use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, State, Transition};
 
 use super::memory::MapFailure;
-use crate::broken::{Mistake, broken};
 use crate::host;
 use crate::mem;
 use crate::platform;
+use gzvm_core::broken::{Mistake, broken};
 
 /// The host's memory becomes a protected VM's.
 pub fn donate(vm: VmId, memory: PaRange) -> Result<(), MapFailure> {
@@ -55,7 +55,8 @@ fn leave_host(memory: PaRange, transition: Transition) -> Result<(), MapFailure>
     host::with(|host| {
         let mut ownership = platform::ownership().lock();
         let permit = ownership.check(memory, transition).map_err(|_| MapFailure::NotHosts)?;
-        if !broken(Mistake::NoHide) {
+        let again = matches!(transition, Transition::VmUnshare(_));
+        if !broken(if again { Mistake::NoHideAgain } else { Mistake::NoHide }) {
             host.hide(memory)?;
         }
         permit.commit();

@@ -13,6 +13,7 @@
 
 use core::sync::atomic::Ordering;
 
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::timer::{Timer, earlier};
 
 use super::run::{Exit, GUEST_VTIMER, Next, Running, longest_idle};
@@ -33,7 +34,7 @@ fn timer_in_cpu() -> Timer {
 fn delay(vcpu: &Vcpu, virt: &Timer, now: u64) -> u64 {
     let first = earlier(virt.deadline(now), vcpu.ptimer.timer.deadline(now));
     let longest = longest_idle();
-    first.map_or(longest, |at| at.saturating_sub(now).min(longest))
+    first.filter(|_| !broken(Mistake::Oversleep)).map_or(longest, |at| at.saturating_sub(now).min(longest))
 }
 
 /// For a vCPU in a power-down state: stays idle for so many ticks, unless a wake-up is pending. `virt`

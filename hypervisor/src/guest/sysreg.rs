@@ -3,6 +3,7 @@
 //! not name is undefined to the guest.
 
 use gzvm_core::addr::IntId;
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::id_registers::{self, Given};
 use gzvm_core::vcpu::registers::{self, Trap};
 use gzvm_core::vcpu::syndrome::SysregAccess;
@@ -46,7 +47,9 @@ impl Running<'_> {
     #[inline(never)]
     fn by_table(&mut self, access: SysregAccess) -> Next {
         let Some(trap) = registers::trap(access.key(), access.read) else {
-            if !self.watched_vbar(access) {
+            if broken(Mistake::UnknownRegisters) {
+                self.skip();
+            } else if !self.watched_vbar(access) {
                 self.inject_undefined();
             }
             return Next::Resume;

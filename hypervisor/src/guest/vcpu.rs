@@ -4,6 +4,7 @@
 use arrayvec::ArrayVec;
 use gzvm_abi::run::HWSTATE_OFFSET;
 use gzvm_core::addr::{Ipa, VcpuId};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::smccc;
 use gzvm_core::vcpu::decode::emulate::Emulation;
 use gzvm_core::vcpu::mmio::PendingLoad;
@@ -103,6 +104,9 @@ impl Vcpu {
         self.regs.pc = entry;
         self.regs.pstate = PSTATE_EL1H_MASKED;
         self.regs.x[0] = context;
+        if broken(Mistake::NoReset) {
+            return;
+        }
         self.el1 = El1Regs { sctlr: SCTLR_EL1_RESET, ..El1Regs::default() };
         self.timer = VirtualTimer::default();
         self.ptimer.reset();

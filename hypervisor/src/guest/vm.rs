@@ -26,11 +26,11 @@ use super::watch::VmWatch;
 use crate::arch::cpu;
 use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::percpu::{PerCpu, kick};
-use crate::broken::{Mistake, broken};
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self};
 use crate::platform;
+use gzvm_core::broken::{Mistake, broken};
 
 /// IPA bits of a guest, as crosvm and our VMM assume.
 pub const IPA_BITS: u8 = 40;

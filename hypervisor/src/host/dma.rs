@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::dma::{Dma, MAX_SMMUS, SmmuNode};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::stage2::Tlb;
@@ -100,7 +101,7 @@ impl HostTlb {
     }
 
     fn tell(&mut self, commands: impl Iterator<Item = Command> + Clone) {
-        for smmu in SMMUS.lock().iter_mut() {
+        for smmu in SMMUS.lock().iter_mut().filter(|_| !broken(Mistake::NoSmmuFlush)) {
             if let Err(silent) = smmu.run(commands.clone()) {
                 self.devices = Err(silent);
                 STALE_WALKS.store(true, Ordering::SeqCst);

@@ -4,6 +4,7 @@
 
 use arrayvec::ArrayVec;
 use gzvm_core::addr::{Ipa, PAGE_SIZE};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::machine::{Gic, MAX_CPUS, Region};
 use gzvm_core::platform::redistributor::{is_valid, load, store};
 use gzvm_core::vcpu::mmio::PendingLoad;
@@ -41,6 +42,8 @@ pub fn access(frame: &mut HostFrame, ipa: Ipa, access: DataAccess) -> bool {
             let value = frame.x.get(usize::from(access.rt)).copied().unwrap_or(0);
             if let Some(value) = store(offset, access.size, value) {
                 registers.write32(offset, value);
+            } else if broken(Mistake::GicTables) {
+                registers.write32(offset, value as u32);
             }
         }
         Some(pending) => {

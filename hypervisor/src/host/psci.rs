@@ -12,8 +12,8 @@ use crate::arch::barrier::dsb_sy;
 use crate::arch::frame::HostFrame;
 use crate::arch::percpu::{PerCpu, power};
 use crate::arch::smc;
-use crate::broken::{Mistake, broken};
 use crate::platform;
+use gzvm_core::broken::{Mistake, broken};
 
 unsafe extern "C" {
     static secondary_entry: u8;
@@ -109,7 +109,8 @@ fn cpu_on(mpidr: u64, entry: u64, context: u64) -> u64 {
     target.host_context.store(context, Ordering::SeqCst);
     let block = core::ptr::from_ref(target) as u64;
     dsb_sy();
-    let [status, ..] = smc::call([CPU_ON, mpidr, entry_point(), block, 0, 0, 0, 0]);
+    let at = if broken(Mistake::NoRelay) { entry } else { entry_point() };
+    let [status, ..] = smc::call([CPU_ON, mpidr, at, block, 0, 0, 0, 0]);
     if status != psci::SUCCESS {
         target.power.store(power::OFF, Ordering::SeqCst);
     }

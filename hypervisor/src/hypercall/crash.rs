@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Mistakes on demand, for the tests of EL2's own protection and of its crash reports, and for those of the tests themselves
-//! ([`crate::broken`]). Only in images built with the feature `crash-test`; no other image has these calls.
+//! ([`gzvm_core::broken`]). Only in images built with the feature `crash-test`; no other image has these calls.
 
 use core::hint::black_box;
 
-use crate::arch::frame::HostFrame;
+use gzvm_core::broken;
+use gzvm_core::fdt::machine::HostImage;
+
 use crate::arch::provoke;
 
 /// The call: x1 = what to do.
@@ -14,18 +16,34 @@ const FID_BREAK: u32 = 0xFB00_107F;
 
 /// Does what the host asks for, if this is one of the calls; whether it was answered. The first comes back only if the protection
 /// failed, or x1 is none of the numbers below.
-pub fn intercept(frame: &mut HostFrame) -> bool {
-    match frame.x[0] as u32 {
-        FID => {
-            crash(frame.x[1]);
+pub fn intercept(x: &mut [u64]) -> bool {
+    match x {
+        [fid, kind, ..] if *fid as u32 == FID => {
+            crash(*kind);
             false
         }
-        FID_BREAK => {
-            crate::broken::set(frame.x[1]);
-            frame.x[0] = 0;
+        _ => intercept_break(x),
+    }
+}
+
+/// The second call, which is a guest's too.
+pub fn intercept_break(x: &mut [u64]) -> bool {
+    match x {
+        [fid, mistake, ..] if *fid as u32 == FID_BREAK => {
+            broken::set(*mistake);
+            *fid = 0;
             true
         }
         _ => false,
+    }
+}
+
+/// `el2-break=N` among the host's boot arguments: the mistake of what is done once, at boot.
+pub fn break_at_boot(host: Option<&HostImage<'_>>) {
+    let mut arguments = host.map_or("", |host| host.bootargs).split_ascii_whitespace();
+    if let Some(mistake) = arguments.find_map(|argument| argument.strip_prefix("el2-break=")?.parse().ok()) {
+        broken::set(mistake);
+        log::warn!("broken on purpose: {mistake}");
     }
 }
 

@@ -4,8 +4,8 @@
 use gzvm_core::vm::identity::from_words;
 
 use super::{Args, Error, Results};
-use crate::broken::{Mistake, broken};
 use crate::guest::registry;
+use gzvm_core::broken::{Mistake, broken};
 
 /// MEASUREMENT: x1 = VM id, x2 = half, 0 or 1. Results: 16 bytes of the measurement, its state. Not supported: a plain VM, or
 /// one that has not run yet.

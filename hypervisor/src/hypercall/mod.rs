@@ -8,7 +8,7 @@
 mod capability;
 mod control;
 #[cfg(feature = "crash-test")]
-mod crash;
+pub mod crash;
 mod device;
 mod features;
 mod host_access;
@@ -96,7 +96,7 @@ impl From<MapFailure> for Error {
 /// An HVC #0 of the host.
 pub fn dispatch(frame: &mut HostFrame) {
     #[cfg(feature = "crash-test")]
-    if crash::intercept(frame) {
+    if crash::intercept(&mut frame.x) {
         return;
     }
     let Some(function) = Function::from_fid(frame.x[0]) else {

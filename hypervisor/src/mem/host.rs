@@ -12,7 +12,7 @@ use gzvm_core::memory::PaRange;
 use gzvm_core::memory::ownership::{Ownership, State};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::broken::{Mistake, broken};
+use gzvm_core::broken::{Mistake, broken};
 
 /// The range is not all memory of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

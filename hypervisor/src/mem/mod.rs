@@ -27,7 +27,7 @@ use gzvm_core::memory::ownership::{Dirty, Scrubbed};
 use crate::arch::barrier;
 use crate::arch::mmio::Frame;
 use crate::arch::percpu::PerCpu;
-use crate::broken::{Mistake, broken};
+use gzvm_core::broken::{Mistake, broken};
 
 /// The register frame of a device in the device tree.
 pub fn device_frame(region: &Region) -> Frame {

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use gzvm_core::addr::Pa;
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::stage2::{OutOfTables, TableMemory, Tlb};
 
@@ -47,7 +48,7 @@ impl TableMemory for Tables<'_> {
     }
 
     fn free_table(&mut self, table: Pa) {
-        if STALE_WALKS.load(Ordering::SeqCst) {
+        if STALE_WALKS.load(Ordering::SeqCst) || broken(Mistake::LostTables) {
             return;
         }
         pool::free(table, 1);
@@ -89,6 +90,9 @@ impl VmTlb {
 
 impl Tlb for VmTlb {
     fn invalidate(&mut self, vmid: u16, range: IpaRange, _last_level_only: bool) {
+        if broken(Mistake::NoVmFlush) && vmid != 0 || broken(Mistake::NoHostFlush) && vmid == 0 {
+            return;
+        }
         self.with_vmid(vmid, || barrier::tlbi_ipas2(range.start(), range.size()));
     }
 

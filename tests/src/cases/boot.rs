@@ -16,6 +16,9 @@ use crate::{
 /// CPU models that differ in what EL2 offers: without VHE (Armv8.0), with it, servers, everything.
 pub const CPUS: [&str; 4] = ["cortex-a53", "cortex-a76", "neoverse-n1", "max"];
 
+/// A device on PCI that copies memory.
+pub const DMA_DEVICE: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffff"];
+
 /// The tests of this file.
 #[must_use]
 pub fn cases(_layout: &Layout) -> Vec<Case> {

@@ -44,7 +44,7 @@ fn guarded(context: &Context, cpu: &str) -> Result<()> {
 /// A machine with the test host and a device on PCI.
 fn testhost(context: &Context, arguments: &str) -> Machine {
     let mut machine = boot::testhost(context, arguments);
-    machine.extra = ["-device", "edu,dma_mask=0xffffffffffff"].map(Into::into).to_vec();
+    machine.extra = boot::DMA_DEVICE.map(Into::into).to_vec();
     machine
 }
 

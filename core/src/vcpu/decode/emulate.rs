@@ -21,6 +21,7 @@ use arrayvec::ArrayVec;
 
 use super::{Access, Addressing, Bank, Base, Extension, IndexExtend};
 use crate::addr::{Ipa, PAGE_SIZE};
+use crate::broken::{Mistake, broken};
 
 /// Bytes of the largest access: a pair of 128-bit vector registers.
 const MAX_BYTES: usize = 32;
@@ -158,7 +159,7 @@ impl Emulation {
         let offset = address & PAGE_SIZE.wrapping_sub(1);
         // How far into the access the fault was, and how far the page's end is.
         let (into, end) = (fault.far.wrapping_sub(address) & ADDRESS_BITS, PAGE_SIZE.wrapping_sub(offset));
-        if end < bytes && !fault.onward {
+        if end < bytes && !fault.onward && !broken(Mistake::PastPageEnd) {
             return Err(Mismatch::CrossesPage);
         }
         if into >= bytes {
