@@ -12,6 +12,9 @@ const fn io(nr: u32) -> u32 {
 const fn iow<T>(nr: u32) -> u32 {
     1 << 30 | (size_of::<T>() as u32) << 16 | MAGIC << 8 | nr
 }
+const fn ior<T>(nr: u32) -> u32 {
+    2 << 30 | (size_of::<T>() as u32) << 16 | MAGIC << 8 | nr
+}
 const fn iowr<T>(nr: u32) -> u32 {
     3 << 30 | (size_of::<T>() as u32) << 16 | MAGIC << 8 | nr
 }
@@ -44,6 +47,8 @@ pub const SET_ONE_REG: u32 = iow::<OneReg>(0xAC);
 pub const CONTROL: u32 = iowr::<Control>(0xC8);
 /// VM, ours: watches exceptions; before the first RUN. See [`cap::WATCH`](crate::hypercall::cap::WATCH).
 pub const SET_WATCH: u32 = iow::<Watch>(0xC9);
+/// VM, ours: who a protected VM is; see [`extension::MEASUREMENT`].
+pub const MEASUREMENT: u32 = ior::<Measurement>(0xCA);
 /// VM, ours: gives it [`vm_feature`](crate::hypercall::vm_feature)s, before its first vCPU; see
 /// [`cap::VM_FEATURES`](crate::hypercall::cap::VM_FEATURES).
 pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
@@ -79,6 +84,8 @@ pub mod extension {
     pub const IRQFD_RESAMPLE: u64 = 0x475A_0008;
     /// 1: [`CREATE_GUEST_MEMORY`](super::CREATE_GUEST_MEMORY).
     pub const GUEST_MEMORY: u64 = 0x475A_0009;
+    /// 1: [`MEASUREMENT`](super::MEASUREMENT).
+    pub const MEASUREMENT: u64 = 0x475A_000A;
     /// [`MAX_SPIS`](crate::MAX_SPIS): [`VGIC_SPIS`](super::VGIC_SPIS).
     pub const VGIC_SPIS: u64 = 0x475A_0020;
 }
@@ -261,6 +268,15 @@ structure! {
         stall_ms: u64,
         /// Zero.
         reserved: [u64; 2],
+    }
+}
+structure! {
+    /// Answer of [`MEASUREMENT`].
+    Measurement[40] {
+        /// SHA-256.
+        value: [u8; 32],
+        /// See [`measurement`](crate::guest::measurement).
+        state: u64,
     }
 }
 structure! {

@@ -170,7 +170,10 @@ fn serve(client: &UnixStream, target: &Target, end: &Sender<EndReason>) -> io::R
         (Some(_), None) => Err(anyhow::anyhow!("the VM is being made or unmade just now")),
         (Some(Request::Pause), Some(subject)) => subject.vm.pause().map(|status| status.to_string()),
         (Some(Request::Resume), Some(subject)) => subject.vm.resume().map(|status| status.to_string()),
-        (Some(Request::Status), Some(subject)) => subject.vm.status().map(|status| status.to_string()),
+        (Some(Request::Status), Some(subject)) => {
+            let measurement = subject.vm.measurement().map_or_else(String::new, |m| format!(", {m}"));
+            subject.vm.status().map(|status| format!("{status}{measurement}"))
+        }
         (Some(Request::Balloon(size)), Some(subject)) => match subject.balloon {
             Some(resize) => resize(size.map(|size| size.0)),
             None => Err(anyhow::anyhow!("this guest has no balloon (gz run --balloon)")),
@@ -204,7 +207,7 @@ pub fn ask(path: &Path, request: Request) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::{Power, Status};
+    use crate::hypervisor::{Measurement, Power, Status};
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::mpsc;
     use vmm_sys_util::eventfd::EventFd;
@@ -240,6 +243,9 @@ mod tests {
             let power = if self.0.load(SeqCst) { Power::Paused } else { Power::Running };
             Ok(Status { power, events: 0 })
         }
+        fn measurement(&self) -> Option<Measurement> {
+            self.0.load(SeqCst).then_some(Measurement { value: [0xA5; 32], sealed: true })
+        }
     }
 
     fn fake() -> Subject {
@@ -259,7 +265,9 @@ mod tests {
         server.set(Some(fake()));
         assert_eq!(ask(&path, Request::Status).unwrap(), "running");
         assert_eq!(ask(&path, Request::Pause).unwrap(), "paused");
-        assert_eq!(ask(&path, Request::Status).unwrap(), "paused");
+        // This one has a measurement while it is paused.
+        let status = format!("paused, measurement {}, sealed", "a5".repeat(32));
+        assert_eq!(ask(&path, Request::Status).unwrap(), status);
         assert_eq!(ask(&path, Request::Resume).unwrap(), "running");
         ask(&path, Request::Reset).unwrap();
         ask(&path, Request::Stop).unwrap();

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
-    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
+    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
     UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
@@ -139,6 +139,7 @@ impl Vm {
                 let mask = uaccess::read::<u64>(arg)?;
                 call(Function::VmFeatures, [this.id.into(), mask]).map(|_| 0)
             }
+            ioctl::MEASUREMENT => this.measurement(arg).map(done),
             ioctl::VGIC_SPIS => this.set_spis(&uaccess::read::<VgicSpis>(arg)?).map(done),
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
@@ -227,6 +228,23 @@ impl Vm {
         }
         let args = [self.id.into(), watch.kinds.into(), watch.action.into(), watch.stall_ms];
         call(Function::SetWatch, args).map(drop)
+    }
+
+    /// MEASUREMENT. EOPNOTSUPP: the VM is not protected, or has not run; EAGAIN: the guest changes it just now.
+    fn measurement(&self, arg: u64) -> Result {
+        if !has_function(Function::Measurement) {
+            return Err(code::ENOTTY);
+        }
+        let half = |n| call(Function::Measurement, [self.id.into(), n]);
+        let (low, high) = (half(0)?, half(1)?);
+        if low.x3 != high.x3 {
+            return Err(code::EAGAIN);
+        }
+        let mut answer = Measurement { value: [0; 32], state: low.x3 };
+        for (bytes, word) in answer.value.chunks_mut(8).zip([low.x1, low.x2, high.x1, high.x2]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        uaccess::write(arg, &answer)
     }
 
     /// VGIC_SPIS. EINVAL: no such number, or the VM has a vCPU.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use gzvm_abi::ioctl::{
-    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd,
+    self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
     UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
 use vmm_sys_util::eventfd::EventFd;
@@ -62,6 +62,17 @@ impl VmFd {
         // SAFETY: VM_FEATURES reads exactly one `u64`.
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::VM_FEATURES.into(), &mask) })?;
         Ok(())
+    }
+
+    /// Who a protected VM is. Only where [`extension::MEASUREMENT`] is 1.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: the VM is plain, or has not run; EAGAIN: its guest changes it just now; ENOTTY: an older driver or hypervisor.
+    pub fn measurement(&self) -> Result<Measurement> {
+        let mut answer = Measurement { value: [0; 32], state: 0 };
+        // SAFETY: MEASUREMENT writes exactly one `Measurement`.
+        check(unsafe { ioctl_with_mut_ref(&self.vm, ioctl::MEASUREMENT.into(), &mut answer) })?;
+        Ok(answer)
     }
 
     /// Gives the VM so many SPIs, before its first vCPU

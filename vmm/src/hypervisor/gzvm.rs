@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
+use gzvm_abi::guest::measurement;
 use gzvm_abi::hypercall::{cap, purpose, vm_feature};
 use gzvm_abi::ioctl::{UserspaceMemoryRegion, extension};
 use gzvm_abi::run::{exception, reason};
@@ -15,8 +16,8 @@ use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, Vcp
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    BOOT_PSTATE, BootState, Exit, Kick, Machine, NO_CONTROL, Parts, Power, Status, Vcpu, Vm, open_error,
-    system_event,
+    BOOT_PSTATE, BootState, Exit, Kick, Machine, Measurement, NO_CONTROL, Parts, Power, Status, Vcpu, Vm,
+    open_error, system_event,
 };
 use crate::cli::run::Feature;
 use crate::exit::EndReason;
@@ -192,6 +193,11 @@ impl Vm for GuestVm {
 
     fn status(&self) -> anyhow::Result<Status> {
         self.control(control::STATUS, "status")
+    }
+
+    fn measurement(&self) -> Option<Measurement> {
+        let answer = self.fd.measurement().ok()?;
+        Some(Measurement { value: answer.value, sealed: answer.state & measurement::SEALED != 0 })
     }
 }
 

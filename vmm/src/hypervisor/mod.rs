@@ -158,9 +158,31 @@ pub trait Vm: Send + Sync {
     fn status(&self) -> anyhow::Result<Status> {
         anyhow::bail!("{NO_CONTROL}")
     }
+
+    /// Who it is: none of a plain VM, of one that has not run, and where nobody keeps it.
+    fn measurement(&self) -> Option<Measurement> {
+        None
+    }
 }
 
 const NO_CONTROL: &str = "this hypervisor (or its driver) has no such control";
+
+/// Who a protected VM is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Measurement {
+    /// SHA-256, see `docs/abi.md`.
+    pub value: [u8; 32],
+    /// The firmware has told all, and the payload runs.
+    pub sealed: bool,
+}
+
+impl std::fmt::Display for Measurement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("measurement ")?;
+        self.value.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        f.write_str(if self.sealed { ", sealed" } else { ", open" })
+    }
+}
 
 /// A VM's power, for [`Status`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -122,6 +122,9 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     // `end` lives, so that there is always a reason to come.
     let reason = session.reasons.recv().context("nobody is left to end the VM")?;
     tracing::debug!("ending: {reason}");
+    if let Some(measurement) = vm.measurement() {
+        tracing::info!("{measurement}");
+    }
     if let Some(control) = &session.control {
         control.set(None);
     }

@@ -59,6 +59,13 @@ pub fn vm_features() -> Check {
     Ok(())
 }
 
+/// Ours: protected VMs have a measurement.
+pub fn measurement() -> Check {
+    let answer = ask(&device()?, 0x475A_000A);
+    ensure!(answer == (0, 1), "{answer:?}");
+    Ok(())
+}
+
 /// Ours: how many SPIs a VM may have.
 pub fn vgic_spis() -> Check {
     let answer = ask(&device()?, 0x475A_0020);

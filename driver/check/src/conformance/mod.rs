@@ -46,12 +46,14 @@ pub const CHECKS: &[Named] = &[
     ("ioctl::control", watch::control),
     ("ioctl::set_watch", watch::set_watch),
     ("ioctl::vm_features", vms::vm_features),
+    ("ioctl::measurement", vms::measurement),
     ("ioctl::vgic_spis", events::vgic_spis),
     ("ioctl::unknown", vms::unknown),
     ("extension::protected_vm_0xffbadab1", extensions::protected_vm),
     ("extension::vm_gpa_size_0xa5", extensions::vm_gpa_size),
     ("extension::mte_0", extensions::mte),
     ("extension::watch_0x475a0010", watch::extension),
+    ("extension::measurement_0x475a000a", extensions::measurement),
     ("extension::vm_features_0x475a0018", extensions::vm_features),
     ("extension::vgic_spis_0x475a0020", extensions::vgic_spis),
     ("extension::unknown", extensions::unknown),
@@ -89,6 +91,7 @@ mod nr {
     pub const SET_ONE_REG: u32 = 0x4010_92AC;
     pub const CONTROL: u32 = 0xC020_92C8;
     pub const SET_WATCH: u32 = 0x4020_92C9;
+    pub const MEASUREMENT: u32 = 0x8028_92CA;
     pub const VM_FEATURES: u32 = 0x4008_92D0;
     pub const VGIC_SPIS: u32 = 0x4010_92D4;
     pub const CREATE_DEVICE: u32 = 0xC030_92E0;

@@ -4,11 +4,12 @@
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use gzvm_abi::run::exit;
 use gzvm_abi::{MAX_MEMSLOTS, MAX_VCPUS, ioctl};
 use libc::{EEXIST, EFAULT, EINVAL, ENOTTY, EOPNOTSUPP};
 
-use super::{Args, counter, descriptor, gives, needs_memory, nr};
-use crate::machine::{BUSY, Machine, RAM, device, vm};
+use super::{Args, counter, descriptor, gives, needs_memory, nr, programs};
+use crate::machine::{BUSY, Machine, RAM, Run, SIZE, device, vm};
 use crate::sys::{self, Mapping, errno};
 use crate::{Check, ensure};
 
@@ -31,6 +32,7 @@ pub fn numbers() -> Check {
         ("VGIC_SPIS", ioctl::VGIC_SPIS, nr::VGIC_SPIS),
         ("CREATE_DEVICE", ioctl::CREATE_DEVICE, nr::CREATE_DEVICE),
         ("SET_DTB_CONFIG", ioctl::SET_DTB_CONFIG, nr::SET_DTB_CONFIG),
+        ("MEASUREMENT", ioctl::MEASUREMENT, nr::MEASUREMENT),
         ("VM_FEATURES", ioctl::VM_FEATURES, nr::VM_FEATURES),
     ] {
         ensure!(ours == number, "{name} is {ours:#x}, not {number:#x}");
@@ -205,6 +207,27 @@ pub fn vm_features() -> Check {
     gives(give(&machine.vm, 0), EINVAL, "with a vCPU")?;
     for (fd, what) in [(&machine.vcpu, "vCPU"), (&device()?.into(), "device")] {
         gives(give(fd, 0), ENOTTY, format_args!("on the {what}"))?;
+    }
+    Ok(())
+}
+
+/// Ours: 32 bytes @0, their state @32; of a protected VM that has run.
+pub fn measurement() -> Check {
+    let read = |fd: &OwnedFd, words: &mut [u64; 6]| errno(&sys::ioctl_with(fd, nr::MEASUREMENT, words));
+    let mut words = [7; 6];
+    let vm = vm().map_err(|e| e.to_string())?;
+    gives(read(&vm, &mut words), EOPNOTSUPP, "a plain VM")?;
+    let machine = Machine::protected(Mapping::new(SIZE, true), programs::OFF, &[])?;
+    gives(read(&machine.vm, &mut words), EOPNOTSUPP, "a VM that has not run")?;
+    ensure!(words == [7; 6], "something was written: {words:x?}");
+    let mut run = Run::new();
+    run.run(&machine.vcpu).map_err(|e| format!("RUN: {e}"))?;
+    ensure!(run.0.exit_reason == exit::SYSTEM_EVENT, "exit {:#x}", run.0.exit_reason);
+    needs_memory(&machine.vm, nr::MEASUREMENT)?;
+    gives(read(&machine.vm, &mut words), 0, "a protected VM")?;
+    ensure!(words[..4] != [7; 4] && words[4..] == [0, 7], "{words:x?}");
+    for (fd, what) in [(&machine.vcpu, "vCPU"), (&device()?.into(), "device")] {
+        gives(read(fd, &mut words), ENOTTY, format_args!("on the {what}"))?;
     }
     Ok(())
 }

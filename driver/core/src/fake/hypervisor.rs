@@ -53,6 +53,9 @@ pub struct FakeVm {
     /// VGIC_SPIS.
     pub spis: u64,
     pub protected: bool,
+    /// How often its measurement was extended; and it is each time that it is read.
+    pub extends: u64,
+    pub extending: bool,
     /// Pages of a protected VM that it lets the host see.
     pub shared: BTreeSet<u64>,
     /// HOST_ACCESS, ANNOUNCE.
@@ -236,6 +239,15 @@ impl Fake {
                 (Status::Success, [1, 0, 0])
             }
             Function::VmFeatures => invalid,
+            Function::Measurement => match self.vms.get_mut(&vm_of) {
+                Some(vm) if !vm.protected => (Status::NotSupported, [0; 3]),
+                Some(vm) if a2 <= 1 => {
+                    vm.extends += u64::from(vm.extending);
+                    let word = |n| 0x0706_0504_0302_0100 + (2 * a2 + n) * 0x0808_0808_0808_0808;
+                    (Status::Success, [word(0), word(1), vm.extends << 32 | 1])
+                }
+                _ => invalid,
+            },
             Function::Control => match self.vms.get_mut(&vm_of) {
                 Some(_) if self.control_busy > 0 => {
                     self.control_busy -= 1;

@@ -6,6 +6,7 @@ mod eventfds;
 mod features;
 mod guest_memory;
 mod lifecycle;
+mod measurement;
 mod memory;
 mod run;
 mod spis;
