@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Links the firmware as a position-independent arm64 Image, and puts the key in that verifies payloads.
+//! Links the firmware as a position-independent arm64 Image, and puts in the key that verifies payloads and the oldest version
+//! of one that starts.
 
 use std::{env, fs, path::Path};
 
@@ -10,6 +11,9 @@ fn main() {
     println!("cargo:rerun-if-env-changed=GZVM_PAYLOAD_KEY");
     let key = env::var("GZVM_PAYLOAD_KEY").unwrap_or_else(|_| format!("{folder}/keys/development.pub"));
     println!("cargo:rerun-if-changed={key}");
+    println!("cargo:rerun-if-env-changed=GZVM_PAYLOAD_MIN_VERSION");
+    let minimum = env::var("GZVM_PAYLOAD_MIN_VERSION").unwrap_or_else(|_| "1".to_owned());
+    println!("cargo:rustc-env=GZVM_PAYLOAD_MIN_VERSION={minimum}");
     let text = fs::read_to_string(&key).unwrap_or_else(|e| panic!("{key}: {e}"));
     let bytes: Vec<u8> = (0..32)
         .map(|n| {

@@ -4,12 +4,13 @@
 //!
 //! 1. MMIO goes to the VMM only where this VM says so: from here on, memory is memory.
 //! 2. Device tree and payload are read. A page that is touched becomes the VM's own, for good, before it is read.
-//! 3. The tree is checked, then the signature ([`gzvm_firmware_verify`]).
-//! 4. Devices' registers are named to the MMIO guard, the bounce buffers shared, the host's seeds replaced.
+//! 3. The tree is checked, then the signature and the payload's version ([`gzvm_firmware_verify`]). The VM's measurement is extended by both.
+//! 4. Devices' registers are named to the MMIO guard, the bounce buffers shared, the host's seeds replaced, the measurement sealed.
 //! 5. The payload starts, as the arm64 boot protocol has it.
 //!
 //! Unsafe code is here only; what decides is in `verify/`. Whoever owns the key in `keys/` decides what runs;
-//! `GZVM_PAYLOAD_KEY` names another one at build time. Certificates, sealing and roll-back protection have their place between
+//! `GZVM_PAYLOAD_KEY` names another one at build time,
+//! `GZVM_PAYLOAD_MIN_VERSION` the oldest version that starts. Certificates have their place between
 //! 3 and 4.
 #![no_std]
 #![no_main]
@@ -55,6 +56,16 @@ unsafe extern "C" {
 /// The key that payloads are signed with.
 static KEY: &[u8; 32] = include_bytes!(concat!(env!("OUT_DIR"), "/payload.key"));
 
+/// The oldest version of a payload that starts.
+const MINIMUM: u64 = parse(env!("GZVM_PAYLOAD_MIN_VERSION"));
+
+const fn parse(number: &str) -> u64 {
+    match u64::from_str_radix(number, 10) {
+        Ok(number) => number,
+        Err(_) => panic!("GZVM_PAYLOAD_MIN_VERSION is no number"),
+    }
+}
+
 /// Why the VM ends.
 enum End {
     Hypervisor(&'static str),
@@ -75,16 +86,21 @@ impl core::fmt::Display for End {
 /// From the entry code; what it returns to ends the VM.
 #[unsafe(no_mangle)]
 extern "C" fn firmware_main(tree: u64, kernel: u64, size: u64) {
-    if let Err(why) = prepare(tree, kernel, size) {
-        println!("pvmfw: not started: {why}");
-        return;
+    match prepare(tree, kernel, size) {
+        Ok(version) => {
+            println!("pvmfw: the payload is signed, version {version}; starting it at {kernel:#x}")
+        }
+        Err(why) => {
+            println!("pvmfw: not started: {why}");
+            return;
+        }
     }
-    println!("pvmfw: the payload is signed; starting it at {kernel:#x}");
     // SAFETY: a kernel whose owner vouches for it, at its place; nothing of this firmware is used again.
     unsafe { start_payload(tree, kernel) }
 }
 
-fn prepare(tree: u64, kernel: u64, size: u64) -> Result<(), End> {
+/// Everything up to the payload's start; its version.
+fn prepare(tree: u64, kernel: u64, size: u64) -> Result<u64, End> {
     page_call(guest::MMIO_GUARD_ENROLL, 0).map_err(|()| End::Hypervisor("no MMIO guard"))?;
     for granule in [guest::HYP_MEMINFO, guest::MMIO_GUARD_INFO] {
         if hvc(granule, 0)[0] != PAGE {
@@ -113,9 +129,12 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<(), End> {
         bootargs: plan.bootargs.as_bytes(),
     };
     let key = VerifyingKey::from_bytes(KEY).map_err(|_| End::Payload(Refusal::Signature))?;
-    payload.verify(&key, sha256::digest).map_err(End::Payload)?;
+    let verified = payload.verify(&key, MINIMUM, sha256::digest).map_err(End::Payload)?;
+    for digest in [verified.digest, plan.digest()] {
+        call::extend(&digest).map_err(|()| End::Hypervisor("it keeps no measurement"))?;
+    }
 
-    plan.devices.iter().flat_map(Range::pages).try_for_each(name)?;
+    plan.devices.iter().flat_map(|device| device.registers.pages()).try_for_each(name)?;
     for page in plan.pool.iter().flat_map(Range::pages) {
         page_call(guest::MEM_SHARE, page).map_err(|()| End::Hypervisor("it shares no memory"))?;
     }
@@ -132,7 +151,8 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<(), End> {
         }
     }
     [tree, kernel].into_iter().chain(plan.initrd).for_each(clean);
-    Ok(())
+    call::seal().map_err(|()| End::Hypervisor("its measurement is not sealed"))?;
+    Ok(verified.version)
 }
 
 /// The guest's memory; one that the host does not give ends the VM.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ed25519_dalek::SigningKey;
-use gzvm_firmware_verify::manifest;
+use gzvm_firmware_verify::manifest::{self, Payload};
 use serde::Serialize;
 
 use crate::cli::{KeyOptions, SignOptions};
@@ -56,7 +56,8 @@ pub fn sign(options: &SignOptions) -> anyhow::Result<Signed> {
     let key = read_key(&options.key)?;
     let mut payload = read(&options.kernel)?;
     let initrd = options.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
-    let manifest = manifest::sign(&key, &payload, &initrd, options.cmdline.as_bytes());
+    let parts = Payload { kernel: &payload, initrd: &initrd, bootargs: options.cmdline.as_bytes() };
+    let manifest = manifest::sign(&key, &parts, options.version);
     payload.extend(manifest);
     fs::write(&options.output, payload)
         .with_context(|| format!("--output {}: can't be written", options.output.display()))?;
@@ -112,14 +113,16 @@ mod tests {
             kernel: folder.join("kernel"),
             initrd: None,
             cmdline: "a=b".into(),
+            version: 3,
             output: folder.join("signed"),
         };
         let said = sign(&options).unwrap();
         assert_eq!(said.key, public_key(&KeyOptions { key }).unwrap());
         let payload = fs::read(&options.output).unwrap();
-        let payload = manifest::Payload { kernel: &payload, initrd: &[], bootargs: b"a=b" };
+        let payload = Payload { kernel: &payload, initrd: &[], bootargs: b"a=b" };
         let key = read_key(&options.key).unwrap().verifying_key();
-        assert_eq!(payload.verify(&key, manifest::sha256).unwrap(), b"kernel");
+        let verified = payload.verify(&key, 3, manifest::sha256).unwrap();
+        assert_eq!((verified.kernel, verified.version), (&b"kernel"[..], 3));
         options.initrd = Some(folder.join("missing"));
         assert!(sign(&options).unwrap_err().to_string().contains("missing"));
         fs::remove_dir_all(&folder).unwrap();

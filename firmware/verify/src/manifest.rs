@@ -36,8 +36,10 @@ pub struct Manifest {
     pub initrd: Hash,
     /// Of the boot arguments, without a NUL.
     pub bootargs: Hash,
-    /// For what comes later: roll-back index, certificates. Zero.
-    pub reserved: [u8; 328],
+    /// Its owner's count of security fixes: firmware refuses payloads below its minimum.
+    pub version: u64,
+    /// For what comes later: certificates. Zero.
+    pub reserved: [u8; 320],
     /// ed25519, of all before it.
     pub signature: [u8; 64],
 }
@@ -54,8 +56,16 @@ pub enum Refusal {
     #[error("the manifest's signature is wrong")]
     Signature,
     /// The manifest asks for what this firmware does not know.
-    #[error("the manifest is of a later version")]
-    Version,
+    #[error("the manifest is of a later format")]
+    Format,
+    /// Its owner has given it up.
+    #[error("the payload is of version {version}, and {minimum} is the oldest that starts here")]
+    Old {
+        /// The manifest's.
+        version: u64,
+        /// The firmware's.
+        minimum: u64,
+    },
     /// The kernel was changed.
     #[error("the kernel is not the one that was signed")]
     Kernel,
@@ -78,13 +88,32 @@ pub struct Payload<'a> {
     pub bootargs: &'a [u8],
 }
 
+/// A payload that was signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified<'a> {
+    /// The kernel without its manifest.
+    pub kernel: &'a [u8],
+    /// The manifest's version.
+    pub version: u64,
+    /// What the VM's measurement is extended by: SHA-256 of [`MEASURED`], the key and all that it has signed.
+    pub digest: Hash,
+}
+
+/// Starts what is hashed of a payload for the measurement.
+pub const MEASURED: [u8; 8] = *b"GZVMPAYM";
+
 impl Payload<'_> {
-    /// Checks that all of it was signed, together, by the owner of `key`. The kernel without its manifest.
+    /// Checks that all of it was signed, together, by the owner of `key`, and is of version `minimum` or a later one.
     /// [`sha256`] will do, or a faster one.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn verify(&self, key: &VerifyingKey, sha256: fn(&[u8]) -> Hash) -> Result<&[u8], Refusal> {
+    pub fn verify(
+        &self,
+        key: &VerifyingKey,
+        minimum: u64,
+        sha256: fn(&[u8]) -> Hash,
+    ) -> Result<Verified<'_>, Refusal> {
         let at = self.kernel.len().checked_sub(SIZE).ok_or(Refusal::Unsigned)?;
         let (kernel, manifest) = self.kernel.split_at_checked(at).ok_or(Refusal::Unsigned)?;
         // The manifest may lie at any address.
@@ -97,7 +126,11 @@ impl Payload<'_> {
         key.verify_strict(signed, &Signature::from_bytes(&manifest.signature))
             .map_err(|_| Refusal::Signature)?;
         if manifest.reserved.iter().any(|b| *b != 0) {
-            return Err(Refusal::Version);
+            return Err(Refusal::Format);
+        }
+        let version = manifest.version;
+        if version < minimum {
+            return Err(Refusal::Old { version, minimum });
         }
         let same = |bytes: &[u8], hash: Hash| sha256(bytes) == hash;
         if manifest.kernel_size != kernel.len() as u64 || !same(kernel, manifest.kernel) {
@@ -109,7 +142,8 @@ impl Payload<'_> {
         if !same(self.bootargs, manifest.bootargs) {
             return Err(Refusal::Bootargs);
         }
-        Ok(kernel)
+        let digest = Sha256::new_with_prefix(MEASURED).chain_update(key.as_bytes()).chain_update(signed);
+        Ok(Verified { kernel, version, digest: digest.finalize().into() })
     }
 }
 
@@ -119,9 +153,10 @@ pub fn sha256(bytes: &[u8]) -> Hash {
     Sha256::digest(bytes).into()
 }
 
-/// The manifest of a kernel (without one yet), an initrd and boot arguments.
+/// The manifest of a payload whose kernel has none yet.
 #[cfg(any(test, feature = "sign"))]
-pub fn sign(key: &ed25519_dalek::SigningKey, kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> [u8; SIZE] {
+pub fn sign(key: &ed25519_dalek::SigningKey, payload: &Payload<'_>, version: u64) -> [u8; SIZE] {
+    let Payload { kernel, initrd, bootargs } = *payload;
     use ed25519_dalek::Signer;
     let mut manifest = Manifest {
         magic: MAGIC,
@@ -130,7 +165,8 @@ pub fn sign(key: &ed25519_dalek::SigningKey, kernel: &[u8], initrd: &[u8], boota
         initrd_size: initrd.len() as u64,
         initrd: sha256(initrd),
         bootargs: sha256(bootargs),
-        reserved: [0; 328],
+        version,
+        reserved: [0; 320],
         signature: [0; 64],
     };
     let signed = manifest.as_bytes().get(..SIGNED).unwrap_or_default();
@@ -143,18 +179,22 @@ mod tests {
     use super::*;
     use ed25519_dalek::SigningKey;
 
+    const VERSION: u64 = 7;
+
     fn key(n: u8) -> SigningKey {
         SigningKey::from_bytes(&[n; 32])
     }
 
     fn signed(kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> Vec<u8> {
         let mut payload = kernel.to_vec();
-        payload.extend(sign(&key(1), kernel, initrd, bootargs));
+        payload.extend(sign(&key(1), &Payload { kernel, initrd, bootargs }, VERSION));
         payload
     }
 
     fn verify(kernel: &[u8], initrd: &[u8], bootargs: &[u8]) -> Result<usize, Refusal> {
-        Payload { kernel, initrd, bootargs }.verify(&key(1).verifying_key(), sha256).map(<[u8]>::len)
+        Payload { kernel, initrd, bootargs }
+            .verify(&key(1).verifying_key(), VERSION, sha256)
+            .map(|v| v.kernel.len())
     }
 
     #[test]
@@ -165,7 +205,7 @@ mod tests {
         assert_eq!(verify(&payload, b"", b"console=ttyS0"), Err(Refusal::Initrd));
         assert_eq!(verify(&payload, b"initrd", b"console=ttyS0 init=/bin/sh"), Err(Refusal::Bootargs));
         let other = Payload { kernel: &payload, initrd: b"initrd", bootargs: b"console=ttyS0" };
-        assert_eq!(other.verify(&key(2).verifying_key(), sha256), Err(Refusal::Signature));
+        assert_eq!(other.verify(&key(2).verifying_key(), VERSION, sha256), Err(Refusal::Signature));
         let none = signed(b"k", b"", b"");
         assert_eq!(verify(&none, b"", b""), Ok(1));
         assert_eq!(verify(&none, b"x", b""), Err(Refusal::Initrd));
@@ -194,13 +234,58 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_is_refused() {
-        let mut manifest = Manifest::read_from_bytes(&sign(&key(1), b"k", b"", b"")).unwrap();
+    fn a_later_format_is_refused() {
+        let bare = Payload { kernel: b"k", initrd: b"", bootargs: b"" };
+        let mut manifest = Manifest::read_from_bytes(&sign(&key(1), &bare, VERSION)).unwrap();
         manifest.reserved[3] = 1;
         use ed25519_dalek::Signer;
         manifest.signature = key(1).sign(&manifest.as_bytes()[..SIGNED]).to_bytes();
         let mut payload = b"k".to_vec();
         payload.extend(manifest.as_bytes());
-        assert_eq!(verify(&payload, b"", b""), Err(Refusal::Version));
+        assert_eq!(verify(&payload, b"", b""), Err(Refusal::Format));
+    }
+
+    #[test]
+    fn what_is_older_than_the_minimum_is_refused() {
+        let payload = signed(b"k", b"", b"");
+        let payload = Payload { kernel: &payload, initrd: b"", bootargs: b"" };
+        let at_least = |minimum| payload.verify(&key(1).verifying_key(), minimum, sha256).map(|v| v.version);
+        assert_eq!((at_least(0), at_least(VERSION)), (Ok(VERSION), Ok(VERSION)));
+        for minimum in [VERSION + 1, u64::MAX] {
+            assert_eq!(at_least(minimum), Err(Refusal::Old { version: VERSION, minimum }));
+        }
+    }
+
+    /// Computed by Python's hashlib, from docs/abi.md.
+    #[test]
+    fn the_digest_is_that_of_the_documentation() {
+        let payload = signed(b"kernel!", b"initrd", b"console=ttyS0");
+        let verified = Payload { kernel: &payload, initrd: b"initrd", bootargs: b"console=ttyS0" };
+        let digest = verified.verify(&key(1).verifying_key(), 0, sha256).unwrap().digest;
+        let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "63058039ce9c200d31c6a3c37c85aab5e466bb07387b1bce235a76c553244472");
+    }
+
+    #[test]
+    fn all_that_is_signed_and_the_key_are_measured() {
+        let digest = |n, kernel: &[u8], initrd: &[u8], bootargs: &[u8], version| {
+            let parts = Payload { kernel, initrd, bootargs };
+            let mut payload = kernel.to_vec();
+            payload.extend(sign(&key(n), &parts, version));
+            Payload { kernel: &payload, ..parts }.verify(&key(n).verifying_key(), 0, sha256).unwrap().digest
+        };
+        let all = [
+            digest(1, b"k", b"i", b"b", 1),
+            digest(2, b"k", b"i", b"b", 1),
+            digest(1, b"l", b"i", b"b", 1),
+            digest(1, b"k", b"j", b"b", 1),
+            digest(1, b"k", b"", b"b", 1),
+            digest(1, b"k", b"i", b"c", 1),
+            digest(1, b"k", b"i", b"b", 2),
+        ];
+        for (n, value) in all.iter().enumerate() {
+            assert!(!all[..n].contains(value), "{n} is as another");
+        }
+        assert_eq!(all[0], digest(1, b"k", b"i", b"b", 1));
     }
 }

@@ -5,6 +5,9 @@
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
+use sha2::{Digest, Sha256};
+
+use crate::manifest::Hash;
 
 /// Most devices with registers.
 pub const MAX_DEVICES: usize = 32;
@@ -122,12 +125,47 @@ pub struct Plan<'a> {
     pub initrd: Option<Range>,
     /// What is to be shared with the host: virtio's bounce buffers.
     pub pool: Option<Range>,
-    /// Registers that the VMM emulates.
-    pub devices: ArrayVec<Range, MAX_DEVICES>,
+    /// What the VMM emulates.
+    pub devices: ArrayVec<Device, MAX_DEVICES>,
     /// Registers of a 16550, one byte each.
     pub uart: Option<u64>,
     /// Boot arguments.
     pub bootargs: &'a str,
+}
+
+/// A device that the VMM emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// `compatible`, as this firmware knows it.
+    pub kind: &'static str,
+    /// Its registers.
+    pub registers: Range,
+}
+
+/// Starts what is hashed of a tree for the measurement.
+pub const MEASURED: [u8; 8] = *b"GZVMTREE";
+
+impl Plan<'_> {
+    /// What the VM's measurement is extended by: which devices there are, in the tree's order, how much memory, and what of it the host sees. Where
+    /// the host has put kernel, initrd and tree is not in it, nor what the payload's signature covers.
+    pub fn digest(&self) -> Hash {
+        let mut hash = Sha256::new_with_prefix(MEASURED);
+        let mut number = |number: u64| hash.update(number.to_le_bytes());
+        for range in [Some(self.memory), self.pool] {
+            number(range.map_or(0, |range| range.start));
+            number(range.map_or(0, |range| range.end));
+        }
+        number(self.devices.len() as u64);
+        for Device { registers, .. } in &self.devices {
+            number(registers.start);
+            number(registers.end);
+        }
+        for Device { kind, .. } in &self.devices {
+            hash.update(kind);
+            hash.update([0]);
+        }
+        hash.finalize().into()
+    }
 }
 
 /// Reads and checks the tree. It must be in memory that only this VM writes.
@@ -173,7 +211,7 @@ pub fn read<'a>(fdt: &Fdt<'a>, given: &Given) -> Result<Plan<'a>, BadTree> {
     {
         return Err(BadTree::Placement);
     }
-    if found.devices.iter().any(|device| device.end > MEMORY_FROM) {
+    if found.devices.iter().any(|device| device.registers.end > MEMORY_FROM) {
         return Err(BadTree::Device);
     }
     Ok(Plan {
@@ -211,7 +249,7 @@ struct Found<'a> {
     memory: Option<Range>,
     initrd: (Option<u64>, Option<u64>),
     pool: Option<Range>,
-    devices: ArrayVec<Range, MAX_DEVICES>,
+    devices: ArrayVec<Device, MAX_DEVICES>,
     uart: Option<u64>,
     bootargs: &'a str,
     psci: bool,
@@ -252,11 +290,11 @@ impl<'a> Found<'a> {
         if node.children().next().is_some() {
             return Err(BadTree::Unknown);
         }
-        if DEVICES.iter().any(|name| is(node, name)) {
-            let range = one_range(node).ok_or(BadTree::Device)?;
-            self.devices.try_push(range).map_err(|_| BadTree::Device)?;
+        if let Some(kind) = DEVICES.into_iter().find(|name| is(node, name)) {
+            let registers = one_range(node).ok_or(BadTree::Device)?;
+            self.devices.try_push(Device { kind, registers }).map_err(|_| BadTree::Device)?;
             if is(node, "ns16550a") {
-                self.uart = self.uart.or(Some(range.start));
+                self.uart = self.uart.or(Some(registers.start));
             }
             return Ok(());
         }

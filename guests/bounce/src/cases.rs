@@ -4,12 +4,11 @@
 use gzvm_abi::guest;
 use gzvm_guest_kit::bounce::{self, Bounce};
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
-use gzvm_guest_kit::{cases, check, check_eq, fail, machine};
+use gzvm_guest_kit::{cases, check, check_eq, fail, machine, measurement, println};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::mmio::MmioTransport;
 
-pub const CASES: &[Case] =
-    cases!["bounce": vm_is_protected, disk_is_read, disk_is_written, pages_are_shared_and_taken_back];
+pub const CASES: &[Case] = cases!["bounce": vm_is_protected, firmware_has_sealed_the_measurement, disk_is_read, disk_is_written, pages_are_shared_and_taken_back];
 
 type Disk = VirtIOBlk<Bounce, MmioTransport<'static>>;
 
@@ -27,6 +26,18 @@ fn vm_is_protected() -> Outcome {
     check_eq!(granule, 4096, "HYP_MEMINFO");
     let shared = machine::get().shared;
     check!(shared.is_some(), "the device tree names no memory to share");
+    Ok(())
+}
+
+/// And nothing can be added.
+fn firmware_has_sealed_the_measurement() -> Outcome {
+    let Some(before) = measurement::read() else { fail!("there is none") };
+    println!("note: measurement {before}");
+    check!(before.firmware && before.sealed, "{before:?}");
+    check_eq!(before.extends, 2, "digests that the firmware has told");
+    check_eq!(measurement::extend(&[0; 32]), Err(guest::MEASUREMENT_SEALED), "MEASUREMENT_EXTEND");
+    check_eq!(measurement::seal(), Err(guest::MEASUREMENT_SEALED), "MEASUREMENT_SEAL");
+    check_eq!(measurement::read(), Some(before), "afterwards");
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Who this protected VM is: its measurement, kept by the hypervisor.
 
+use core::fmt;
+
 use gzvm_abi::guest::{self, measurement};
 
 use crate::machine;
@@ -19,6 +21,12 @@ pub struct Measurement {
     pub sealed: bool,
     /// The hypervisor's firmware started this VM.
     pub firmware: bool,
+}
+
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// Reads it; none in a plain VM.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use ed25519_dalek::SigningKey;
-use gzvm_firmware_verify::manifest;
+use gzvm_firmware_verify::manifest::{self, Payload};
 
 use super::{BOOT_LIMIT, Host, WHOLE, results, scripted};
 use crate::{
@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "protected::starts_what_is_signed", WHOLE, starts_what_is_signed),
         Case::new(Tier::System, "protected::bare_metal", WHOLE, bare_metal),
+        Case::new(Tier::System, "protected::measurement", WHOLE, measurement),
         Case::new(Tier::System, "protected::linux", WHOLE, linux),
         Case::new(Tier::System, "protected::host_finds_nothing", WHOLE, host_finds_nothing),
     ]
@@ -41,7 +42,8 @@ pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Extra> {
         *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;
     }
     let mut content = kernel.to_vec();
-    content.extend(manifest::sign(&SigningKey::from_bytes(&key), kernel, initrd, arguments.as_bytes()));
+    let payload = Payload { kernel, initrd, bootargs: arguments.as_bytes() };
+    content.extend(manifest::sign(&SigningKey::from_bytes(&key), &payload, 1));
     Ok(Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content })
 }
 
@@ -63,6 +65,51 @@ echo \"gz ended with $?\""
     console.wait_power_off(Duration::from_secs(30))?;
     Results::read(&console.text())?.check()
 }
+
+/// Host and guest are told the same of who the guest is: the same again for the same, another for all else.
+fn measurement(context: &Context) -> Result<()> {
+    let extras = [
+        Extra::text("/guest/development.key", KEY),
+        Extra::file("/guest/bounce.Image", 0o644, &context.layout.part("guest-bounce.Image"))?,
+    ];
+    let machine = scripted(context, Host::Gzvm, MEASURE, &extras)?;
+    results(context, &machine, Duration::from_secs(400))?.check()
+}
+
+const MEASURE: &str = r#". /etc/test-library
+held >/tmp/before
+cd /tmp
+signed() { # COMMAND_LINE VERSION OUTPUT
+    gz sign --key /guest/development.key --kernel /guest/bounce.Image --cmdline "$1" --version $2 --output $3
+}
+measure() { # NAME KERNEL COMMAND_LINE OPTIONS...
+    name=$1 kernel=$2 arguments=$3
+    shift 3
+    timeout -s KILL 120 gz run --log-level info --protected --kernel $kernel --cmdline "$arguments" --disk /guest/disk.img "$@" >out 2>err </dev/null
+    guest=$(tr -d '\r' <out | sed -n 's/.*note: measurement \([0-9a-f]*\)$/\1/p')
+    host=$(sed -n 's/.*measurement \([0-9a-f]*\), sealed$/\1/p' err)
+    sed 's/^/    | /; s/\[\([A-Z]*\)\] /<\1> /' out err
+    holds ${name}_is_told_to_both "guest $guest, host $host" [ ${#host} = 64 -a "$guest" = "$host" ]
+    seen=$(grep -c "$host" values)
+    echo $host >>values
+}
+touch values
+signed a=1 1 one
+signed a=2 1 other
+signed a=1 2 later
+measure first one a=1 --mem 64M
+measure again one a=1 --mem 64M
+holds same_again "$(cat values)" [ $seen = 1 ]
+measure other_arguments other a=2 --mem 64M
+holds other_arguments_are_another "$(cat values)" [ $seen = 0 ]
+measure later_version later a=1 --mem 64M
+holds later_version_is_another "$(cat values)" [ $seen = 0 ]
+measure more_memory one a=1 --mem 128M
+holds more_memory_is_another "$(cat values)" [ $seen = 0 ]
+measure watched one a=1 --mem 64M --watch undefined
+holds watched_is_another "$(cat values)" [ $seen = 0 ]
+counters_return
+finish"#;
 
 /// A signed stock kernel, and an initrd with the module for bounce buffers and `more` of the kernel's, that runs `script`.
 pub fn signed_linux(context: &Context, more: &[&str], script: &str) -> Result<[Extra; 2]> {
@@ -230,6 +277,9 @@ holds firmware_says_so "it does not" grep -q "pvmfw: the payload is signed" out
 holds its_cases_pass "see above" grep -q "^\[DONE\].*failed=0" out
 run signed --cmdline "$arguments more"
 holds other_arguments_are_refused "status $status" grep -q "pvmfw: not started: the boot arguments" out
+gz sign --key /guest/development.key --kernel /guest/testguest.Image --cmdline "$arguments" --version 0 --output old
+run old --cmdline "$arguments"
+holds old_is_refused "status $status" grep -q "pvmfw: not started: the payload is of version 0, and 1 is the oldest" out
 run /guest/testguest.Image --cmdline "$arguments"
 holds unsigned_is_refused "status $status" grep -q "pvmfw: not started: the kernel is not signed" out
 counters_return

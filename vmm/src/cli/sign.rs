@@ -23,6 +23,10 @@ pub struct SignOptions {
     /// Kernel command line that belongs to it
     #[arg(long, value_name = "STRING", default_value = DEFAULT_CMDLINE)]
     pub cmdline: String,
+    /// Security version: firmware refuses those below the minimum that it was built with. Raise it with each fix that older
+    /// ones must not run without
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub version: u64,
     /// The signed kernel, for `gz run --protected --kernel`
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,

@@ -132,6 +132,37 @@ fn a_good_tree_is_read() {
     assert_eq!(bare.read(&given()), Ok(None));
 }
 
+/// What is measured, by Python's hashlib from docs/abi.md; and that each part of it counts.
+#[test]
+fn what_the_payload_is_given_is_measured() {
+    let digest = |change: fn(&mut Tree), given: &Given| {
+        let mut tree = good();
+        change(&mut tree);
+        let blob = tree.build();
+        let digest = read(&Fdt::new(&blob).unwrap(), given).unwrap().digest();
+        digest.iter().map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    let changes: [fn(&mut Tree); 8] = [
+        |_| {},
+        |t| t.memory = vec![vec![BASE, SIZE + 0x1000]],
+        |t| t.pools.clear(),
+        |t| t.pools[0].2 += 0x1000,
+        |t| t.devices.truncate(2),
+        |t| t.devices[2].1 += 0x1000,
+        |t| t.devices[2].0 = "arm,pl031",
+        |t| t.devices.swap(0, 1),
+    ];
+    let all = changes.map(|change| digest(change, &given()));
+    assert_eq!(all[0], "3c921ea104567bc6d4d71d49288178877b4b10e82e5ec7780a2c3f2f4d689cc7");
+    for (n, value) in all.iter().enumerate() {
+        assert!(!all[..n].contains(value), "{n} is as another");
+    }
+    // Where things are says nothing about what they are.
+    let elsewhere = Given { tree: range(BASE + SIZE - 0x10_0000, 0x1000), ..given() };
+    let moved = digest(|t| t.chosen[3].1 = vec![9; 8], &elsewhere);
+    assert_eq!(moved, all[0]);
+}
+
 #[test]
 fn memory_is_one_range_in_reach() {
     refused(BadTree::Memory, |t| t.memory.clear());
