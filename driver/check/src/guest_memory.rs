@@ -13,6 +13,7 @@ use gzvm_abi::ioctl::{self, GuestMemory, extension};
 use gzvm_abi::run::Mmio;
 use libc::{EFAULT, EINVAL};
 
+use crate::kernels_map::KernelsMap;
 use crate::machine::{DEVICE, ECHO, Machine, RAM, Run, SIZE, device, region, vm};
 use crate::processes::counter;
 use crate::sys::{self, Mapping, errno, probe};
@@ -256,44 +257,30 @@ pub fn stays_the_guests() -> Check {
     Ok(())
 }
 
-/// Where `/proc/kcore` has the page that starts with this word, `offset` into a block of 2 MiB.
-fn find_in_kernels_map(kcore: &File, word: u64, offset: u64) -> Result<u64, String> {
+/// Where the kernel's map has the page that starts with this word, `offset` into a block of 2 MiB.
+fn find_page(map: &KernelsMap, word: u64, offset: u64) -> Option<u64> {
     const BLOCK: u64 = 2 << 20;
-    let read = |at: u64| -> Option<u64> {
-        let mut bytes = [0; 8];
-        kcore.read_exact_at(&mut bytes, at).ok().map(|()| u64::from_le_bytes(bytes))
-    };
-    let field = |at: u64| read(at).ok_or_else(|| "kcore: a header can't be read".to_owned());
-    let (headers, sizes) = (field(32)?, field(54)?);
-    for n in 0..(sizes >> 16 & 0xFFFF) {
-        let at = headers + n * (sizes & 0xFFFF);
-        let (start, physical, size) = (field(at + 8)?, field(at + 24)?, field(at + 32)?);
-        // Only RAM has physical addresses.
-        if field(at)? & 0xFFFF_FFFF != 1 || physical == u64::MAX {
-            continue;
-        }
-        let first = physical.next_multiple_of(BLOCK) + offset;
-        let places = (first..physical + size).step_by(BLOCK as usize).map(|pa| start + (pa - physical));
-        if let Some(found) = places.into_iter().find(|place| read(*place) == Some(word)) {
-            return Ok(found);
-        }
-    }
-    Err("kcore does not have the page".to_owned())
+    map.ram.iter().find_map(|segment| {
+        let first = segment.physical.next_multiple_of(BLOCK) + offset;
+        let places = (first..segment.physical + segment.size).step_by(BLOCK as usize);
+        places.map(|pa| segment.offset + (pa - segment.physical)).find(|place| map.word(*place) == Some(word))
+    })
 }
 
 /// The kernel's own map has all memory; whoever reads it finds nothing where a protected guest's is.
 pub fn not_in_the_kernels_map() -> Check {
     const MARK: u64 = 0x6B63_6F72_6500_1234;
     let aborts = counter("host_abort")?;
-    let kcore = File::open("/proc/kcore").map_err(|e| format!("kcore: {e}"))?;
+    let kernels_map = KernelsMap::open()?;
     let (_file, ram) = memory()?;
     ram.put(SECRET, MARK as u32);
     ram.put(SECRET + 4, (MARK >> 32) as u32);
-    let place = find_in_kernels_map(&kcore, MARK, SECRET as u64)?;
+    let place =
+        find_page(&kernels_map, MARK, SECRET as u64).ok_or("the kernel's map does not have the page")?;
     let machine = Machine::protected(ram, PROGRAM, REGISTERS)?;
     told(&machine, &mut Run::new(), 0, "the start")?;
     let mut page = [0xFF; 4096];
-    let read = kcore.read_at(&mut page, place);
+    let read = kernels_map.file.read_at(&mut page, place);
     ensure!(read.is_err() || page.iter().all(|byte| *byte == 0), "it has {:x?}", &page[..8]);
     drop(machine);
     let aborts = counter("host_abort")? - aborts;

@@ -11,13 +11,14 @@
 //!
 //! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
-//! watches this process's own registers, see [`vectors`].
+//! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`].
 
 mod arguments;
 mod conformance;
 mod crosvm;
 mod eventfds;
 mod guest_memory;
+mod kernels_map;
 mod machine;
 mod memory;
 mod processes;
@@ -89,27 +90,20 @@ const CHECKS: &[Named] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    if let (Some("vectors"), Some(Ok(seconds))) =
-        (arguments.next().as_deref(), arguments.next().map(|s| s.parse()))
-    {
-        return match vectors::run(seconds) {
-            Ok(rounds) => {
-                println!("vectors: {rounds} rounds");
-                ExitCode::SUCCESS
-            }
-            Err(reason) => {
-                println!("vectors: {reason}");
-                ExitCode::FAILURE
-            }
-        };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [name, rest @ ..] if name == "vectors" => vectors::main(rest),
+        [name, rest @ ..] if name == "search" => kernels_map::main(rest),
+        [name, rest @ ..] if name == "crosvm" => crosvm::main(rest.iter().cloned()),
+        [only, ..] => check(only),
+        [] => check(""),
     }
-    let only = std::env::args().nth(1).unwrap_or_default();
-    if only == "crosvm" {
-        return crosvm::main(std::env::args().skip(2));
-    }
+}
+
+/// Runs the checks whose names contain `only`.
+fn check(only: &str) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
-    for (name, check) in CHECKS.iter().chain(conformance::CHECKS).filter(|(name, _)| name.contains(&only)) {
+    for (name, check) in CHECKS.iter().chain(conformance::CHECKS).filter(|(name, _)| name.contains(only)) {
         let (sender, receiver) = channel();
         // A thread of its own, so that one that hangs is one that fails. It is left behind then.
         std::thread::spawn(move || {

@@ -4,6 +4,7 @@
 //! The registers are filled, time passes in a loop without a call (Linux forgets them over calls), and they are
 //! looked at again. Other threads do the same with other patterns.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Bytes of the longest vector.
@@ -77,8 +78,26 @@ fn thread(index: u64, end: Instant) -> Result<u64, String> {
     Ok(rounds)
 }
 
+/// `gzvm-check vectors`.
+pub fn main(arguments: &[String]) -> ExitCode {
+    let result = match arguments.first().map(|seconds| seconds.parse()) {
+        Some(Ok(seconds)) => run(seconds),
+        _ => Err("SECONDS must be given".to_owned()),
+    };
+    match result {
+        Ok(rounds) => {
+            println!("vectors: {rounds} rounds");
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            println!("vectors: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// For so many seconds, on several threads.
-pub fn run(seconds: u64) -> Result<u64, String> {
+fn run(seconds: u64) -> Result<u64, String> {
     let end = Instant::now() + Duration::from_secs(seconds);
     let threads: Vec<_> = (0..THREADS).map(|index| std::thread::spawn(move || thread(index, end))).collect();
     threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("panicked".to_owned()))).sum()

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The kernel's own map of all memory, as `/proc/kcore` shows it (an ELF core file).
+//!
+//! `gzvm-check search WORD NEXT...` reads all of it, and says how often it has WORD with each NEXT right behind it. They come
+//! apart, so that the program does not find its own arguments.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+
+use memchr::memmem::Finder;
+
+const CHUNK: usize = 1 << 20;
+
+/// A piece of RAM in that file.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// Where it is in the file.
+    pub offset: u64,
+    /// Where it is in memory.
+    pub physical: u64,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// The map.
+pub struct KernelsMap {
+    pub file: File,
+    pub ram: Vec<Segment>,
+}
+
+impl KernelsMap {
+    pub fn open() -> Result<Self, String> {
+        let file = File::open("/proc/kcore").map_err(|e| format!("kcore: {e}"))?;
+        let field =
+            |at: u64| word(&file, at).ok_or_else(|| format!("kcore: its header at {at} can't be read"));
+        let (headers, sizes) = (field(32)?, field(54)?);
+        let mut ram = Vec::new();
+        for n in 0..(sizes >> 16 & 0xFFFF) {
+            let at = headers + n * (sizes & 0xFFFF);
+            let [offset, physical, size] = [field(at + 8)?, field(at + 24)?, field(at + 32)?];
+            // PT_LOAD. Only RAM has physical addresses.
+            if field(at)? & 0xFFFF_FFFF == 1 && physical != u64::MAX {
+                ram.push(Segment { offset, physical, size });
+            }
+        }
+        Ok(Self { file, ram })
+    }
+
+    /// The eight bytes at an offset of the file.
+    pub fn word(&self, at: u64) -> Option<u64> {
+        word(&self.file, at)
+    }
+}
+
+fn word(file: &File, at: u64) -> Option<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, at).ok().map(|()| u64::from_le_bytes(bytes))
+}
+
+/// `gzvm-check search`.
+pub fn main(words: &[String]) -> ExitCode {
+    let [first, next @ ..] = words else {
+        println!("search: WORD NEXT... must be given");
+        return ExitCode::FAILURE;
+    };
+    match search(first.as_bytes(), next) {
+        Ok((bytes, found)) => {
+            println!("searched {} MiB", bytes >> 20);
+            for (next, count) in next.iter().zip(found) {
+                println!("{next} {count}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            println!("search: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How many bytes were read, and how often each was there.
+fn search(first: &[u8], next: &[String]) -> Result<(u64, Vec<usize>), String> {
+    let map = KernelsMap::open()?;
+    let most = first.len() + next.iter().map(String::len).max().unwrap_or(0);
+    let mut chunk = vec![0; CHUNK];
+    let finder = Finder::new(first);
+    let (mut read, mut found) = (0, vec![0; next.len()]);
+    for segment in &map.ram {
+        let mut at = 0;
+        while at < segment.size {
+            let length = CHUNK.min(usize::try_from(segment.size - at).unwrap_or(CHUNK));
+            let chunk = &mut chunk[..length];
+            map.file.read_exact_at(chunk, segment.offset + at).map_err(|e| format!("kcore: {e}"))?;
+            for place in finder.find_iter(chunk) {
+                for (next, count) in next.iter().zip(&mut found) {
+                    *count += usize::from(chunk[place + first.len()..].starts_with(next.as_bytes()));
+                }
+            }
+            read += length as u64;
+            // What may go on in the next chunk is looked at again.
+            at += length.saturating_sub(if length == CHUNK { most - 1 } else { 0 }) as u64;
+        }
+    }
+    Ok((read, found))
+}
