@@ -7,7 +7,8 @@
 //!            ├──► hypervisor { gzvm | kvm } : VM, vCPUs, irqfd, ioeventfd
 //!            ├──► vcpu : a thread per vCPU, exits ──► bus ──► devices
 //!            ├──► backends : what is behind virtio devices on the host
-//!            └──► console, terminal, signals, events
+//!            ├──► console, terminal, signals, events
+//!            └──► control : name and socket  ◄── commands : gz ps, pause, console …
 //! ```
 //!
 //! [`layout`] is the guest's address map, [`exit`] the table of exit codes. The guest is not
@@ -18,6 +19,7 @@
 pub mod backends;
 pub mod bus;
 pub mod cli;
+pub mod commands;
 pub mod console;
 pub mod control;
 pub mod devices;
@@ -28,6 +30,7 @@ pub mod hypervisor;
 pub mod layout;
 pub mod loader;
 pub mod memory;
+pub mod progress;
 pub mod sign;
 pub mod signals;
 pub mod terminal;

@@ -7,21 +7,30 @@ use std::process::ExitCode;
 
 use gz::cli::{Command, RunOptions, config};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
-use gz::{control, sign, terminal, vm};
+use gz::{commands, sign, terminal, vm};
 use serde::Serialize;
 
 fn main() -> ExitCode {
     let (cli, matches) = config::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let json = cli.json;
-    if let Some((request, socket)) = cli.command.request() {
-        return say(control::ask(&socket.path, request), json);
-    }
     match cli.command {
+        Command::Ps => say(commands::ps(), json),
+        Command::Info(which) => say(commands::info(&which), json),
+        Command::Status(which) => say(commands::status(&which), json),
+        Command::Pause(which) => say(commands::pause(&which), json),
+        Command::Resume(which) => say(commands::resume(&which), json),
+        Command::Reset(which) => say(commands::reset(&which), json),
+        Command::Stop(which) => say(commands::stop(&which), json),
+        Command::Kill(which) => say(commands::kill(&which), json),
+        Command::Balloon(options) => say(commands::balloon(&options), json),
+        Command::Console(which) => match commands::console(&which) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => fail(&error, json),
+        },
         Command::Run(options) if options.manage.dry_run => say(Ok(config::resolved(&matches)), json),
         Command::Run(options) => run(&options, json),
         Command::Sign(options) => say(sign::sign(&options), json),
         Command::PublicKey(options) => say(sign::public_key(&options), json),
-        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -58,15 +67,14 @@ fn say<T: Serialize + Display>(answer: anyhow::Result<T>, json: bool) -> ExitCod
                 }
             }
         }
-        Err(error) => {
-            complain(&if json {
-                as_json(&serde_json::json!({ "error": format!("{error:#}") }))
-            } else {
-                format!("gz: {error:#}")
-            });
-            ExitCode::from(CODE_VMM_ERROR)
-        }
+        Err(error) => fail(&error, json),
     }
+}
+
+fn fail(error: &anyhow::Error, json: bool) -> ExitCode {
+    let text = format!("{error:#}");
+    complain(&if json { as_json(&serde_json::json!({ "error": text })) } else { format!("gz: {text}") });
+    ExitCode::from(CODE_VMM_ERROR)
 }
 
 /// A line on standard error. If that is closed, the exit code has to do.

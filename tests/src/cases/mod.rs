@@ -17,6 +17,7 @@ pub mod guests;
 pub mod guests_linux;
 pub mod hostile;
 pub mod linux;
+pub mod manage;
 pub mod power;
 mod protected;
 pub mod stress;
@@ -65,6 +66,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(devices::cases());
     cases.extend(failures::cases());
     cases.extend(power::cases());
+    cases.extend(manage::cases());
     cases.extend(protected::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());

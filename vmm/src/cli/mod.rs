@@ -9,12 +9,10 @@ mod size;
 
 use clap::{Parser, Subcommand};
 
-pub use request::{BalloonOptions, Socket};
+pub use request::{BalloonOptions, Which};
 pub use run::RunOptions;
 pub use sign::{KeyOptions, SignOptions};
 pub use size::MemSize;
-
-use crate::control::Request;
 
 /// The GenieZone virtual machine monitor.
 #[derive(Parser, Debug)]
@@ -31,39 +29,32 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Runs a guest, its console on standard input and output.
+    /// Runs a guest, its console on standard input and output
     Run(Box<RunOptions>),
-    /// Stops a running guest's vCPUs where they are; its clock stands still
-    Pause(Socket),
-    /// Lets a paused guest go on
-    Resume(Socket),
-    /// Ends a run (exit code 5)
-    Stop(Socket),
+    /// Lists the VMs that run
+    Ps,
+    /// Tells all about a VM
+    Info(Which),
+    /// Tells how a VM is: starting, created, running, paused, suspended, over
+    Status(Which),
+    /// Stops a VM's vCPUs where they are; the guest's clock stands still
+    Pause(Which),
+    /// Lets a paused VM go on
+    Resume(Which),
     /// Resets a guest: as if it had asked for it itself
-    Reset(Socket),
-    /// Tells how a guest is: created, running, paused, suspended, over
-    Status(Socket),
+    Reset(Which),
+    /// Ends a run in order (exit code 5), and waits for that. The guest is not asked
+    Stop(Which),
+    /// Ends a VM's gz at once, whatever it does (exit code 137)
+    Kill(Which),
+    /// Attaches to a VM's console: its latest output, and what comes; Ctrl-A x leaves it
+    Console(Which),
+    /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
+    Balloon(BalloonOptions),
     /// Signs a kernel, with its initrd and command line, for a protected VM
     Sign(SignOptions),
     /// Tells the public key of a secret one
     PublicKey(KeyOptions),
-    /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
-    Balloon(BalloonOptions),
-}
-
-impl Command {
-    /// The request to a running `gz`, if it is one.
-    pub fn request(&self) -> Option<(Request, &Socket)> {
-        Some(match self {
-            Self::Run(_) | Self::Sign(_) | Self::PublicKey(_) => return None,
-            Self::Pause(socket) => (Request::Pause, socket),
-            Self::Resume(socket) => (Request::Resume, socket),
-            Self::Stop(socket) => (Request::Stop, socket),
-            Self::Reset(socket) => (Request::Reset, socket),
-            Self::Status(socket) => (Request::Status, socket),
-            Self::Balloon(options) => (Request::Balloon(options.size), &options.socket),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -165,19 +156,25 @@ mod tests {
     }
 
     #[test]
-    fn requests_name_a_socket() {
-        for (name, want) in [("pause", Request::Pause), ("resume", Request::Resume), ("stop", Request::Stop)]
-        {
-            let cli = Cli::try_parse_from(["gz", name, "/run/vm"]).unwrap();
-            let (request, socket) = cli.command.request().unwrap();
-            assert_eq!((request, socket.path.to_str()), (want, Some("/run/vm")));
+    fn requests_name_a_vm() {
+        let parse =
+            |arguments: &[&str]| Cli::try_parse_from(["gz"].iter().chain(arguments)).map(|cli| cli.command);
+        for name in ["info", "status", "pause", "resume", "reset", "stop", "kill", "console", "balloon"] {
+            assert!(parse(&[name, "/run/vm"]).is_ok(), "{name}");
+            assert_eq!(parse(&[name]).unwrap_err().kind(), ErrorKind::MissingRequiredArgument, "{name}");
         }
-        for (arguments, want) in [(&["/vm"][..], None), (&["/vm", "64"], Some(MemSize(64 << 20)))] {
-            let cli = Cli::try_parse_from(["gz", "balloon"].iter().chain(arguments)).unwrap();
-            assert_eq!(cli.command.request().unwrap().0, Request::Balloon(want));
-        }
-        assert!(Cli::try_parse_from(["gz", "balloon", "/vm", "lots"]).is_err());
-        assert!(Cli::try_parse_from(["gz", "reset"]).is_err());
+        let Ok(Command::Balloon(options)) = parse(&["balloon", "vm", "64"]) else { panic!() };
+        assert_eq!((options.which.vm.as_str(), options.size), ("vm", Some(MemSize(64 << 20))));
+        assert!(parse(&["balloon", "vm", "lots"]).is_err());
+        assert!(parse(&["balloon", "vm", "--wait"]).is_err());
+        assert!(parse(&["ps", "vm"]).is_err());
+    }
+
+    #[test]
+    fn names() {
+        let named = |name| parse(&["--kernel", "k", "--name", name]).map(|options| options.manage.name);
+        assert_eq!(named("vm-1"), Ok(Some("vm-1".into())));
+        assert_eq!(named("../vm"), Err(ErrorKind::ValueValidation));
         assert_eq!(
             parse(&["--kernel", "k", "--on-reset", "restart"]).unwrap().life.on_reset,
             OnReset::Restart

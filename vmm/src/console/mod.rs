@@ -1,66 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! From standard input to the guest's UART, with an escape key as QEMU has it:
-//!
-//! | keys | effect |
-//! |---|---|
-//! | Ctrl-A x | ends the VM |
-//! | Ctrl-A Ctrl-A, Ctrl-A a | sends one Ctrl-A |
-//! | Ctrl-A h | tells these keys |
+//! The guest's console: from standard input, and from clients of the control socket, to the UART ([`keys`] in between); the
+//! guest's output to standard output and to [`Followers`].
 
+mod followers;
+pub mod keys;
 mod output;
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+pub use followers::Followers;
 pub use output::Output;
 use rustix::event::Timespec;
 
 use crate::devices::serial::Terminal;
 use crate::events;
 use crate::exit::EndReason;
-
-const ESCAPE: u8 = 1;
+use keys::{Command, Escape};
 
 const HELP: &str = "\r\ngz: Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A\r\n";
-
-/// What the keys typed so far ask for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Command {
-    Quit,
-    Help,
-}
-
-/// Finds the escape sequences in what is typed.
-#[derive(Default)]
-struct Escape {
-    /// The last key was the escape key.
-    pending: bool,
-}
-
-impl Escape {
-    /// Takes one key; what the guest shall get goes to `output`.
-    fn key(&mut self, key: u8, output: &mut Vec<u8>) -> Option<Command> {
-        if !std::mem::take(&mut self.pending) {
-            if key == ESCAPE {
-                self.pending = true;
-            } else {
-                output.push(key);
-            }
-            return None;
-        }
-        match key {
-            b'x' | b'X' => return Some(Command::Quit),
-            b'h' | b'H' | b'?' => return Some(Command::Help),
-            ESCAPE | b'a' => output.push(ESCAPE),
-            // As QEMU: an unknown sequence is swallowed.
-            _ => {}
-        }
-        None
-    }
-}
 
 /// The UART that input goes to: another one after each reset of the guest.
 #[derive(Clone, Default)]
@@ -114,13 +76,30 @@ fn pump(uart: &Current, end: &Sender<EndReason>) -> io::Result<()> {
                 None => {}
             }
         }
-        send(uart, &mut output)?;
+        send(uart, &mut output, || false)?;
     }
 }
 
-/// Queues all of `output`, waiting for the guest to read.
-fn send(current: &Current, output: &mut Vec<u8>) -> io::Result<()> {
+/// What a client types goes to the guest, `typed` first, until it says no more.
+///
+/// # Errors
+/// Those of read(2).
+pub fn from_client(mut client: &UnixStream, mut typed: Vec<u8>, current: &Current) -> io::Result<()> {
+    let mut input = [0; 256];
     loop {
+        send(current, &mut typed, || followers::has_gone(client).unwrap_or(true))?;
+        match client.read(&mut input) {
+            Ok(0) => return Ok(()),
+            Ok(count) => typed.extend(input.iter().take(count)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Queues all of `output`, waiting for the guest to read; unless who typed it has `gone`.
+fn send(current: &Current, output: &mut Vec<u8>, gone: impl Fn() -> bool) -> io::Result<()> {
+    while !gone() {
         let Some(uart) = current.get() else {
             // Between two lives of the guest.
             thread::sleep(std::time::Duration::from_millis(100));
@@ -136,24 +115,5 @@ fn send(current: &Current, output: &mut Vec<u8>) -> io::Result<()> {
         events::wait(&mut [events::readable(events::as_fd(drained))], Some(&look_again))?;
         let _ = drained.read();
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn type_keys(keys: &[u8]) -> (Vec<u8>, Vec<Command>) {
-        let (mut escape, mut output) = (Escape::default(), Vec::new());
-        let commands = keys.iter().filter_map(|&key| escape.key(key, &mut output)).collect();
-        (output, commands)
-    }
-
-    #[test]
-    fn escape_sequences() {
-        assert_eq!(type_keys(b"ls\r"), (b"ls\r".to_vec(), vec![]));
-        assert_eq!(type_keys(b"a\x01xb"), (b"ab".to_vec(), vec![Command::Quit]));
-        assert_eq!(type_keys(b"\x01\x01x"), (b"\x01x".to_vec(), vec![]));
-        assert_eq!(type_keys(b"\x01a\x01h"), (b"\x01".to_vec(), vec![Command::Help]));
-        assert_eq!(type_keys(b"\x01qz\x01"), (b"z".to_vec(), vec![]));
-    }
+    Ok(())
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The guest's output on standard output.
+//! The guest's output: on standard output, and for those who follow it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,22 +7,25 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Followers;
+
 /// Standard output without Rust's line buffer (a guest's prompt has no newline), which knows
 /// whether it stands at the beginning of a line.
 #[derive(Clone)]
 pub struct Output {
+    followers: Followers,
     file: Arc<File>,
     mid_line: Arc<AtomicBool>,
 }
 
 impl Output {
-    /// A copy of it.
+    /// Ours, and `followers`.
     ///
     /// # Errors
     /// No file descriptor left.
-    pub fn stdout() -> io::Result<Self> {
+    pub fn new(followers: Followers) -> io::Result<Self> {
         let file = io::stdout().as_fd().try_clone_to_owned()?.into();
-        Ok(Self { file: Arc::new(file), mid_line: Arc::default() })
+        Ok(Self { followers, file: Arc::new(file), mid_line: Arc::default() })
     }
 
     /// Ends the line that the guest has begun, so that what we say does not stand behind it.
@@ -36,11 +39,18 @@ impl Output {
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = self.file.as_ref().write(data)?;
+        let written = self.file.as_ref().write(data);
+        // Where standard output is gone, others may still listen: they get what it would have got.
+        let count = match &written {
+            Ok(count) => *count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(_) => data.len(),
+        };
+        self.followers.push(data.get(..count).unwrap_or_default());
         if let Some(last) = data.get(..count).and_then(<[u8]>::last) {
             self.mid_line.store(*last != b'\n', Ordering::Relaxed);
         }
-        Ok(count)
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -56,7 +66,8 @@ mod tests {
     fn a_line_that_was_begun_is_ended() {
         let (mut reader, writer) = io::pipe().unwrap();
         let file = File::from(std::os::fd::OwnedFd::from(writer));
-        let mut output = Output { file: Arc::new(file), mid_line: Arc::default() };
+        let followers = Followers::default();
+        let mut output = Output { followers, file: Arc::new(file), mid_line: Arc::default() };
         output.finish_line();
         output.write_all(b"done\n").unwrap();
         output.finish_line();

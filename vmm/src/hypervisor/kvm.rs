@@ -17,7 +17,9 @@ use kvm_bindings::{
 use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Vcpu, Vm, open_error, system_event};
+use super::{
+    BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Power, Status, Vcpu, Vm, open_error, system_event,
+};
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -144,6 +146,11 @@ impl Vm for GuestVm {
 
     fn set_fdt(&self, _address: u64, _size: u64) -> anyhow::Result<()> {
         Ok(())
+    }
+
+    fn status(&self) -> anyhow::Result<Status> {
+        // It can't be paused, and does not suspend.
+        Ok(Status { power: Power::Running, events: 0 })
     }
 }
 

@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use gzvm_abi::run::system_event;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cli::run::Feature;
@@ -27,12 +28,22 @@ use crate::memory::GuestRam;
 use crate::watch::{OnException, Watch};
 
 /// Which hypervisor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// GenieZone, through /dev/gzvm.
     Gzvm,
     /// KVM, through /dev/kvm.
     Kvm,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Gzvm => "gzvm",
+            Self::Kvm => "kvm",
+        })
+    }
 }
 
 /// Why [`Vcpu::run`] came back.
@@ -206,22 +217,6 @@ pub struct Status {
     pub power: Power,
     /// Exceptions of the guest that `--watch` has seen.
     pub events: u64,
-}
-
-impl std::fmt::Display for Status {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.power {
-            Power::Created => "created",
-            Power::Running => "running",
-            Power::Paused => "paused",
-            Power::Suspended => "suspended",
-            Power::Over => "over",
-        })?;
-        if self.events != 0 {
-            write!(f, ", {} exceptions seen", self.events)?;
-        }
-        Ok(())
-    }
 }
 
 /// A VM and its vCPUs, in order.

@@ -10,6 +10,8 @@ use super::guest::Guest;
 use crate::bus::Bus;
 use crate::cli::RunOptions;
 use crate::console::Output;
+use crate::control::schema;
+use crate::control::server::Resize;
 use crate::devices::flash::Flash;
 use crate::devices::pl011::Pl011;
 use crate::devices::rtc::Pl031;
@@ -21,9 +23,9 @@ use crate::devices::virtio::blk::{Blk, disk::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::watchdog::Watchdog;
 use crate::hypervisor::Vm;
+use crate::layout;
 use crate::layout::{SerialKind, virt};
 use crate::memory::GuestRam;
-use crate::{control, layout};
 
 /// What a guest gets only if it is asked for.
 pub struct Extras {
@@ -32,6 +34,7 @@ pub struct Extras {
     pub others: Vec<Box<dyn VirtioDevice>>,
     pub balloon: Option<(Balloon, Arc<Size>)>,
     pub watchdog: Arc<Watchdog>,
+    pub output: Output,
 }
 
 /// The devices, wired to the bus and the virtual GIC.
@@ -41,16 +44,15 @@ pub struct Devices {
     output: Output,
     pub watchdog: Arc<Watchdog>,
     pub virtio: Vec<Arc<MmioTransport>>,
-    pub resize: Option<control::Resize>,
+    pub resize: Option<Resize>,
 }
 
 impl Devices {
     pub fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
         let map = guest.map;
-        let Extras { variables, disks, others, balloon, watchdog } = extras;
+        let Extras { variables, disks, others, balloon, watchdog, output } = extras;
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
-        let output = Output::stdout().context("standard output")?;
         let uart: Arc<dyn Terminal> = match map.serial_kind {
             SerialKind::Ns16550 => {
                 let uart = Arc::new(Uart::new(line, Box::new(output.clone()))?);
@@ -161,14 +163,14 @@ pub fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, bytes: u64) -> anyhow::Result<(
 }
 
 /// What the control socket does to a balloon behind `transport`.
-fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> control::Resize {
+fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> Resize {
     Arc::new(move |bytes| {
         if let Some(bytes) = bytes {
             size.set_target(balloon_pages(bytes, ram)?);
             transport.config_change();
         }
-        let kib = |pages: u32| u64::from(pages) * (PAGE >> 10);
-        Ok(format!("target {}K, actual {}K", kib(size.target()), kib(size.actual())))
+        let bytes = |pages: u32| u64::from(pages) * PAGE;
+        Ok(schema::Balloon { target: bytes(size.target()), actual: bytes(size.actual()) })
     })
 }
 

@@ -21,12 +21,16 @@ use self::guest::Guest;
 use crate::backends::Backends;
 use crate::cli::RunOptions;
 use crate::cli::run::OnReset;
+use crate::console::{Followers, Output};
+use crate::control::names::{Directory, Entry};
+use crate::control::schema::Facts;
+use crate::control::server::{Server, Socket, Subject};
 use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts};
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
-use crate::{console, control, layout, signals};
+use crate::{console, layout, signals};
 
 /// Runs a guest to its end.
 pub fn run(options: &RunOptions) -> EndReason {
@@ -38,8 +42,9 @@ struct Session {
     end: Sender<EndReason>,
     reasons: Receiver<EndReason>,
     backends: Backends,
-    control: Option<control::Server>,
+    control: Option<Server>,
     console: console::Current,
+    followers: Followers,
     /// The console thread has been started, if there is to be one.
     console_runs: Cell<bool>,
 }
@@ -47,18 +52,17 @@ struct Session {
 fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let (end, reasons) = mpsc::channel();
     signals::install(end.clone()).context("can't set up signals")?;
-    let control = match &options.manage.control {
-        Some(path) => Some(control::Server::start(path, end.clone())?),
-        None => None,
+    let (console, followers) = (console::Current::default(), Followers::default());
+    let name = options.manage.name.clone().unwrap_or_else(|| format!("guest-{}", std::process::id()));
+    let socket = Socket::bind(claim(options, &name)?, options.manage.control.as_deref())?;
+    let serve = |socket| {
+        let facts = facts(options, name);
+        Server::start(socket, facts, console.clone(), followers.clone(), end.clone())
     };
-    let session = Session {
-        end,
-        reasons,
-        backends: Backends::open(&options.devices)?,
-        control,
-        console: console::Current::default(),
-        console_runs: Cell::new(false),
-    };
+    let control = socket.map(serve).transpose().context("can't start the control socket")?;
+    let backends = Backends::open(&options.devices)?;
+    let session =
+        Session { end, reasons, backends, control, console, followers, console_runs: Cell::new(false) };
     loop {
         let reason = live(options, &session)?;
         // Threads that were told of the same end say it again; who wants the run to end is heard.
@@ -67,6 +71,32 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
             (EndReason::Reset, OnReset::Restart, None) => tracing::info!("the guest starts again"),
             (EndReason::Reset, OnReset::Restart, Some(reason)) | (reason, _, _) => return Ok(reason),
         }
+    }
+}
+
+/// Takes the VM's name. Without one of its own it can do without, where there is no place for names.
+fn claim(options: &RunOptions, name: &str) -> anyhow::Result<Option<Entry>> {
+    match Directory::of_user().and_then(|directory| directory.claim(name)) {
+        Ok(entry) => Ok(Some(entry)),
+        Err(error) if options.manage.name.is_none() => {
+            tracing::warn!("`gz ps` won't know this VM: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What others are told about the VM.
+fn facts(options: &RunOptions, name: String) -> Facts {
+    Facts {
+        name,
+        pid: std::process::id(),
+        gz: env!("CARGO_PKG_VERSION").into(),
+        hypervisor: options.machine.hypervisor,
+        protected: options.boot.protected,
+        vcpus: options.machine.cpus,
+        memory: options.machine.mem.0,
+        image: options.boot.kernel.clone().or_else(|| options.boot.firmware.clone()).unwrap_or_default(),
     }
 }
 
@@ -92,7 +122,9 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let balloon =
         options.devices.balloon.map(|size| devices::balloon(&vm, guest.ram()?, size.0)).transpose()?;
     let watchdog = Watchdog::start(options.machine.cpus, end.clone()).context("can't start the watchdog")?;
-    let extras = Extras { variables, disks, others: session.backends.devices(), balloon, watchdog };
+    let output = Output::new(session.followers.clone()).context("standard output")?;
+    let others = session.backends.devices();
+    let extras = Extras { variables, disks, others, balloon, watchdog, output };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
@@ -117,7 +149,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let threads =
         Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
     if let Some(control) = &session.control {
-        control.set(Some(control::Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
+        control.set(Some(Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
     }
     // `end` lives, so that there is always a reason to come.
     let reason = session.reasons.recv().context("nobody is left to end the VM")?;

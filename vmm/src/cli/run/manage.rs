@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::control::names;
+
 /// How `gz` is spoken to, and speaks.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 #[command(next_help_heading = "Management")]
@@ -17,7 +19,11 @@ pub struct ManageOptions {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Listens at this socket for `gz pause`, `resume`, `stop`, `reset`, `status` and `balloon`
+    /// The VM's name, for `gz ps`, `info`, `pause` and their like [default: guest-PROCESS]
+    #[arg(long, value_name = "NAME", value_parser = names::check)]
+    pub name: Option<String>,
+
+    /// Where its control socket is [default: in the run directory]
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
 

@@ -28,7 +28,7 @@ Exit codes:
   5        ended from the console (Ctrl-A x) or by `gz stop`
   6        killed after an exception that --watch names (--on-exception kill)
   64..127  a bare-metal guest wrote 0..63 to the test device
-  128+N    ended by signal N (SIGINT 130, SIGTERM 143, SIGHUP 129)
+  128+N    ended by signal N (SIGINT 130, SIGTERM 143, SIGHUP 129; `gz kill` 137)
 
 Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, watchdogs at 0x3000, GICv3 at 0x3fff0000, virtio-mmio from
 0x2000000, RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
