@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use gz::cli::{Command, RunOptions, config};
+use gz::cli::{self, Command, RunOptions, config};
 use gz::exit::{CODE_VMM_ERROR, EndReason};
 use gz::{commands, sign, terminal, vm};
 use serde::Serialize;
@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::Run(options) if options.manage.dry_run => say(Ok(config::resolved(&matches)), json),
         Command::Run(options) => run(&options, json),
         Command::Sign(options) => say(sign::sign(&options), json),
+        Command::Completions(options) => say(Ok(cli::completions(&options)), json),
+        Command::Man(options) => say(cli::man(&options), json),
         Command::PublicKey(options) => say(sign::public_key(&options), json),
     }
 }

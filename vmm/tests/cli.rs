@@ -99,6 +99,19 @@ fn a_closed_standard_output_is_an_error_without_a_panic() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("standard output"));
 }
 
+#[test]
+fn bash_takes_the_completions() {
+    let home = Home::new("bash");
+    let script = r#"eval "$("$0" completions bash)" && complete -p gz"#;
+    let Ok(output) = Command::new("bash").args(["-c", script, env!("CARGO_BIN_EXE_gz")]).output() else {
+        println!("no bash here: not tried");
+        return;
+    };
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    home.says(0, "", &["man", "man1"]);
+    assert!(home.0.join("man1/gz-run.1").is_file());
+}
+
 /// A VM that says what it is told to, in place of a real one.
 #[test]
 fn answers_that_are_none_are_told() {

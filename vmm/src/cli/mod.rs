@@ -2,6 +2,7 @@
 //! The command line: a file for each subcommand.
 
 pub mod config;
+mod generated;
 mod request;
 pub mod run;
 mod sign;
@@ -9,6 +10,7 @@ mod size;
 
 use clap::{Parser, Subcommand};
 
+pub use generated::{CompletionOptions, ManOptions, Pages, Script, completions, man};
 pub use request::{BalloonOptions, Which};
 pub use run::RunOptions;
 pub use sign::{KeyOptions, SignOptions};
@@ -55,6 +57,10 @@ pub enum Command {
     Sign(SignOptions),
     /// Tells the public key of a secret one
     PublicKey(KeyOptions),
+    /// Prints a shell's completions for gz: `eval "$(gz completions bash)"`
+    Completions(CompletionOptions),
+    /// Writes gz's manual pages, one for each command
+    Man(ManOptions),
 }
 
 #[cfg(test)]
