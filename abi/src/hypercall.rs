@@ -94,6 +94,17 @@ functions! {
     VmFeatures = 0x4C,
     /// Ours. x1 = VM id, x2 = 32 to 988 SPIs in steps of 32, or 988: so many has the VM, which has no vCPU yet.
     VgicSpis = 0x50,
+    /// Ours. x1 = VM id, x2 = SPI of its doorbell (0: the first), x3 = [with whom](crate::rpc::with) it may have channels, x4 = how
+    /// many; before it runs, once. x1 = 0 only asks. Result x1 = channels that a VM may have at the most.
+    RpcPolicy = 0x54,
+    /// Ours. x1 = VM id, x2 = port, x3 = VM id of the other or 0 for the host, x4 = its port. Results x1 = handle, x2, x3 = masks
+    /// of the vCPUs to wake in the one and the other.
+    RpcConnect = 0x55,
+    /// Ours. x1 = handle, x2 = one of [`act`](crate::rpc::act), x3 = PA of two pages, or token. Results x1 = token, x2 = mask of the
+    /// other's vCPUs to wake, x3 = [status](crate::rpc::status).
+    RpcMessage = 0x56,
+    /// Ours. x1 = handle. Results x1, x2 = masks of the vCPUs to wake, as of [`RpcConnect`](Self::RpcConnect).
+    RpcClose = 0x57,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).

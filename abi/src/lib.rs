@@ -7,6 +7,7 @@
 //! - [`guest`]: what guests may call (vendor hypervisor services, as KVM numbers them).
 //! - [`ioctl`]: what user space asks of `/dev/gzvm`.
 //! - [`reg`]: register identifiers of GET/SET_ONE_REG.
+//! - [`rpc`]: calls between VMs and the host, our own extension.
 //! - [`counter`]: our own extension: event counters of the hypervisor.
 //!
 //! Generation F of the public ABI (driver 16.0), little-endian, 4 KiB pages. `docs/abi.md` tells
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod hypercall;
 pub mod ioctl;
 pub mod reg;
+pub mod rpc;
 pub mod run;
 pub mod watch;
 

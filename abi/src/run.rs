@@ -39,6 +39,8 @@ pub mod exit {
     pub const WATCH: u32 = 0x9292_0041;
     /// Ours, after [`ANNOUNCE`](crate::hypercall::host_access::ANNOUNCE) only: the guest stops sharing a page: [`Unshare`](super::Unshare).
     pub const UNSHARE: u32 = 0x9292_0042;
+    /// Ours, for VMs that have channels only: who has to be told of a guest's call: [`Bell`](super::Bell).
+    pub const BELL: u32 = 0x9292_0044;
 }
 
 /// [`SystemEvent::type_`] values.
@@ -198,6 +200,20 @@ payload! {
     Unshare {
         /// Guest physical address of the page.
         gpa: u64,
+    }
+}
+
+payload! {
+    /// Payload of [`exit::BELL`].
+    Bell {
+        /// Handle of the host's endpoint, where it is the host that has something to look at; else 0.
+        handle: u64,
+        /// vCPUs to wake (bit n: vCPU n) in VM [`vm`](Self::vm).
+        vcpus: u64,
+        /// The VM whose vCPUs sleep; else 0.
+        vm: u32,
+        /// Of [`handle`](Self::handle): [what](crate::rpc::bell) there is.
+        what: u32,
     }
 }
 

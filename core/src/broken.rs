@@ -113,6 +113,14 @@ mistakes! {
     /// Anybody may end a loan as its owner.
     AnybodyReclaims,
 
+    // Channels.
+    /// An endpoint's handle is good for everybody.
+    AnyEndpoint,
+    /// Who is left in a channel is not told.
+    SilentEnd,
+    /// A message is said to come from whom it is for.
+    OwnName,
+
     // A guest and EL2.
     /// An unknown system register reads as zero.
     UnknownRegisters,

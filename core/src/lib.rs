@@ -23,6 +23,7 @@ pub mod broken;
 pub mod fdt;
 pub mod memory;
 pub mod platform;
+pub mod rpc;
 pub mod smmu;
 pub mod vcpu;
 pub mod vgic;

@@ -3,6 +3,7 @@
 
 use super::trng;
 use crate::addr::PAGE_SIZE;
+use crate::rpc;
 use gzvm_abi::guest;
 use gzvm_abi::hypercall::strip_sve_hint;
 
@@ -67,6 +68,8 @@ pub enum Answer {
     Lending(u32),
     /// One of the calls about the measurement ([`identity`](crate::vm::identity)).
     Measurement(u32),
+    /// One of the calls of [`rpc`](crate::rpc::call), where the VM may have channels.
+    Rpc(u32),
 }
 
 /// Whether `fid` is PSCI's (owner 4, functions 0..=0x1F).
@@ -99,6 +102,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::MEASUREMENT_EXTEND..=guest::MEASUREMENT_READ if protected => Answer::Measurement(fid),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
+        _ if rpc::call::is_rpc(fid) => Answer::Rpc(fid),
         _ if trng::is_trng(fid) => Answer::Trng { fid, arg },
         _ => Answer::One(NOT_SUPPORTED),
     }

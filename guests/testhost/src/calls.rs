@@ -99,7 +99,7 @@ fn probe_call(number: u64, args: &[u64]) -> Outcome {
 
 fn boundaries_without_vms() -> Outcome {
     let before = baseline()?;
-    for number in (0..0x48).chain([0xFFF]) {
+    for number in (0..0x58).chain([0xFFF]) {
         for value in BOUNDARIES {
             probe_call(number, &[value; 7])?;
             for position in 0..7 {
@@ -117,7 +117,7 @@ fn boundaries_without_vms() -> Outcome {
 fn boundaries_with_a_vm() -> Outcome {
     let before = baseline()?;
     let mut vm = Vm::new(programs::tour(), 1)?;
-    for number in 0..0x48 {
+    for number in 0..0x58 {
         // Those end the VM, its vCPU or its memory, which is another case's.
         let ends = [Function::DestroyVm, Function::DestroyVcpu, Function::Run, Function::RemoveMemregion];
         if number == 0 || ends.iter().any(|f| *f as u64 == number) {

@@ -54,6 +54,8 @@ mod protected;
 #[cfg(target_os = "none")]
 mod random;
 #[cfg(target_os = "none")]
+mod rpc;
+#[cfg(target_os = "none")]
 mod unmap;
 #[cfg(target_os = "none")]
 mod vectors;
@@ -89,6 +91,7 @@ fn host_vm() {
         levels::CASES,
         protected::CASES,
         lending::CASES,
+        rpc::CASES,
         host_access::CASES,
         dma::CASES,
         firmware::CASES,

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use gzvm_abi::hypercall::{Function, REGION_BUFFER_SIZE, RegionHeader, Status, Tuple, cap, purpose};
 use gzvm_abi::ioctl::{self, CreateDevice};
 use gzvm_abi::reg;
-use gzvm_abi::run::{Exception, HWSTATE_OFFSET, HwState, Mmio, VcpuRun, exception, exit};
+use gzvm_abi::run::{Bell, Exception, HWSTATE_OFFSET, HwState, Mmio, VcpuRun, exception, exit};
 use gzvm_guest_kit::case::{Outcome, Verdict};
 use gzvm_guest_kit::hypercall::{self, Reply};
 use gzvm_guest_kit::{arch, fail, smp, timer};
@@ -34,6 +34,8 @@ pub struct Vm {
     pub faults: u64,
     /// Every RUN on another CPU than the one before: on CPU 1 and on this one.
     pub wanders: bool,
+    /// The last doorbell that an exit told of.
+    pub bell: Option<Bell>,
     on_other: core::cell::Cell<bool>,
     destroyed: bool,
 }
@@ -128,6 +130,7 @@ impl Vm {
             mailbox: pages::take(1, 4096),
             faults: 0,
             wanders: false,
+            bell: None,
             on_other: core::cell::Cell::new(false),
             destroyed: false,
         };
@@ -250,6 +253,7 @@ impl Vm {
             }
             match reason {
                 exit::GZ | exit::IPI => {}
+                exit::BELL => self.bell = Some(Bell::read(&report)),
                 exit::IRQ => {
                     // A host takes its interrupts now.
                     arch::irq_enable();

@@ -522,6 +522,12 @@ pub fn guest_sctlr() -> u64 {
     read!("sctlr_el1")
 }
 
+/// Whether the guest whose world is in place has its data cache off.
+pub fn guest_is_uncached() -> bool {
+    const SCTLR_C: u64 = 1 << 2;
+    guest_sctlr() & SCTLR_C == 0
+}
+
 /// Whether the stack pointer with this PSTATE is SP_EL0 (EL0, or EL1 with SPSel = 0).
 pub const fn uses_sp_el0(pstate: u64) -> bool {
     pstate & 1 == 0

@@ -55,6 +55,7 @@ impl Running<'_> {
             Answer::GuardUnmap(ipa) => self.name_mmio(ipa, false),
             Answer::Lending(fid) => return self.lending(fid),
             Answer::Measurement(fid) => return self.measurement(fid),
+            Answer::Rpc(fid) => return self.rpc(fid),
         }
         Next::Resume
     }

@@ -23,8 +23,6 @@ use crate::arch::percpu::{PerCpu, count};
 use crate::mem::host;
 use crate::platform;
 
-/// SCTLR_EL1.C: data accesses are cached.
-const SCTLR_C: u64 = 1 << 2;
 /// SCTLR_EL1.E0E and EE: data is big-endian at EL0, at EL1.
 const SCTLR_E0E: u64 = 1 << 24;
 const SCTLR_EE: u64 = 1 << 25;
@@ -82,7 +80,7 @@ impl Running<'_> {
             return if memory.slots.find(ipa).is_some() { Fetched::Gone } else { Fetched::Nowhere };
         };
         // A guest with its caches off wrote its code past them.
-        let uncached = cpu::guest_sctlr() & SCTLR_C == 0;
+        let uncached = cpu::guest_is_uncached();
         let mut word = [0; 4];
         match host::read_word(&platform::ownership().lock(), pa, uncached, &mut word) {
             // Instructions are little-endian, whatever data is.

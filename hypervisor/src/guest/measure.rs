@@ -36,7 +36,6 @@ impl Vm {
     }
 
     /// Who it is.
-    #[expect(dead_code, reason = "messages between VMs will say from whom they are")]
     pub fn identity(&self) -> Identity {
         Identity { vm: self.party, protected: self.protected(), measurement: self.measured(|m| *m) }
     }

@@ -13,6 +13,7 @@ use gzvm_core::memory::{IpaRange, PaRange};
 use super::firmware::Window;
 use super::private;
 use crate::arch::barrier;
+use crate::mem::guest::GuestBytes;
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self, Account, Exhausted};
 use crate::mem::tables::{Tables, VmTlb};
@@ -284,6 +285,18 @@ impl VmMemory {
             pages.try_push(page.start()).map_err(|_| (ipa, NoPage::Nowhere))?;
         }
         Ok(pages)
+    }
+
+    /// Where a message of the guest's is, in one page of its own; for `write`, one that it may write.
+    pub fn message_page(&self, ipa: Ipa, write: bool) -> Result<GuestBytes<'_>, NoPage> {
+        let walk = self.walk(ipa);
+        match walk {
+            Walk::Mapped { pa, attrs, .. } if attrs.write || !write => {
+                GuestBytes::new(&platform::ownership().lock(), self.owner, pa).map_err(|_| NoPage::Nowhere)
+            }
+            Walk::Unmapped { .. } if self.slots.find(ipa).is_some() => Err(NoPage::Absent),
+            _ => Err(NoPage::Nowhere),
+        }
     }
 
     /// Maps pages of another VM at `at`, where there must be nothing: no slot; no mapping and no MMIO page that the guest has

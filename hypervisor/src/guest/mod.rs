@@ -22,6 +22,7 @@ pub mod one_reg;
 pub mod private;
 pub mod random;
 pub mod registry;
+pub mod rpc;
 pub mod run;
 mod sleep;
 mod sysreg;

@@ -74,6 +74,8 @@ pub enum Exit {
     Watch,
     /// The guest stops sharing a page.
     Unshare(u64),
+    /// A call of the guest's concerns the host, or vCPUs of another VM that sleep.
+    Bell(abi::Bell),
 }
 
 impl Exit {
@@ -92,6 +94,7 @@ impl Exit {
             Self::Again => exit::GZ,
             Self::Watch => exit::WATCH,
             Self::Unshare(_) => exit::UNSHARE,
+            Self::Bell(_) => exit::BELL,
         }
     }
 
@@ -106,6 +109,7 @@ impl Exit {
             Self::Ipi(sleepers) => vcpu.shared.store(PAYLOAD, *sleepers),
             Self::Idle(delay) => vcpu.publish(vm.cntvoff(), *delay, 1),
             Self::Mmio(mmio) => vcpu.shared.store(PAYLOAD, *mmio),
+            Self::Bell(bell) => vcpu.shared.store(PAYLOAD, *bell),
             other => other.publish_rare(vcpu, vm),
         }
         reason
@@ -116,7 +120,7 @@ impl Exit {
     fn publish_rare(&self, vcpu: &mut Vcpu, vm: &Vm) {
         let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
         match self {
-            Self::Irq | Self::Again | Self::Ipi(_) | Self::Idle(_) | Self::Mmio(_) => return,
+            Self::Irq | Self::Again | Self::Ipi(_) | Self::Idle(_) | Self::Mmio(_) | Self::Bell(_) => return,
             Self::Resampled => {
                 let mut ended = abi::Resampled { count: vcpu.resampled.len() as u32, ..Default::default() };
                 for (to, from) in ended.intids.iter_mut().zip(vcpu.resampled.drain(..)) {

@@ -21,6 +21,7 @@ use super::lending;
 use super::life::Life;
 use super::memory::{MapFailure, VmMemory, share, unshare};
 use super::registry;
+use super::rpc::{self, VmRpc};
 use super::vcpu::Vcpu;
 use super::watch::VmWatch;
 use crate::arch::cpu;
@@ -108,6 +109,8 @@ pub struct Vm {
     pub measurement: Mutex<Option<Measurement>>,
     /// Which of its exceptions are watched.
     pub watch: VmWatch,
+    /// With whom it may have channels.
+    pub rpc: VmRpc,
     /// Its driver has called DESTROY_VM and does not come again: see `registry::work_off`. Set under the slot's lock.
     pub abandoned: AtomicBool,
     /// Guest physical addresses of distributor and first redistributor.
@@ -144,6 +147,7 @@ impl Vm {
             life: Life::new(),
             measurement: Mutex::new(None),
             watch: VmWatch::new(),
+            rpc: VmRpc::new(),
             abandoned: AtomicBool::new(false),
             gicd: AtomicU64::new(NO_FRAME),
             gicr: AtomicU64::new(NO_FRAME),
@@ -278,6 +282,9 @@ impl Vm {
             }
         }
         if removed != 0 {
+            return Progress::More;
+        }
+        if rpc::end_step(self) == Progress::More {
             return Progress::More;
         }
         match lending::end_step(self, budget) {

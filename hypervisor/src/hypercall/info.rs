@@ -24,7 +24,11 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::HostAccess.extension_bit()
     | Function::Measurement.extension_bit()
     | Function::VmFeatures.extension_bit()
-    | Function::VgicSpis.extension_bit();
+    | Function::VgicSpis.extension_bit()
+    | Function::RpcPolicy.extension_bit()
+    | Function::RpcConnect.extension_bit()
+    | Function::RpcMessage.extension_bit()
+    | Function::RpcClose.extension_bit();
 
 /// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros. A driver begins with it, so what an
 /// earlier one knew is forgotten.

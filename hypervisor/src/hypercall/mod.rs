@@ -15,6 +15,7 @@ mod host_access;
 mod info;
 mod measurement;
 mod memory;
+mod rpc;
 mod vcpu;
 mod vm;
 mod watch;
@@ -135,6 +136,10 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::HostAccess => host_access::host_access(args),
         Function::Measurement => measurement::measurement(args),
         Function::VmFeatures => features::give(args),
+        Function::RpcPolicy => rpc::set_policy(args),
+        Function::RpcConnect => rpc::connect(args),
+        Function::RpcMessage => rpc::message(args),
+        Function::RpcClose => rpc::close(args),
         Function::EnableCap => capability::enable(args),
         Function::GetRegs | Function::SetRegs => Err(Error::NotImplemented),
     };

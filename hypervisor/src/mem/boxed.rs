@@ -37,6 +37,17 @@ impl<T> PageBox<T> {
         Ok(Self { ptr })
     }
 
+    /// All zero, without a copy on the stack.
+    pub fn zeroed() -> Result<Self, Exhausted>
+    where
+        T: zerocopy::FromZeros,
+    {
+        const { assert!(align_of::<T>() <= PAGE_SIZE as usize) };
+        let pages = pool::alloc(pages_of::<T>(), 1)?;
+        // INVARIANT: the pool gives zeroed pages, and zeroes are a valid T.
+        Ok(Self { ptr: NonNull::new(pages.0 as *mut T).ok_or(Exhausted)? })
+    }
+
     /// Keeps the value for ever.
     pub fn leak(self) -> &'static mut T {
         let ptr = self.ptr;

@@ -43,6 +43,14 @@ pub fn read(ownership: &Ownership<'_>, pa: Pa, into: &mut [u8]) -> Result<(), No
     Ok(())
 }
 
+/// Copies to the host.
+pub fn write(ownership: &Ownership<'_>, pa: Pa, from: &[u8]) -> Result<(), NotHosts> {
+    check(ownership, pa, from.len())?;
+    // SAFETY: as in `read`.
+    unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), pa.0 as *mut u8, from.len()) };
+    Ok(())
+}
+
 /// Copies an aligned word of a plain VM's memory, which is the host's too; of one whose caches are off,
 /// past the cache.
 pub fn read_word(

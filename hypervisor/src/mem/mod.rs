@@ -8,10 +8,12 @@
 //! - [`boxed`]: values in pool pages;
 //! - [`shared`]: what devices read and write of it;
 //! - [`host`]: copies to and from memory that is the host's, checked page by page;
+//! - [`guest`]: copies to and from memory that is a VM's;
 //! - [`image`]: what the boot loader left, kept;
 //! - [`tables`]: stage-2 table pages and TLB, for `gzvm_core::memory::stage2`.
 
 pub mod boxed;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod pool;

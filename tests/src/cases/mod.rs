@@ -20,6 +20,7 @@ pub mod linux;
 pub mod manage;
 pub mod power;
 mod protected;
+pub mod rpc;
 pub mod stress;
 pub mod walkthrough;
 pub mod watch;
@@ -53,6 +54,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(el2::cases());
     cases.extend(broken::cases());
     cases.extend(hostile::cases());
+    cases.extend(rpc::cases());
     cases.extend(conformance::cases());
     cases.extend(walkthrough::cases());
     cases.extend(linux::cases());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What the calls are given: for each argument of each function values that mean something there, and boundaries.
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use gzvm_abi::hypercall::{Function, REGION_BUFFER_SIZE, cap};
 use gzvm_abi::reg;
 use gzvm_guest_kit::machine::Range;
@@ -24,6 +26,8 @@ pub enum Kind {
     Spis,
     Register,
     Capability,
+    /// An endpoint's handle.
+    Channel,
     Anything,
     /// The address of a buffer that was just filled for this call.
     Buffer,
@@ -32,8 +36,8 @@ pub enum Kind {
 }
 
 use Kind::{
-    Address, Anything, Buffer, BufferSize, Bytes, Capability, Frame, GuestAddress, GuestFrame, Pages,
-    Register, Small, Spis, Tuple, Vm,
+    Address, Anything, Buffer, BufferSize, Bytes, Capability, Channel, Frame, GuestAddress, GuestFrame,
+    Pages, Register, Small, Spis, Tuple, Vm,
 };
 
 /// Functions by what they take; those that are to come more often stand here more often.
@@ -75,9 +79,18 @@ pub const SHAPES: &[(Function, &[Kind])] = &[
     (Function::Measurement, &[Vm, Small]),
     (Function::VmFeatures, &[Vm, Small]),
     (Function::VgicSpis, &[Vm, Spis]),
+    (Function::RpcPolicy, &[Vm, Small, Small, Small]),
+    (Function::RpcPolicy, &[Vm, Small, Small, Small]),
+    (Function::RpcConnect, &[Vm, Small, Small, Small]),
+    (Function::RpcConnect, &[Vm, Small, Vm, Small]),
+    (Function::RpcConnect, &[Vm, Small, Vm, Small]),
+    (Function::RpcMessage, &[Channel, Small, Address]),
+    (Function::RpcMessage, &[Channel, Small, Buffer]),
+    (Function::RpcMessage, &[Channel, Small, Anything]),
+    (Function::RpcClose, &[Channel]),
 ];
 
-const ALL: [Kind; 13] = [
+const ALL: [Kind; 14] = [
     Vm,
     Tuple,
     Address,
@@ -90,6 +103,7 @@ const ALL: [Kind; 13] = [
     Spis,
     Register,
     Capability,
+    Channel,
     Anything,
 ];
 
@@ -135,6 +149,9 @@ const WILD: [u64; 12] = [
     1 << 63,
     u64::MAX - 8191,
 ];
+
+/// Handles that RPC_CONNECT gave.
+pub static CHANNELS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// The source of all values.
 pub struct Source {
@@ -258,6 +275,10 @@ impl Source {
             },
             Buffer => self.buffer,
             BufferSize => REGION_BUFFER_SIZE,
+            Channel => {
+                let handle = CHANNELS[self.below(CHANNELS.len() as u64) as usize].load(Relaxed);
+                if self.one_in(8) { handle ^ 1 << self.below(24) } else { handle }
+            }
         }
     }
 

@@ -5,12 +5,13 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use gzvm_abi::hypercall::{Constituent, FID_BASE_SMC32, FID_BASE_SMC64, Function, RegionHeader, Status, cap};
 use gzvm_abi::ioctl::{self, CreateDevice};
+use gzvm_abi::rpc::{self, with};
 use gzvm_abi::run::exit;
 use gzvm_abi::{control, reg};
 use gzvm_guest_kit::smccc::Conduit;
 use gzvm_guest_kit::{arch, exception, println, timer};
 
-use super::arguments::{SHAPES, Source};
+use super::arguments::{CHANNELS, SHAPES, Source};
 use super::{Plan, STOP, VIOLATION};
 use crate::pages;
 use crate::programs::{self, GICD, RAM};
@@ -147,6 +148,8 @@ impl Attacker {
         if protected {
             self.about(id, Function::EnableCap, &[cap::PROTECTED_VM, cap::protected::SET_PROTECTED_VM]);
         }
+        let everybody = with::HOST | with::PLAIN | with::PROTECTED;
+        self.about(id, Function::RpcPolicy, &[programs::SPI, everybody, rpc::MOST_CHANNELS]);
         let buffer = self.buffer;
         poke(buffer, RegionHeader { slot: 0, constituent_cnt: 0, total_pages: 512, gpa: RAM });
         let mailbox = self.source.page();
@@ -173,6 +176,10 @@ impl Attacker {
         self.about(tuple, Function::SetOneReg, &[reg::PC, RAM]);
         let pages = 1 + self.source.below(16);
         self.about(id, Function::MapGuest, &[0, code >> 12, RAM >> 12, pages]);
+        let peer = KNOWN[self.source.below(VMS as u64) as usize].load(SeqCst);
+        for other in [0, peer] {
+            self.about(id, Function::RpcConnect, &[1, other, id]);
+        }
         for _ in 0..self.source.below(8) {
             self.about(tuple, Function::Run, &[]);
         }
@@ -288,8 +295,10 @@ impl Attacker {
         if Status::from_x0(x[0]) == Some(Status::Success) {
             SUCCEEDED.fetch_add(1, SeqCst);
             self.last = (fid, args);
-            if function == Some(Function::CreateVm) {
-                self.remember(x[1]);
+            match function {
+                Some(Function::CreateVm) => self.remember(x[1]),
+                Some(Function::RpcConnect) => CHANNELS[self.source.below(4) as usize].store(x[1], SeqCst),
+                _ => {}
             }
         }
         x

@@ -4,10 +4,10 @@
 
 mod ends;
 pub mod guest;
-mod program;
+pub mod program;
 mod rights;
 
-use gzvm_abi::guest::{VM_MEM_READ as READ, VM_MEM_READ_WRITE as READ_WRITE};
+pub use gzvm_abi::guest::{VM_MEM_READ as READ, VM_MEM_READ_WRITE as READ_WRITE};
 use gzvm_guest_kit::case::Case;
 use gzvm_guest_kit::cases;
 
@@ -26,7 +26,7 @@ const NOT_SUPPORTED: u64 = -1i64 as u64;
 const INVALID: u64 = -3i64 as u64;
 const NO_MEMORY: u64 = -4i64 as u64;
 /// Where a guest has no slot, no GIC and no device.
-const WINDOW: u64 = 0x7000_0000;
+pub const WINDOW: u64 = 0x7000_0000;
 const SECRET: u64 = 0x5EC2_E75E_C2E7;
 /// The page that guests share, in their memory.
 const PAGE: u64 = RAM + 0x4000;

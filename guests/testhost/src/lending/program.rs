@@ -30,6 +30,14 @@ pub enum Operation {
     Borrows = 5,
     /// Loads from x1 until that takes an exception.
     Watches = 6,
+    /// HVC; x3 to x9 are in its page 3 then.
+    CallFully = 7,
+    /// x2 times: a call of x3 bytes at endpoint x1, whose first word counts down; the reply has one more there. Sleeps meanwhile. Tells
+    /// the failures.
+    Calls = 8,
+    /// Answers calls at endpoint x1, with one more in the first word, until there is a notice or the peer is gone. Sleeps
+    /// meanwhile. Tells the calls, and the status at the end.
+    Serves = 9,
 }
 
 global_asm!(
@@ -39,6 +47,12 @@ global_asm!(
 
     .macro  prog_lending number
     movz    w0, #(0xF000 + \number)
+    movk    w0, #0xC600, lsl #16
+    hvc     #0
+    .endm
+
+    .macro  prog_rpc number
+    movz    w0, #(0xF010 + \number)
     movk    w0, #0xC600, lsl #16
     hvc     #0
     .endm
@@ -69,6 +83,12 @@ prog_obeys:
     b.eq    7f
     cmp     x9, #6
     b.eq    8f
+    cmp     x9, #7
+    b.eq    9f
+    cmp     x9, #8
+    b.eq    10f
+    cmp     x9, #9
+    b.eq    11f
     hvc     #0
 2:  str     x0, [x19, #0x10]
     str     x1, [x19, #0x18]
@@ -147,6 +167,89 @@ prog_obeys:
 
 8:  ldr     x0, [x1]
     cbz     x22, 8b
+    b       2b
+
+9:  hvc     #0
+    add     x21, x20, #3, lsl #12
+    stp     x3, x4, [x21]
+    stp     x5, x6, [x21, #16]
+    stp     x7, x8, [x21, #32]
+    str     x9, [x21, #48]
+    b       2b
+
+10: mov     x24, x1
+    mov     x25, x2
+    mov     x26, x3
+    mov     x27, #0
+    add     x21, x20, #8, lsl #12
+    add     x28, x20, #9, lsl #12
+101:
+    str     x25, [x21]
+    mov     x1, x24
+    mov     x2, x21
+    mov     x3, x26
+    mov     x4, #0
+    prog_rpc 3
+    cbnz    x0, 104f
+    mov     x23, x1
+102:
+    mov     x1, x24
+    mov     x2, x28
+    mov     x3, #0x1000
+    prog_rpc 6
+    cmn     x0, #5
+    b.ne    103f
+    wfi
+    b       102b
+103:
+    cbnz    x0, 104f
+    and     x6, x1, #0xFF
+    cmp     x6, #2
+    cinc    x27, x27, ne
+    cmp     x2, x23
+    cinc    x27, x27, ne
+    ldr     x6, [x28]
+    sub     x6, x6, #1
+    cmp     x6, x25
+    cinc    x27, x27, ne
+    subs    x25, x25, #1
+    b.ne    101b
+104:
+    add     x1, x0, #0
+    add     x0, x27, x25
+    b       2b
+
+11: mov     x24, x1
+    mov     x27, #0
+    add     x21, x20, #8, lsl #12
+111:
+    mov     x1, x24
+    mov     x2, x21
+    mov     x3, #0x1000
+    prog_rpc 6
+    cmn     x0, #5
+    b.ne    112f
+    wfi
+    b       111b
+112:
+    cbnz    x0, 113f
+    and     x6, x1, #0xFF
+    cmp     x6, #1
+    b.ne    113f
+    ldr     x6, [x21]
+    add     x6, x6, #1
+    str     x6, [x21]
+    lsr     x3, x1, #32
+    mov     x4, x2
+    mov     x1, x24
+    mov     x2, x21
+    prog_rpc 5
+    cbnz    x0, 113f
+    add     x27, x27, #1
+    b       111b
+113:
+    mov     x1, x0
+    mov     x0, x27
     b       2b
 
     .skip   0xA00 - (. - prog_obeys)

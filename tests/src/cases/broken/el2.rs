@@ -66,6 +66,9 @@ pub const MISTAKES: &[Row] = &[
     (33, LentAndShown, "lending::one_thing_at_a_time"),
     (33, AnybodyReclaims, "lending::nobody_but_the_named_one"),
     (33, LentForEver, "lending::owner_dies"),
+    (34, AnyEndpoint, "rpc::foreign_wrong_and_stale_handles"),
+    (34, SilentEnd, "rpc::guest_closes"),
+    (34, OwnName, "rpc::calls_and_replies"),
 ];
 
 /// The same for what is done once, at boot.
