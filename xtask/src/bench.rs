@@ -7,11 +7,12 @@
 //! Invariants: one machine runs at a time; a figure that could not be measured is an error in the table and a status
 //! other than zero, never a gap.
 //!
-//! [`measure`] runs the machines, [`results`] reads their consoles, [`report`] writes tables and JSON, [`plot`] the
-//! drawing.
+//! [`measure`] runs the machines, [`results`] reads their consoles, [`profile`] says where EL2's instructions go, [`report`]
+//! writes tables and JSON, [`plot`] the drawing.
 
 mod measure;
 mod plot;
+mod profile;
 mod report;
 mod results;
 
@@ -91,8 +92,14 @@ pub struct Options {
     /// Only this host; may be given several times
     #[arg(long, value_enum, value_name = "HOST")]
     pub host: Vec<Host>,
+    /// Only this operation; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(report::operations()))]
+    pub operation: Vec<String>,
+    /// Say where EL2's instructions go, by exception and by symbol (gzvm hosts; best with one operation)
+    #[arg(long)]
+    pub profile: bool,
     /// Write the figures and the plot into docs/ (docs/benchmarks.md, docs/benchmarks.svg)
-    #[arg(long, conflicts_with_all = ["quick", "host"])]
+    #[arg(long, conflicts_with_all = ["quick", "host", "operation"])]
     pub docs: bool,
     /// Measure what is in target/gz, build nothing
     #[arg(long)]
@@ -113,17 +120,25 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
         let peers = [Part::Guests, Part::Gz, Part::Rootfs];
         build::build(layout, if hosts.iter().any(|host| host.is_gzvm()) { &build::ALL } else { &peers })?;
     }
-    let plan = Plan::new(layout, options.quick)?;
+    let plan = Plan::new(layout, options)?;
     let mut columns = Vec::new();
     for host in hosts {
         let step = process::Step::new(format!("counting instructions under {}", host.name()));
-        columns.push(Column { host, figures: plan.measure(host).map_err(|error| format!("{error:#}")) });
+        let (figures, profile) = match plan.measure(host) {
+            Ok((figures, profile)) => (Ok(figures), profile),
+            Err(error) => (Err(format!("{error:#}")), None),
+        };
+        columns.push(Column { host, figures, profile });
         step.done();
     }
-    let step = process::Step::new("booting the same Linux without a hypervisor");
-    let bare_metal = plan.bare_metal().map_err(|error| format!("{error:#}"));
-    step.done();
-    let report = Report { columns, bare_metal, about: about(layout)? };
+    let bare_metal = plan.boots().then(|| {
+        let step = process::Step::new("booting the same Linux without a hypervisor");
+        let figure = plan.bare_metal().map_err(|error| format!("{error:#}"));
+        step.done();
+        figure
+    });
+    let report =
+        Report { columns, operations: plan.operations().to_vec(), bare_metal, about: about(layout)? };
     print!("{}", report.terminal());
     if let Some(file) = &options.json {
         let text = report.json()?;

@@ -13,7 +13,7 @@ use gzvm_tests::layout::Layout;
 use crate::{process, run};
 
 /// Where QEMU's `-kernel` puts an Image: 2 MiB into RAM.
-const IMAGE_ADDRESS: u64 = 0x4020_0000;
+pub const IMAGE_ADDRESS: u64 = 0x4020_0000;
 
 /// What `gdb` may be told.
 #[derive(Debug, clap::Args)]

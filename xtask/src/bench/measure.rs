@@ -22,7 +22,9 @@ use gzvm_tests::{
 };
 
 use super::{
-    Host,
+    Host, Options,
+    profile::{Profile, Profiler},
+    report,
     results::{self, Clock, Figure},
 };
 use crate::process;
@@ -46,32 +48,53 @@ pub type Figures = BTreeMap<&'static str, Result<Figure, String>>;
 pub struct Plan<'a> {
     layout: &'a Layout,
     folder: PathBuf,
+    operations: Vec<&'static str>,
     batches: u32,
     boots: u32,
     stopwatch: Vec<u8>,
+    profiler: Option<Profiler>,
 }
 
 impl<'a> Plan<'a> {
-    /// Assembles the stopwatch.
+    /// Assembles the stopwatch, and on request builds the profiler.
     ///
     /// # Errors
     /// If it can't be.
-    pub fn new(layout: &'a Layout, quick: bool) -> Result<Self> {
+    pub fn new(layout: &'a Layout, options: &Options) -> Result<Self> {
         let folder = layout.out.join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
         let (source, program) = (folder.join("stopwatch.S"), folder.join("stopwatch"));
         fs::write(&source, STOPWATCH)?;
         let mut compiler = Command::new("aarch64-linux-gnu-gcc");
         process::run(compiler.args(["-nostdlib", "-static", "-s", "-o"]).arg(&program).arg(&source))?;
-        let (batches, boots) = if quick { (3, 2) } else { (5, 8) };
-        Ok(Self { layout, batches, boots, stopwatch: fs::read(&program)?, folder })
+        let (batches, boots) = if options.quick { (3, 2) } else { (5, 8) };
+        let wanted =
+            |name: &&str| options.operation.is_empty() || options.operation.iter().any(|o| o == name);
+        let operations: Vec<_> = report::operations().filter(wanted).collect();
+        let boots = if operations.contains(&results::LINUX_BOOT) { boots } else { 0 };
+        // A machine for its boots alone needs no batch.
+        let batches =
+            if operations.iter().any(|name| results::OPERATIONS.contains(name)) { batches } else { 0 };
+        let profiler =
+            (options.profile || options.docs).then(|| Profiler::new(layout, &folder)).transpose()?;
+        Ok(Self { layout, operations, batches, boots, stopwatch: fs::read(&program)?, profiler, folder })
     }
 
-    /// All figures of one host.
+    /// Boots of Linux are to be measured.
+    pub fn boots(&self) -> bool {
+        self.boots > 0
+    }
+
+    /// What is to be measured.
+    pub fn operations(&self) -> &[&'static str] {
+        &self.operations
+    }
+
+    /// All figures of one host, and on request what was counted at EL2 meanwhile.
     ///
     /// # Errors
     /// If the machine did not come to the end of its script.
-    pub fn measure(&self, host: Host) -> Result<Figures> {
+    pub fn measure(&self, host: Host) -> Result<(Figures, Option<Profile>)> {
         let base = self.layout.part("host-initrd.cpio");
         let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
         let mut archive = Archive::new();
@@ -98,14 +121,19 @@ impl<'a> Plan<'a> {
         }
         let mut machine = Machine::new(boot);
         machine.smp = CPUS;
+        let profiler = self.profiler.as_ref().filter(|_| host.is_gzvm());
+        if let Some(profiler) = profiler {
+            machine.extra.extend(profiler.arguments()?);
+        }
         let text = run(&mut machine, &self.log(host.name()))?;
         check_mode(host, &text)?;
         let mut figures = results::operations(&text, self.batches);
         // KVM's protected VMs have no offset between their counter and the machine's.
         let clock = if host == Host::Kvm7ProtectedVm { Clock::Host } else { Clock::Guest };
         figures.insert(results::LINUX_BOOT, results::boots(&text, self.boots, clock));
+        figures.retain(|name, _| self.operations.contains(name));
         ensure!(text.contains(END), "the host did not come to the end of its script");
-        Ok(figures)
+        Ok((figures, profiler.map(Profiler::read).transpose()?))
     }
 
     /// Instructions from reset to init of the guest's kernel as the machine's only one, at EL1.
@@ -134,6 +162,8 @@ impl<'a> Plan<'a> {
     fn script(&self) -> String {
         let batches: Vec<_> = (1..=self.batches).map(|n| n.to_string()).collect();
         let boots: Vec<_> = (1..=self.boots).map(varied).collect();
+        let all = results::OPERATIONS.iter().all(|name| self.operations.contains(name));
+        let filter = if all { String::new() } else { format!(" filter={}", self.operations.join(",")) };
         format!(
             r#". /etc/profile
 hypervisor=$(argument gz.hypervisor)
@@ -161,9 +191,10 @@ prepare() {{
 }}
 dmesg | grep -i 'kvm.*initialized'
 sleep 20
-prepare /guest/bench.Image console=ttyS0 ""
+line="console=ttyS0{filter}"
+prepare /guest/bench.Image "$line" ""
 for batch in {batches}; do
-    run /guest/bench.Image console=ttyS0 "" --cpus 2 --mem 64M
+    run /guest/bench.Image "$line" "" --cpus 2 --mem 64M
     echo "[STATUS] operations $?"
 done
 for word in {boots}; do

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     Host,
     measure::Figures,
+    profile::{OFTEN, Profile},
     results::{Figure, LINUX_BOOT, OPERATIONS, STALL},
 };
 
@@ -21,14 +22,18 @@ pub struct Column {
     pub host: Host,
     /// Its figures.
     pub figures: Result<Figures, String>,
+    /// What was counted at EL2.
+    pub profile: Option<Profile>,
 }
 
 /// Everything that was measured.
 pub struct Report {
     /// Each host.
     pub columns: Vec<Column>,
-    /// The Linux boot without a hypervisor.
-    pub bare_metal: Result<Figure, String>,
+    /// The operations that were to be measured.
+    pub operations: Vec<&'static str>,
+    /// The Linux boot without a hypervisor, if boots were.
+    pub bare_metal: Option<Result<Figure, String>>,
     /// Versions.
     pub about: String,
 }
@@ -66,6 +71,10 @@ impl Column {
 }
 
 impl Report {
+    fn bare_metal(&self) -> Option<&Figure> {
+        self.bare_metal.as_ref()?.as_ref().ok()
+    }
+
     /// What could not be measured, and why.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -73,12 +82,14 @@ impl Report {
             let name = column.host.name();
             match &column.figures {
                 Err(error) => problems.push(format!("{name}: {error}")),
-                Ok(_) => problems.extend(operations().filter_map(|operation| {
+                Ok(_) => problems.extend(self.operations.iter().filter_map(|operation| {
                     column.figure(operation).err().map(|error| format!("{name}, {operation}: {error}"))
                 })),
             }
         }
-        problems.extend(self.bare_metal.as_ref().err().map(|error| format!("bare metal: {error}")));
+        if let Some(Err(error)) = &self.bare_metal {
+            problems.push(format!("bare metal: {error}"));
+        }
         problems
     }
 
@@ -101,20 +112,20 @@ impl Report {
         stalls
     }
 
+    fn profiles(&self) -> impl Iterator<Item = (&Column, &Profile)> {
+        self.columns.iter().filter_map(|column| Some((column, column.profile.as_ref()?)))
+    }
+
     fn rows(&self) -> Vec<Vec<String>> {
         let mut head = vec!["operation".to_owned()];
         head.extend(self.columns.iter().map(|column| column.host.name().to_owned()));
         head.extend(["target".to_owned(), "bare metal".to_owned()]);
         let mut rows = vec![head];
-        for operation in operations() {
+        for operation in self.operations.iter().copied() {
             let mut row = vec![operation.to_owned()];
             row.extend(self.columns.iter().map(|column| cell(column.figure(operation).ok())));
             row.push(target(operation).map_or_else(|| "-".to_owned(), grouped));
-            row.push(if operation == LINUX_BOOT {
-                cell(self.bare_metal.as_ref().ok())
-            } else {
-                "-".to_owned()
-            });
+            row.push(if operation == LINUX_BOOT { cell(self.bare_metal()) } else { "-".to_owned() });
             rows.push(row);
         }
         rows
@@ -124,6 +135,9 @@ impl Report {
     pub fn terminal(&self) -> String {
         let mut text = format!("Instructions per operation ({})\n\n", self.about);
         text.push_str(&aligned(&self.rows()));
+        for (column, profile) in self.profiles() {
+            _ = writeln!(text, "\nEL2 under {}\n\n{}", column.host.name(), profile.terminal());
+        }
         for stall in self.stalls() {
             _ = writeln!(text, "\nheld up: {stall}");
         }
@@ -140,7 +154,7 @@ impl Report {
     pub fn json(&self) -> Result<String> {
         let mut list = Vec::new();
         for column in &self.columns {
-            for operation in operations() {
+            for operation in self.operations.iter().copied() {
                 let Ok(figure) = column.figure(operation) else { continue };
                 let mut object = json!({
                     "operation": operation,
@@ -152,8 +166,7 @@ impl Report {
                 });
                 if operation == LINUX_BOOT {
                     object["from_vmm_start"] = json!(figure.from_start);
-                    object["bare_metal"] =
-                        json!(self.bare_metal.as_ref().ok().map(|figure| figure.instructions));
+                    object["bare_metal"] = json!(self.bare_metal().map(|figure| figure.instructions));
                     object["counters"] = json!(figure.counters);
                 }
                 list.push(object);
@@ -179,7 +192,7 @@ impl Report {
         let head = ["Linux boot", "least", "median", "most", "median from the start of gz"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(self.columns.iter().filter_map(spread));
-        if let Ok(figure) = &self.bare_metal {
+        if let Some(figure) = self.bare_metal() {
             let count = [figure.min, figure.instructions, figure.max].map(grouped);
             rows.push([vec!["bare metal".to_owned()], count.to_vec(), vec!["-".to_owned()]].concat());
         }
@@ -192,6 +205,14 @@ impl Report {
             "\nExits during the boot of Linux to its init (1 vCPU, median):\n\n{}",
             table(&self.exits())
         );
+        for (column, profile) in self.profiles() {
+            _ = write!(
+                text,
+                "\nAt EL2 during all of this under {}, by what brought the CPU there:\n\n{}",
+                column.host.name(),
+                table(&profile.rows(OFTEN))
+            );
+        }
         text
     }
 
@@ -274,7 +295,8 @@ fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-fn aligned(rows: &[Vec<String>]) -> String {
+/// Columns of equal width.
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
@@ -311,11 +333,12 @@ mod tests {
         }
         Report {
             columns: vec![
-                Column { host: Host::Gzvm, figures: Ok(gzvm) },
-                Column { host: Host::KvmVhe, figures: Ok(all(3400)) },
-                Column { host: Host::KvmNvhe, figures: Err("no such host".to_owned()) },
+                Column { host: Host::Gzvm, figures: Ok(gzvm), profile: None },
+                Column { host: Host::KvmVhe, figures: Ok(all(3400)), profile: None },
+                Column { host: Host::KvmNvhe, figures: Err("no such host".to_owned()), profile: None },
             ],
-            bare_metal: Ok(figure(907_088_563)),
+            operations: operations().collect(),
+            bare_metal: Some(Ok(figure(907_088_563))),
             about: "QEMU".to_owned(),
         }
     }
