@@ -42,7 +42,9 @@ pub const INTERNAL_FAILURE: u64 = -6i64 as u64;
 /// INVALID_ADDRESS.
 pub const INVALID_ADDRESS: u64 = -9i64 as u64;
 
-/// What PSCI_VERSION answers.
+/// PSCI_VERSION.
+pub const VERSION_CALL: u32 = 0x8400_0000;
+/// What it answers.
 pub const PSCI_1_1: u64 = 0x0001_0001;
 /// `power_state`, original format (5.4.2): StateID, StateType, PowerLevel; the rest must be zero.
 const POWER_STATE_BITS: u32 = 0xFFFF | POWER_STATE_DOWN | 3 << 24;
@@ -54,7 +56,7 @@ const AFFINITY_BITS: u64 = 0xFF_00FF_FFFF;
 const DEEPEST_LEVEL: u64 = 3;
 
 macro_rules! functions {
-    ($($(#[$doc:meta])* $name:ident = $($fid:literal)|+,)*) => {
+    ($($(#[$doc:meta])* $name:ident = $($fid:pat_param)|+,)*) => {
         /// PSCI functions, both widths in one.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Function { $($(#[$doc])* $name,)* }
@@ -70,7 +72,7 @@ macro_rules! functions {
 
 functions! {
     /// PSCI_VERSION.
-    Version = 0x8400_0000,
+    Version = VERSION_CALL,
     /// CPU_SUSPEND.
     CpuSuspend = 0x8400_0001 | 0xC400_0001,
     /// CPU_OFF.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Calls that guests make by HVC, besides PSCI (SMCCC 1.2, Arm DEN0028).
 
-use super::trng;
+use super::{psci, trng};
 use crate::addr::PAGE_SIZE;
 use crate::rpc;
 use gzvm_abi::guest;
@@ -16,6 +16,8 @@ pub const INVALID_PARAMETER: u64 = -3i64 as u64;
 
 /// SMCCC_VERSION.
 pub const VERSION: u32 = 0x8000_0000;
+/// What it answers.
+const SMCCC_1_2: u64 = 0x0001_0002;
 /// SMCCC_ARCH_FEATURES.
 pub const ARCH_FEATURES: u32 = 0x8000_0001;
 /// SMCCC_ARCH_SOC_ID.
@@ -77,6 +79,16 @@ pub const fn is_psci(fid: u32) -> bool {
     matches!(fid & !0x4000_0000, 0x8400_0000..=0x8400_001F)
 }
 
+/// The answer to calls whose answer is the same for every guest at all times: what x0 gets.
+#[inline(always)]
+pub const fn constant(fid: u64) -> Option<u64> {
+    match fid as u32 {
+        psci::VERSION_CALL => Some(psci::PSCI_1_1),
+        VERSION => Some(SMCCC_1_2),
+        _ => None,
+    }
+}
+
 /// Decides on the call with x0 = `fid` (low 32 bits count) and x1 = `arg`, of which a 32-bit call has
 /// the low half. Default deny; yielding calls (bit 31 clear) and reserved owners are among the denied. `protected`: the
 /// guest's VM is.
@@ -86,7 +98,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
     let narrow = arg as u32;
     match fid {
         _ if is_psci(fid) => Answer::Psci,
-        VERSION => Answer::One(0x0001_0002),
+        VERSION => Answer::One(SMCCC_1_2),
         ARCH_FEATURES | ARCH_WORKAROUND_1 | ARCH_WORKAROUND_3 => Answer::Arch { fid, arg: narrow },
         guest::VENDOR_HYP_UID => Answer::Four(guest::KVM_UID.map(u64::from)),
         // Bit n: function n. The features call itself, the wall clock, relinquish; sharing and MMIO guard
@@ -143,6 +155,26 @@ fn not_needed(fid: u32, pfr0: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::VcpuId;
+
+    #[test]
+    fn constants_are_what_the_call_answers() {
+        let mut power = psci::PowerStates::<1>::default();
+        power.add(VcpuId(0));
+        for fid in (0x8000_0000..0x8000_0100).chain(0x8400_0000..0x8400_0100) {
+            let Some(value) = constant(fid) else { continue };
+            match decide(fid, 0, false) {
+                Answer::Psci => assert_eq!(
+                    power.call(VcpuId(0), fid, [0; 3], 40),
+                    psci::Outcome::Return(value),
+                    "{fid:#x}"
+                ),
+                answer => assert_eq!(answer, Answer::One(value), "{fid:#x}"),
+            }
+        }
+        assert_eq!(constant(0x8400_0000), Some(0x0001_0001));
+        assert_eq!(constant(0xC400_0000), None);
+    }
 
     #[test]
     fn unknown_calls_are_not_supported() {

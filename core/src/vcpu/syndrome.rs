@@ -108,6 +108,28 @@ const fn bit(esr: u64, n: u32) -> bool {
     esr >> n & 1 != 0
 }
 
+/// ESR_EL2 of HVC #0.
+pub const ESR_HVC_0: u64 = 0x16 << 26 | IL;
+/// ESR_ELx.IL: the instruction has 32 bits.
+const IL: u64 = 1 << 25;
+
+/// ESR_EL2 of a write to the system register of these (op0, op1, CRn, CRm, op2), [`without_rt`].
+pub const fn esr_of_write((op0, op1, crn, crm, op2): (u8, u8, u8, u8, u8)) -> u64 {
+    let names =
+        (op0 as u64) << 20 | (op2 as u64) << 17 | (op1 as u64) << 14 | (crn as u64) << 10 | (crm as u64) << 1;
+    0x18 << 26 | IL | names
+}
+
+/// ESR_EL2 of a trapped system register access but for its transfer register.
+pub const fn without_rt(esr: u64) -> u64 {
+    esr & !(0x1F << 5)
+}
+
+/// The transfer register of a trapped system register access.
+pub const fn rt(esr: u64) -> u8 {
+    (esr >> 5 & 0x1F) as u8
+}
+
 /// Decodes ESR_EL2.
 #[inline(always)]
 pub const fn decode(esr: u64) -> Cause {
@@ -122,7 +144,7 @@ pub const fn decode(esr: u64) -> Cause {
             op2: (esr >> 17 & 7) as u8,
             op1: (esr >> 14 & 7) as u8,
             crn: (esr >> 10 & 0xF) as u8,
-            rt: (esr >> 5 & 0x1F) as u8,
+            rt: rt(esr),
             crm: (esr >> 1 & 0xF) as u8,
             read: bit(esr, 0),
         }),
@@ -206,6 +228,9 @@ mod tests {
         let Cause::Sysreg(s) = decode(esr) else { panic!() };
         assert_eq!(s.key(), (3, 0, 12, 11, 5));
         assert!(!s.read && s.rt == 9);
+        assert_eq!((without_rt(esr), rt(esr)), (esr_of_write(s.key()), 9));
+        assert_ne!(without_rt(esr | 1), esr_of_write(s.key()), "a read");
+        assert_eq!(decode(ESR_HVC_0), Cause::Hvc { imm: 0 });
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! ignore writes, as with one Security state they have to.
 
 use super::regs::{Bank, Banked, settled, well_formed};
-use super::{FIRST_SPI, Flags, Kicks, Memory, Vgic};
+use super::{FIRST_SPI, Flags, Groups, Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
 
 const GICD_CTLR: u64 = 0x0000;
@@ -86,8 +86,8 @@ impl<M: Memory> Vgic<M> {
             GICD_CTLR => {
                 let mut ctlr = CTLR_ARE | CTLR_DS;
                 for (bit, on) in [
-                    (CTLR_ENABLE_GRP0, self.group0),
-                    (CTLR_ENABLE_GRP1, self.group1),
+                    (CTLR_ENABLE_GRP0, self.groups.group0),
+                    (CTLR_ENABLE_GRP1, self.groups.group1),
                     (CTLR_RWP, self.vcpus.iter().flatten().any(|vcpu| vcpu.stale)),
                 ] {
                     ctlr |= if on { bit } else { 0 };
@@ -159,12 +159,12 @@ impl<M: Memory> Vgic<M> {
     /// GICD_CTLR.EnableGrp0 and EnableGrp1. All vCPUs choose their list registers anew.
     fn enable_groups(&mut self, group0: bool, group1: bool) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
-        if (self.group0, self.group1) == (group0, group1) {
+        let (before, groups) = (self.groups, Groups { group0, group1 });
+        if before == groups {
             return kicks;
         }
-        let disables = self.group0 && !group0 || self.group1 && !group1;
-        self.group0 = group0;
-        self.group1 = group1;
+        let disables = before.group0 && !group0 || before.group1 && !group1;
+        self.groups = groups;
         for vcpu in self.vcpus.iter_mut().flatten() {
             vcpu.dirty = true;
             vcpu.stale |= disables && vcpu.inside && vcpu.used > 0;

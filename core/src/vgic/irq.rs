@@ -141,6 +141,12 @@ impl Irq {
         self.has(Flags::ENABLED) && !self.active() && self.pending()
     }
 
+    /// Active, with a pending state that may be presented as soon as it is deactivated: no other priority says
+    /// when.
+    pub fn follows(&self) -> bool {
+        self.active() && self.latched() && self.has(Flags::ENABLED) && self.priority == self.active_priority
+    }
+
     pub fn active_priority(&self) -> u8 {
         self.active_priority
     }

@@ -5,6 +5,7 @@
 //! pulse: pending once, also while active, and not again after the EOI, however GICD_ICFGR is set.
 //! True levels ([`Vgic::set_level`]) are for our own extension.
 
+use super::private::HwPpi;
 use super::{FIRST_PPI, FIRST_SPI, Flags, Kicks, Memory, Vgic};
 use crate::addr::{IntId, VcpuId};
 
@@ -119,28 +120,18 @@ impl<M: Memory> Vgic<M> {
     /// timer is still asserted then, the physical interrupt fires again after the deactivation.
     /// No kick is needed, since only the CPU that is about to run `v` knows the level.
     pub fn set_hw_ppi(&mut self, v: VcpuId, intid: IntId, pintid: u32, level: bool) {
-        let Some(n) = intid.0.checked_sub(FIRST_PPI) else { return };
-        let Some(vcpu) = self.present_mut(v) else { return };
-        let Some(physical) = vcpu.pintids.get_mut(n as usize) else { return };
-        *physical = u16::try_from(pintid).unwrap_or(0);
-        let Some(irq) = self.irq(v, intid.0) else { return };
-        if irq.has(Flags::HARDWARE) && irq.has(Flags::LINE) == level {
-            return;
+        let ppi = HwPpi { intid: intid.0, pintid: u16::try_from(pintid).unwrap_or(0), level };
+        let groups = self.groups;
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.set_hw_ppi(ppi, groups);
         }
-        let mut ignored = Kicks::NONE;
-        self.update(v, intid.0, &mut ignored, |irq| {
-            irq.set(Flags::HARDWARE, true);
-            irq.set(Flags::LINE, level);
-        });
     }
 
     /// Whether the physical PPI behind `intid` has to be active while `v` runs on this CPU: it is
     /// active or pending for the guest, and would otherwise only interrupt again. EL2 writes the
     /// physical active state to this, both ways, on each entry where the guest owns the PPI.
     pub fn hw_ppi_in_flight(&self, v: VcpuId, intid: IntId) -> bool {
-        let ppi = intid.0 >= FIRST_PPI && intid.0 < FIRST_SPI;
-        self.irq(v, intid.0)
-            .is_some_and(|irq| ppi && irq.has(Flags::HARDWARE) && (irq.active() || irq.has(Flags::LINE)))
+        self.present(v).is_some_and(|vcpu| vcpu.hw_ppi_in_flight(intid.0))
     }
 
     /// The vCPU in whose view to look `intid` up.

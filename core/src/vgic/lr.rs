@@ -30,7 +30,8 @@
 //!   outside, another of its interrupts may be deactivated.
 
 use super::irq::{Irq, LrState};
-use super::{FIRST_PPI, Flags, Kicks, MAX_LRS, Memory, Vgic, ones};
+use super::private::HwPpi;
+use super::{FIRST_SPI, Flags, Groups, Kicks, MAX_LRS, Memory, Vgic, ones};
 use crate::addr::{IntId, VcpuId};
 use crate::broken::{Mistake, broken};
 use bitflags::bitflags;
@@ -105,11 +106,26 @@ pub(super) struct Slot {
 
 impl Slot {
     pub const EMPTY: Self = Self { intid: 0, priority: 0, from_line: false };
+
+    pub fn of(candidate: Candidate, from_line: bool) -> Self {
+        let intid = u16::try_from(candidate.intid).unwrap_or(0);
+        Self { intid, priority: candidate.priority, from_line }
+    }
+
+    /// What the register says now.
+    pub fn state(self, lr: ListRegister) -> LrState {
+        LrState {
+            pending: lr.pending(),
+            active: lr.active() && !broken(Mistake::LostActive),
+            priority: self.priority,
+            from_line: self.from_line,
+        }
+    }
 }
 
 /// ICH_LR<n>_EL2.
 #[derive(Clone, Copy)]
-struct ListRegister(u64);
+pub(super) struct ListRegister(pub u64);
 
 impl ListRegister {
     const PENDING: u64 = 1 << 62;
@@ -132,12 +148,67 @@ impl ListRegister {
 
 /// An interrupt that wants a list register. Order is the order in which they get one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+pub(super) struct Candidate {
     rank: Rank,
     /// Of an active one the group priority, by which the guest's CPU interface has nested it.
     order: u8,
     priority: u8,
-    intid: u32,
+    pub intid: u32,
+}
+
+/// A list register as it is filled.
+pub(super) struct Loaded {
+    pub lr: u64,
+    /// The latched pending bit is in it.
+    pub take_latch: bool,
+    /// It is pending because the line is high.
+    pub from_line: bool,
+}
+
+impl Candidate {
+    /// What an interrupt that is in no list register wants of the vCPU that it concerns.
+    pub fn of(intid: u32, irq: &Irq, groups: Groups, vmcr: u32) -> Option<Self> {
+        if irq.in_lr() {
+            return None;
+        }
+        if irq.active() {
+            let priority = irq.active_priority();
+            let order = group_priority(vmcr, irq.has(Flags::GROUP1), priority);
+            return Some(Self { rank: Rank::Active, order, priority, intid });
+        }
+        if !irq.presentable() || !groups.forward(irq) {
+            return None;
+        }
+        let gate = if irq.has(Flags::GROUP1) { VMCR_VENG1 } else { VMCR_VENG0 };
+        let rank = if vmcr & gate != 0 { Rank::Presentable } else { Rank::Gated };
+        Some(Self { rank, order: irq.priority, priority: irq.priority, intid })
+    }
+
+    /// Its list register. `follows`: pending along with active, since it will be presented here as soon as it is deactivated:
+    /// then no exit is needed. (A level is never pending while active: it may be low by then.)
+    pub fn compose(self, irq: &Irq, follows: bool, pintid: Option<u16>, resampled: bool) -> Loaded {
+        let active = self.rank == Rank::Active;
+        let take_latch = irq.latched() && (!active || follows);
+        let from_line = !active && !take_latch;
+        let more = resampled || (active && irq.pending() && !follows) || irq.line_pending();
+
+        let mut lr = u64::from(self.intid);
+        lr |= u64::from(self.priority) << ListRegister::PRIORITY_SHIFT;
+        lr |= if irq.has(Flags::GROUP1) { ListRegister::GROUP1 } else { 0 };
+        lr |= if active { ListRegister::ACTIVE } else { 0 };
+        lr |= if take_latch || from_line { ListRegister::PENDING } else { 0 };
+        lr |= match pintid {
+            // Pending and active excludes HW; a latch has no physical counterpart.
+            Some(pintid) if !irq.latched() => {
+                ListRegister::HW | u64::from(pintid) << ListRegister::PINTID_SHIFT
+            }
+            // The physical PPI is EL2's to deactivate then: it needs to know when.
+            Some(_) => ListRegister::EOI,
+            None if more => ListRegister::EOI,
+            None => 0,
+        };
+        Loaded { lr, take_latch, from_line }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,10 +250,13 @@ impl<M: Memory> Vgic<M> {
         vcpu.dirty = false;
 
         let mut left = Demand::default();
-        if self.busy_spis().saturating_add(busy.count_ones()) <= nr_lrs {
+        if self.all_fit(busy, nr_lrs) {
             // However many of them want a list register, there is one for each.
-            for intid in ones(busy.into()) {
-                self.load_if_candidate(v, intid, cpu);
+            let groups = self.groups;
+            if let Some(vcpu) = self.present_mut(v) {
+                for intid in ones(busy.into()) {
+                    vcpu.load_if_candidate(v, intid, groups, cpu);
+                }
             }
             for word in ones(self.spi_words.into()) {
                 for intid in self.busy_in(word) {
@@ -192,13 +266,49 @@ impl<M: Memory> Vgic<M> {
         } else {
             left = self.choose(v, cpu, nr_lrs as usize);
         }
-        if let Some(rest) = cpu.lr.get_mut(usize::from(cpu.used)..usize::from(before)) {
-            rest.fill(0);
+        for n in cpu.used..before {
+            if let Some(lr) = cpu.lr.get_mut(usize::from(n)) {
+                *lr = 0;
+            }
         }
         cpu.hcr = self.control(&left, cpu.vmcr).bits();
         if let Some(vcpu) = self.present_mut(v) {
             vcpu.used = cpu.used;
         }
+    }
+
+    /// [`Vgic::sync`], [`Vgic::set_hw_ppi`] and [`Vgic::flush`] in one, for a vCPU whose list registers have been read back. Whether
+    /// the PPI is [in flight](Vgic::hw_ppi_in_flight), and what `sync` found.
+    pub fn turn_over(
+        &mut self,
+        v: VcpuId,
+        cpu: &mut CpuInterface,
+        intid: IntId,
+        pintid: u32,
+        level: bool,
+    ) -> (bool, Kicks) {
+        let ppi = HwPpi { intid: intid.0, pintid: u16::try_from(pintid).unwrap_or(0), level };
+        let groups = self.groups;
+        let quiet = self.owed.is_empty() && self.spi_words == 0;
+        if quiet
+            && cpu.hcr >> HCR_EOI_COUNT_SHIFT == 0
+            && cpu.vmcr & VMCR_VEOIM == 0
+            && let Some(vcpu) = self.present_mut(v)
+            && vcpu.all_fit()
+        {
+            cpu.hcr = Hcr::EN.bits();
+            return (vcpu.turn_over(v, groups, cpu, ppi), Kicks::NONE);
+        }
+        let kicks = self.sync(v, cpu);
+        self.set_hw_ppi(v, intid, pintid, level);
+        self.flush(v, cpu);
+        (self.hw_ppi_in_flight(v, intid), kicks)
+    }
+
+    /// Whether there is a list register for each of these private interrupts and for all SPIs that are busy.
+    fn all_fit(&self, busy: u32, nr_lrs: u32) -> bool {
+        let at_most_one = busy & busy.wrapping_sub(1) == 0 && self.spi_words == 0;
+        at_most_one || self.busy_spis().saturating_add(busy.count_ones()) <= nr_lrs
     }
 
     /// Loads the most urgent candidates, and says what is left.
@@ -257,17 +367,16 @@ impl<M: Memory> Vgic<M> {
             vcpu.used = 0;
             vcpu.dirty |= used > 0;
         }
+        let groups = self.groups;
         for (n, &lr) in cpu.lr.iter().enumerate().take(used) {
-            let Some(slot) = self.slot(v, n) else { break };
+            let Some(vcpu) = self.present_mut(v) else { break };
+            let Some(slot) = vcpu.slots.get(n).copied() else { break };
             let lr = ListRegister(lr);
-            self.update_ending(v, u32::from(slot.intid), &mut kicks, |irq| {
-                irq.fold(LrState {
-                    pending: lr.pending(),
-                    active: lr.active() && !broken(Mistake::LostActive),
-                    priority: slot.priority,
-                    from_line: slot.from_line,
-                })
-            });
+            if u32::from(slot.intid) < FIRST_SPI {
+                vcpu.fold(slot, lr, groups);
+            } else {
+                self.update_ending(v, slot.intid.into(), &mut kicks, |irq| irq.fold(slot.state(lr)));
+            }
         }
         kicks.without(v)
     }
@@ -350,20 +459,8 @@ impl<M: Memory> Vgic<M> {
     }
 
     fn candidate(&self, v: VcpuId, intid: u32, irq: &Irq, vmcr: u32) -> Option<Candidate> {
-        if irq.in_lr() || self.concerned(v, intid, irq) != Some(v) {
-            return None;
-        }
-        if irq.active() {
-            let priority = irq.active_priority();
-            let order = group_priority(vmcr, irq.has(Flags::GROUP1), priority);
-            return Some(Candidate { rank: Rank::Active, order, priority, intid });
-        }
-        if !irq.presentable() || !self.group_enabled(irq) {
-            return None;
-        }
-        let gate = if irq.has(Flags::GROUP1) { VMCR_VENG1 } else { VMCR_VENG0 };
-        let rank = if vmcr & gate != 0 { Rank::Presentable } else { Rank::Gated };
-        Some(Candidate { rank, order: irq.priority, priority: irq.priority, intid })
+        let candidate = Candidate::of(intid, irq, self.groups, vmcr)?;
+        (self.concerned(v, intid, irq) == Some(v)).then_some(candidate)
     }
 
     fn demand(&self, v: VcpuId, vmcr: u32) -> Demand {
@@ -397,63 +494,30 @@ impl<M: Memory> Vgic<M> {
         hcr
     }
 
-    /// Moves an interrupt to the next list register.
+    /// Moves an interrupt to the next list register. `overflow`: others wait outside, so it is not decided here whose turn is next.
     fn load(&mut self, v: VcpuId, candidate: Candidate, overflow: bool, cpu: &mut CpuInterface) {
-        let intid = candidate.intid;
+        let (intid, groups) = (candidate.intid, self.groups);
+        if intid < FIRST_SPI {
+            if let Some(vcpu) = self.present_mut(v) {
+                vcpu.load(v, candidate, groups, !overflow, cpu);
+            }
+            return;
+        }
         let Some(irq) = self.irq(v, intid).copied() else { return };
-        let pintid = self.pintid(v, intid, &irq);
-        let active = candidate.rank == Rank::Active;
         let resampled = self.resampled(intid);
-
-        // Pending along with active, if it will be presented here as soon as it is deactivated: then
-        // no exit is needed. When others wait outside, its turn is not decided here. A level is
-        // never pending while active: it may be low by then.
-        let follows = active
-            && irq.latched()
-            && irq.has(Flags::ENABLED)
-            && self.group_enabled(&irq)
+        let follows = !overflow
+            && irq.follows()
+            && groups.forward(&irq)
             && self.target(v, intid, &irq) == Some(v)
-            && irq.priority == irq.active_priority()
-            && !overflow
             // Its end is to be seen, and with more pending there is no maintenance interrupt.
             && !resampled;
-        let take_latch = irq.latched() && (!active || follows);
-        let from_line = !active && !take_latch;
-        let more = resampled || (active && irq.pending() && !follows) || irq.line_pending();
-
-        let mut lr = u64::from(intid);
-        lr |= u64::from(candidate.priority) << ListRegister::PRIORITY_SHIFT;
-        lr |= if irq.has(Flags::GROUP1) { ListRegister::GROUP1 } else { 0 };
-        lr |= if active { ListRegister::ACTIVE } else { 0 };
-        lr |= if take_latch || from_line { ListRegister::PENDING } else { 0 };
-        lr |= match pintid {
-            // Pending and active excludes HW; a latch has no physical counterpart.
-            Some(pintid) if !irq.latched() => {
-                ListRegister::HW | u64::from(pintid) << ListRegister::PINTID_SHIFT
-            }
-            // The physical PPI is EL2's to deactivate then: it needs to know when.
-            Some(_) => ListRegister::EOI,
-            None if more => ListRegister::EOI,
-            None => 0,
-        };
+        let loaded = candidate.compose(&irq, follows, None, resampled);
         if let Some(irq) = self.irq_mut(v, intid) {
-            irq.load(v, take_latch);
+            irq.load(v, loaded.take_latch);
         }
-        let n = usize::from(cpu.used);
-        if let Some(vcpu) = self.present_mut(v)
-            && let (Some(to), Some(note)) = (cpu.lr.get_mut(n), vcpu.slots.get_mut(n))
-        {
-            *to = lr;
-            *note =
-                Slot { intid: u16::try_from(intid).unwrap_or(0), priority: candidate.priority, from_line };
-            cpu.used = cpu.used.saturating_add(1);
+        if let Some(vcpu) = self.present_mut(v) {
+            vcpu.put(candidate, loaded.lr, loaded.from_line, cpu);
         }
-    }
-
-    /// The physical PPI behind `intid` of `v`.
-    fn pintid(&self, v: VcpuId, intid: u32, irq: &Irq) -> Option<u16> {
-        let n = intid.checked_sub(FIRST_PPI).filter(|_| irq.has(Flags::HARDWARE))?;
-        self.present(v)?.pintids.get(n as usize).copied().filter(|&p| p != 0)
     }
 
     /// The guest ended an interrupt that was in no list register. EOIs nest, so it is the most urgent

@@ -23,7 +23,7 @@
 //! 1. [`Vgic::flush`] before entering a vCPU, and [`Vgic::sync`] with the list registers and
 //!    ICH_HCR_EL2 read back before anything is asked or changed on behalf of that vCPU (its GIC
 //!    accesses, SGIs, WFI), before its CPU runs anything else, and on each kick, timer or maintenance
-//!    interrupt. Exits that do nothing of that kind may return with the list registers as they are.
+//!    interrupt ([`Vgic::turn_over`] is both). Exits that do nothing of that kind may return with the list registers as they are.
 //!    If [`Vgic::needs_flush`] says no, both may be left out. For an SGI, and for reads of registers that are
 //!    [settled](Vgic::dist_settled), the list registers may stay as they are, as they do when another vCPU acts: afterwards
 //!    [`Vgic::outdated`] says whether `sync` and `flush` are due.
@@ -67,6 +67,7 @@ mod dist;
 mod irq;
 mod lines;
 mod lr;
+mod private;
 mod redist;
 mod regs;
 mod sgi;
@@ -76,10 +77,10 @@ mod tests;
 use crate::addr::VcpuId;
 use core::ops::{BitOr, BitOrAssign, DerefMut};
 use irq::{Flags, Irq};
-use lr::Slot;
 
 pub use lines::BadIntId;
 pub use lr::{CpuInterface, Hcr};
+pub use private::VcpuState;
 pub use redist::REDIST_SIZE;
 
 /// Most vCPUs of a VM. Limited by [`Kicks`].
@@ -174,57 +175,22 @@ pub const fn vcpu_of(affinity: u32) -> Option<VcpuId> {
     if v < MAX_VCPUS as u32 { Some(VcpuId(v as u16)) } else { None }
 }
 
-/// The private part of a vCPU: redistributor, and bookkeeping of its list registers.
-pub struct VcpuState {
-    /// Flushed and not synced: its list registers may be live.
-    inside: bool,
-    /// Something changed since the last flush.
-    dirty: bool,
-    /// Inside, with something in a list register that has been disabled since: GICx_CTLR.RWP.
-    stale: bool,
-    /// GICR_WAKER.ProcessorSleep cleared.
-    awake: bool,
-    /// PSCI has turned it off: not a candidate for 1-of-N interrupts.
-    off: bool,
-    nr_lrs: u8,
-    used: u8,
-    /// Bit n: INTID n is [`Irq::busy`].
-    busy: u32,
-    irqs: [Irq; PRIVATE],
-    /// Physical INTID behind PPI 16 + n, 0 where there is none.
-    pintids: [u16; 16],
-    slots: [Slot; MAX_LRS],
+/// GICD_CTLR.EnableGrp0 and EnableGrp1.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Groups {
+    group0: bool,
+    group1: bool,
 }
 
-impl VcpuState {
-    /// Reset state.
-    const RESET: Self = Self {
-        inside: false,
-        dirty: false,
-        stale: false,
-        awake: false,
-        off: false,
-        nr_lrs: 0,
-        used: 0,
-        busy: 0,
-        irqs: {
-            let mut irqs = [Irq::RESET; PRIVATE];
-            let (sgis, _) = irqs.split_at_mut(16);
-            let mut rest = sgis;
-            while let [first, tail @ ..] = rest {
-                *first = Irq::RESET_SGI;
-                rest = tail;
-            }
-            irqs
-        },
-        pintids: [0; 16],
-        slots: [Slot::EMPTY; MAX_LRS],
-    };
-}
+impl Groups {
+    /// Whether the distributor forwards interrupts of this one's group.
+    fn forward(self, irq: &Irq) -> bool {
+        if irq.has(Flags::GROUP1) { self.group1 } else { self.group0 }
+    }
 
-impl Default for VcpuState {
-    fn default() -> Self {
-        Self::RESET
+    /// Whether a vCPU has to deal with the interrupt: the one that is concerned.
+    fn due(self, irq: &Irq) -> bool {
+        irq.active() || irq.in_lr() || (irq.presentable() && self.forward(irq))
     }
 }
 
@@ -244,9 +210,7 @@ pub struct SpisFixed<M: Memory>(pub Option<M::Box<MoreSpis>>);
 pub struct Vgic<M: Memory> {
     /// SPIs that exist: INTIDs 32..32 + nr_spis.
     nr_spis: u16,
-    /// GICD_CTLR.EnableGrp0 and EnableGrp1.
-    group0: bool,
-    group1: bool,
+    groups: Groups,
     /// Kicks found where none could be returned; part of the next answer.
     owed: Kicks,
     /// Bit n: SPI n is [`Irq::busy`].
@@ -274,8 +238,7 @@ impl<M: Memory> Vgic<M> {
     pub fn new(nr_spis: usize, more: Option<M::Box<MoreSpis>>) -> Self {
         Self {
             nr_spis: limit_spis(nr_spis, more.is_some()),
-            group0: false,
-            group1: false,
+            groups: Groups::default(),
             owed: Kicks::NONE,
             spi_busy: [0; SPI_WORDS],
             spi_words: 0,
@@ -357,8 +320,7 @@ impl<M: Memory> Vgic<M> {
     /// Marks of resampled lines stay too, and those that were high are told: whoever drives them looks again.
     pub fn reset(&mut self) {
         self.resample_all();
-        self.group0 = false;
-        self.group1 = false;
+        self.groups = Groups::default();
         self.owed = Kicks::NONE;
         self.spi_busy = [0; SPI_WORDS];
         self.spi_words = 0;
@@ -448,11 +410,6 @@ impl<M: Memory> Vgic<M> {
         }
     }
 
-    /// Whether the distributor forwards interrupts of this one's group.
-    fn group_enabled(&self, irq: &Irq) -> bool {
-        if irq.has(Flags::GROUP1) { self.group1 } else { self.group0 }
-    }
-
     /// Where a new pending state of an interrupt in `v`'s view goes.
     fn target(&self, v: VcpuId, intid: u32, irq: &Irq) -> Option<VcpuId> {
         if intid < FIRST_SPI {
@@ -513,24 +470,20 @@ impl<M: Memory> Vgic<M> {
 
     /// Keeps the busy bitmap true, and kicks the vCPU concerned if there is something for it to do.
     fn changed(&mut self, v: VcpuId, intid: u32, kicks: &mut Kicks) {
+        let groups = self.groups;
+        let Some(spi) = intid.checked_sub(FIRST_SPI) else {
+            if self.present_mut(v).is_some_and(|vcpu| vcpu.note(intid, groups)) {
+                kicks.add(v);
+            }
+            return;
+        };
         let Some(irq) = self.irq(v, intid).copied() else { return };
-        match intid.checked_sub(FIRST_SPI) {
-            None => {
-                if let Some(vcpu) = self.present_mut(v) {
-                    let mask = 1u32.wrapping_shl(intid);
-                    vcpu.busy = if irq.busy() { vcpu.busy | mask } else { vcpu.busy & !mask };
-                }
-            }
-            Some(spi) => {
-                let (mask, here) = (1u64.wrapping_shl(spi), 1u32.wrapping_shl(spi / 64));
-                if let Some(word) = self.spi_busy.get_mut((spi / 64) as usize) {
-                    *word = if irq.busy() { *word | mask } else { *word & !mask };
-                    self.spi_words = if *word == 0 { self.spi_words & !here } else { self.spi_words | here };
-                }
-            }
+        let (mask, here) = (1u64.wrapping_shl(spi), 1u32.wrapping_shl(spi / 64));
+        if let Some(word) = self.spi_busy.get_mut((spi / 64) as usize) {
+            *word = if irq.busy() { *word | mask } else { *word & !mask };
+            self.spi_words = if *word == 0 { self.spi_words & !here } else { self.spi_words | here };
         }
-        let due = irq.presentable() && self.group_enabled(&irq);
-        if (due || irq.active() || irq.in_lr())
+        if groups.due(&irq)
             && let Some(concerned) = self.concerned(v, intid, &irq)
         {
             self.kick(concerned, kicks);

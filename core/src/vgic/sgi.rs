@@ -4,7 +4,7 @@
 //! GICv3 keeps no sender: an SGI is one pending bit of the target. With one Security state a write
 //! to ICC_SGI1R_EL1 raises an SGI of either group, the other two raise those of group 0 only.
 
-use super::{Kicks, Memory, Vgic, irq::Flags, ones, vcpu_of};
+use super::{Kicks, Memory, Vgic};
 use crate::addr::VcpuId;
 use crate::broken::{Mistake, broken};
 
@@ -22,23 +22,16 @@ impl SgiRequest {
         self.0 & 1 << 40 != 0
     }
 
-    /// vCPUs addressed by Aff3.Aff2.Aff1, RangeSelector and TargetList. Those that can't exist are
-    /// left out.
-    fn targets(self) -> impl Iterator<Item = VcpuId> {
-        let aff3 = self.0 >> 48 & 0xFF;
-        let aff2 = self.0 >> 32 & 0xFF;
-        let aff1 = self.0 >> 16 & 0xFF;
-        let range = self.0 >> 44 & 0xF;
-        ones(self.0 & 0xFFFF).filter_map(move |n| {
-            if broken(Mistake::CutTargets) {
-                return vcpu_of(n);
-            }
-            let affinity = aff2 << 16 | aff1 << 8 | range << 4 | u64::from(n);
-            if aff3 != 0 {
-                return None;
-            }
-            vcpu_of(u32::try_from(affinity).ok()?)
-        })
+    /// vCPUs addressed by Aff3.Aff2.Aff1, RangeSelector and TargetList: see [`affinity`](super::affinity). Those that
+    /// can't exist are left out.
+    fn targets(self) -> Kicks {
+        const NEVER_SET: u64 = 0xFF << 48 | 0xF << 44 | 0xFF << 32;
+        if broken(Mistake::CutTargets) {
+            return Kicks(self.0 & 0xFFFF);
+        }
+        let aff1 = (self.0 >> 16 & 0xFF) as u32;
+        let list = (self.0 & 0xFFFF).checked_shl(aff1.saturating_mul(16)).unwrap_or(0);
+        Kicks(if self.0 & NEVER_SET == 0 { list } else { 0 })
     }
 }
 
@@ -60,18 +53,13 @@ impl<M: Memory> Vgic<M> {
 
     fn sgi(&mut self, from: VcpuId, request: SgiRequest, group1: bool) -> Kicks {
         let mut kicks = core::mem::take(&mut self.owed);
-        let mut targets = Kicks::NONE;
-        if request.others() {
-            targets = self.present.without(from);
-        } else {
-            request.targets().for_each(|v| targets.add(v));
-        }
+        let (groups, intid) = (self.groups, request.intid());
+        let targets = if request.others() { self.present.without(from) } else { request.targets() };
         for v in targets.iter() {
-            self.update(v, request.intid(), &mut kicks, |irq| {
-                if group1 || !irq.has(Flags::GROUP1) {
-                    irq.pend();
-                }
-            });
+            let Some(vcpu) = self.present_mut(v) else { continue };
+            if vcpu.raise_sgi(intid, group1, groups) {
+                kicks.add(v);
+            }
         }
         kicks.without(from)
     }

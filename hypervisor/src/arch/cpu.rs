@@ -4,6 +4,7 @@
 use gzvm_core::addr::Ipa;
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::entropy::Generator;
+use gzvm_core::vgic::MAX_LRS;
 
 use super::barrier::{isb, tlbi_alle1};
 use super::debug::{Breakpoints, DebugRegs, Owner};
@@ -144,6 +145,8 @@ pub struct CpuState {
     mdcr_guest: u64,
     /// This CPU's part of the GIC; there from boot on.
     pub gic: Option<CpuGic>,
+    /// List registers, from the first on, that may hold something of a guest's.
+    pub filled_lrs: u8,
     /// VTTBR_EL2 and VTCR_EL2 of the host.
     pub host_vttbr: u64,
     /// See [`host_vttbr`](Self::host_vttbr).
@@ -169,6 +172,7 @@ impl Default for CpuState {
             mdcr_host: 0,
             mdcr_guest: 0,
             gic: None,
+            filled_lrs: MAX_LRS as u8,
             host_vttbr: 0,
             host_vtcr: 0,
             host_vmpidr: 0,
@@ -213,6 +217,7 @@ impl CpuState {
         self.host_vtcr = vtcr;
         // A CPU that was off has lost its registers, and the host's that were kept for it are stale.
         self.fp = FpHolder::Host;
+        self.filled_lrs = MAX_LRS as u8;
         self.debug = Breakpoints::of_this_cpu();
         self.host_vmpidr = read!("mpidr_el1");
         self.host_vpidr = read!("midr_el1");
@@ -312,8 +317,7 @@ impl CpuState {
     /// Gives the CPU to a guest: its EL1, timer, traps, stage 2 and vectors. FP stays the host's
     /// until the guest uses it.
     pub fn enter_guest_world(&mut self, guest: &GuestWorld<'_>) {
-        let f = self.features;
-        self.host_el1.save(&f);
+        self.host_el1.save(&self.features);
         timer::save(&mut self.host_timer);
         timer::arm_host_deadline(&self.host_timer);
         self.stop_profiling();
@@ -321,8 +325,8 @@ impl CpuState {
         write!("vttbr_el2", guest.vttbr);
         write!("vtcr_el2", guest.vtcr);
         isb();
-        guest.el1.restore(&f);
-        if broken(Mistake::HostsKeys) && f.pauth {
+        guest.el1.restore(&self.features);
+        if broken(Mistake::HostsKeys) && self.features.pauth {
             self.host_el1.pauth.restore();
         }
         if let Some(debug) = guest.debug {
@@ -334,14 +338,14 @@ impl CpuState {
         write!("cnthctl_el2", 0);
         write!("mdcr_el2", self.mdcr_guest);
         write!("cptr_el2", self.cptr_guest | CPTR_TFP);
-        if f.hcx {
+        if self.features.hcx {
             write!("s3_4_c1_c2_2", 0);
         }
         self.fine_grained_traps(false);
-        if f.mpam {
+        if self.features.mpam {
             write!("s3_4_c10_c5_0", MPAM2_GUEST);
         }
-        if f.ras {
+        if self.features.ras {
             // VDISR_EL2 is what a guest has as DISR_EL1 (HCR_EL2.AMO), and can write: not to be the next one's.
             write!("s3_4_c12_c1_1", 0);
         }
@@ -354,9 +358,8 @@ impl CpuState {
 
     /// Gives the CPU back to the host; `fp` gets the guest's FP registers if it used them.
     pub fn leave_guest_world(&mut self, el1: &mut El1Regs, timer: &mut VirtualTimer, fp: &mut GuestFp) {
-        let f = self.features;
         write!("vbar_el2", &raw const host_vectors as u64);
-        el1.save(&f);
+        el1.save(&self.features);
         timer::save(timer);
         timer::disarm_host_deadline();
         if self.debug.owner() != Owner::Host && !broken(Mistake::KeepDebug) {
@@ -374,8 +377,8 @@ impl CpuState {
         if broken(Mistake::KeepEl1) {
             self.host_el1.tpidr_el0 = el1.tpidr_el0;
         }
-        self.host_el1.restore(&f);
-        if f.mpam {
+        self.host_el1.restore(&self.features);
+        if self.features.mpam {
             write!("s3_4_c10_c5_0", 0);
         }
         write!("s3_4_c12_c9_5", ICC_SRE_HOST);
@@ -385,7 +388,7 @@ impl CpuState {
         write!("mdcr_el2", self.mdcr_host);
         let trap = if self.fp == FpHolder::Host { 0 } else { CPTR_TFP | self.sve_sme_traps() };
         write!("cptr_el2", self.cptr_host | trap);
-        if f.hcx {
+        if self.features.hcx {
             write!("s3_4_c1_c2_2", HCRX_HOST);
         }
         self.fine_grained_traps(true);

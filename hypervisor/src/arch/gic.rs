@@ -174,14 +174,11 @@ impl CpuGic {
         }
     }
 
-    /// Sends the kick to another CPU; without one of our own, the host's SGI 0 does it.
-    pub fn send_kick(&self, mpidr: u64) {
+    /// Sends the kick to another CPU (see [`sgi_target`]); without one of our own, the host's SGI 0 does it.
+    pub fn send_kick(&self, target: u64) {
         let sgi = u64::from(self.kick.unwrap_or(0));
-        let (aff3, aff2, aff1, aff0) =
-            (mpidr >> 32 & 0xFF, mpidr >> 16 & 0xFF, mpidr >> 8 & 0xFF, mpidr & 0xFF);
-        let value = aff3 << 48 | (aff0 >> 4) << 44 | aff2 << 32 | sgi << 24 | aff1 << 16 | 1 << (aff0 & 15);
         super::barrier::dsb_ishst();
-        write!("s3_0_c12_c11_5", value);
+        write!("s3_0_c12_c11_5", target | sgi << 24);
         isb();
     }
 
@@ -211,16 +208,24 @@ impl CpuGic {
     /// `filled`.
     pub fn write_lrs(&self, cpu: &CpuInterface, filled: u8) {
         let count = usize::from(cpu.used.max(filled)).min(self.nr_lrs);
-        for (n, lr) in cpu.lr.iter().enumerate().take(count) {
-            write_lr(n, *lr);
+        // Mostly it is one.
+        if count > 0 {
+            write_lr(0, cpu.lr[0]);
+        }
+        for n in 1..count {
+            write_lr(n, cpu.lr[n]);
         }
         write!("s3_4_c12_c11_0", u64::from(cpu.hcr));
     }
 
     /// Reads list registers and ICH_HCR_EL2 (whose EOIcount counts) back.
     pub fn read_lrs(&self, cpu: &mut CpuInterface) {
-        for (n, lr) in cpu.lr.iter_mut().enumerate().take(usize::from(cpu.used).min(self.nr_lrs)) {
-            *lr = read_lr(n);
+        let count = usize::from(cpu.used).min(self.nr_lrs);
+        if count > 0 {
+            cpu.lr[0] = read_lr(0);
+        }
+        for n in 1..count {
+            cpu.lr[n] = read_lr(n);
         }
         cpu.hcr = read!("s3_4_c12_c11_0") as u32;
         cpu.vmcr = read!("s3_4_c12_c11_7") as u32;
@@ -232,6 +237,12 @@ impl CpuGic {
         read_aprs(cpu, self.nr_aprs);
         write!("s3_4_c12_c11_0", 0);
     }
+}
+
+/// What ICC_SGI1R_EL1 names a CPU by.
+pub const fn sgi_target(mpidr: u64) -> u64 {
+    let (aff3, aff2, aff1, aff0) = (mpidr >> 32 & 0xFF, mpidr >> 16 & 0xFF, mpidr >> 8 & 0xFF, mpidr & 0xFF);
+    aff3 << 48 | (aff0 >> 4) << 44 | aff2 << 32 | aff1 << 16 | 1 << (aff0 & 15)
 }
 
 /// Lets every priority take the CPU out of a guest, whatever the host masked (ICC_PMR_EL1). Returns

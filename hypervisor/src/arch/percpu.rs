@@ -14,8 +14,7 @@ use gzvm_abi::counter;
 use gzvm_core::addr::PAGE_SIZE;
 
 use super::cpu::CpuState;
-use super::frame::GuestRegs;
-use super::sysreg;
+use super::{gic, sysreg};
 
 /// Pages of a CPU's stack.
 pub const STACK_PAGES: u64 = 8;
@@ -37,14 +36,14 @@ pub struct PerCpu {
     pub tcr: u64,
     /// 32.
     pub sctlr: u64,
-    /// 40: where `guest_exit` stores registers.
-    guest_regs: UnsafeCell<*mut GuestRegs>,
-    /// 48: top of the stack for exceptions of EL2's own.
+    /// 40: top of the stack for exceptions of EL2's own.
     pub fatal_stack_top: u64,
     /// Index among the CPUs of the device tree.
     pub index: usize,
     /// Affinity fields of MPIDR.
     pub mpidr: u64,
+    /// What SGIs name it by.
+    pub sgi_target: u64,
     /// Where the host wants this CPU to start, and with what in x0.
     pub host_entry: AtomicU64,
     /// See [`host_entry`](Self::host_entry).
@@ -89,10 +88,10 @@ impl PerCpu {
             mair: 0,
             tcr: 0,
             sctlr: 0,
-            guest_regs: UnsafeCell::new(core::ptr::null_mut()),
             fatal_stack_top: 0,
             index,
             mpidr,
+            sgi_target: gic::sgi_target(mpidr),
             host_entry: AtomicU64::new(0),
             host_context: AtomicU64::new(0),
             power: AtomicU32::new(power::OFF),
@@ -161,8 +160,7 @@ impl PerCpu {
         self.counters.get(index).map_or(0, |c| c.load(Ordering::Relaxed))
     }
 }
-const _: () = assert!(core::mem::offset_of!(PerCpu, guest_regs) == 40);
-const _: () = assert!(core::mem::offset_of!(PerCpu, fatal_stack_top) == 48);
+const _: () = assert!(core::mem::offset_of!(PerCpu, fatal_stack_top) == 40);
 
 /// Counts an event on this CPU.
 #[inline(always)]

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 // Exception vectors. Two tables: one while the host runs (or EL2 on its behalf), one while a guest
 // runs. Both only save registers and say which exception it was; what it means is decided in Rust.
+//
+// A guest's exception goes to Rust twice, if it has to: first as a call from the vector (`Guest::answer`),
+// which may answer it and go straight back; else `enter_guest` returns to who called it.
 
 // Registers in a frame: xN at 8 * N. The layout of `HostFrame` and `GuestRegs`.
 .macro store_x2_to_x29 base
@@ -65,7 +68,7 @@
     msr     tpidrro_el0, x0
     mrs     x0, tpidr_el2
     cbz     x0, 1f
-    ldr     x0, [x0, #48]                   // PerCpu::fatal_stack_top
+    ldr     x0, [x0, #40]                   // PerCpu::fatal_stack_top
     b       2f
 1:  adrp    x0, fatal_stack_top
 2:  mov     sp, x0
@@ -112,14 +115,14 @@ guest_vectors:
     fatal_vector 1
     fatal_vector 2
     fatal_vector 3
-    guest_vector 0
     guest_vector 1
     guest_vector 2
     guest_vector 3
-    guest_vector 0
+    guest_vector 4
     guest_vector 1
     guest_vector 2
     guest_vector 3
+    guest_vector 4
 
 host_exception:
     mov     x29, xzr                        // the host's frame records are none of EL2's
@@ -147,18 +150,22 @@ el2_fatal:
     bl      handle_fatal_exception
     b       .
 
-// enter_guest(regs: *mut GuestRegs) -> exit kind. Loads x0..x30, PC and PSTATE from `regs`, runs
-// the guest, and comes back with them stored there again.
+// enter_guest(regs: *mut GuestRegs, guest, answer) -> why it comes back. Loads x0..x30, PC and PSTATE from `regs`, and runs
+// the guest. Each exception stores x0..x30 there again and calls answer(guest, reason); the guest goes on if that returns 0, and
+// else enter_guest returns what it returned, with PC and PSTATE stored too.
+//
+// The stack while the guest runs:   0: regs, guest   16: answer   32: what the caller wants preserved
 .global enter_guest
 enter_guest:
-    stp     x29, x30, [sp, #-96]!
-    stp     x19, x20, [sp, #16]
-    stp     x21, x22, [sp, #32]
-    stp     x23, x24, [sp, #48]
-    stp     x25, x26, [sp, #64]
-    stp     x27, x28, [sp, #80]
-    mrs     x1, tpidr_el2
-    str     x0, [x1, #40]                   // PerCpu::guest_regs
+    sub     sp, sp, #128
+    stp     x0, x1, [sp, #0]
+    str     x2, [sp, #16]
+    stp     x29, x30, [sp, #32]
+    stp     x19, x20, [sp, #48]
+    stp     x21, x22, [sp, #64]
+    stp     x23, x24, [sp, #80]
+    stp     x25, x26, [sp, #96]
+    stp     x27, x28, [sp, #112]
     ldp     x30, x2, [x0, #240]
     ldr     x3, [x0, #256]
     msr     elr_el2, x2
@@ -170,21 +177,43 @@ enter_guest:
     isb
 
 guest_exit:
-    mrs     x1, tpidr_el2
-    ldr     x1, [x1, #40]
+    ldr     x1, [sp, #16]                   // regs; the vector has put x0 and x1 on the stack
     store_x2_to_x29 x1
+    str     x30, [x1, #240]
     ldp     x2, x3, [sp], #16
     stp     x2, x3, [x1, #0]
-    mrs     x2, elr_el2
-    stp     x30, x2, [x1, #240]
+    mov     x29, xzr                        // the guest's frame records are none of EL2's
+    mov     x1, x0
+    ldr     x0, [sp, #8]
+    ldr     x2, [sp, #16]
+    blr     x2
+    ldr     x1, [sp, #0]
+    cbnz    x0, 1f
+    // x20..x28 are the guest's still: Rust preserves them, and `answer` may not have changed them in `regs`.
+    ldp     x29, x30, [x1, #232]
+    ldp     x18, x19, [x1, #144]
+    ldp     x16, x17, [x1, #128]
+    ldp     x14, x15, [x1, #112]
+    ldp     x12, x13, [x1, #96]
+    ldp     x10, x11, [x1, #80]
+    ldp     x8, x9, [x1, #64]
+    ldp     x6, x7, [x1, #48]
+    ldp     x4, x5, [x1, #32]
+    ldp     x2, x3, [x1, #16]
+    ldp     x0, x1, [x1, #0]
+    eret
+    dsb     nsh
+    isb
+1:  mrs     x2, elr_el2
     mrs     x3, spsr_el2
-    str     x3, [x1, #256]
-    ldp     x19, x20, [sp, #16]
-    ldp     x21, x22, [sp, #32]
-    ldp     x23, x24, [sp, #48]
-    ldp     x25, x26, [sp, #64]
-    ldp     x27, x28, [sp, #80]
-    ldp     x29, x30, [sp], #96
+    stp     x2, x3, [x1, #248]
+    ldp     x27, x28, [sp, #112]
+    ldp     x25, x26, [sp, #96]
+    ldp     x23, x24, [sp, #80]
+    ldp     x21, x22, [sp, #64]
+    ldp     x19, x20, [sp, #48]
+    ldp     x29, x30, [sp, #32]
+    add     sp, sp, #128
     ret
 
 // enter_el1(x0..x3, pc, spsr): leaves EL2 for the host for good; the stack starts anew.

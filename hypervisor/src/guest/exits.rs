@@ -243,23 +243,25 @@ impl Running<'_> {
         }
     }
 
-    /// A read.
-    #[inline]
-    pub(super) fn gic_read(&mut self, frame: Option<VcpuId>, offset: u64, size: u8) -> u64 {
-        let id = self.vcpu.id;
+    /// A read, of which no list register knows more than the model.
+    #[inline(always)]
+    pub(super) fn gic_read_settled(&self, frame: Option<VcpuId>, offset: u64, size: u8) -> Option<u64> {
         let settled = match frame {
             None => Vgic::dist_settled(offset, size),
             Some(_) => Vgic::redist_settled(offset, size),
         };
-        let mut vgic = if settled { self.vm.vgic.lock() } else { self.vgic() };
-        let data = match frame {
-            None => vgic.dist_read(id, offset, size),
-            Some(_) if broken(Mistake::OwnRedistributor) => vgic.redist_read(id, id, offset, size),
-            Some(target) => vgic.redist_read(id, target, offset, size),
-        };
-        if settled {
+        settled.then(|| read_frame(&mut self.vm.vgic.lock(), self.vcpu.id, frame, offset, size))
+    }
+
+    /// A read.
+    #[inline]
+    pub(super) fn gic_read(&mut self, frame: Option<VcpuId>, offset: u64, size: u8) -> u64 {
+        if let Some(data) = self.gic_read_settled(frame, offset, size) {
             return data;
         }
+        let id = self.vcpu.id;
+        let mut vgic = self.vgic();
+        let data = read_frame(&mut vgic, id, frame, offset, size);
         let holders = match frame {
             None => vgic.held_elsewhere(offset, size),
             Some(target) => vgic.held_elsewhere_redist(target, offset, size),
@@ -268,5 +270,14 @@ impl Running<'_> {
         // vCPUs that know better than what was read come out: a guest that polls sees it next time.
         let _ = self.vm.kick(holders);
         data
+    }
+}
+
+#[inline(always)]
+fn read_frame(vgic: &mut Vgic, from: VcpuId, frame: Option<VcpuId>, offset: u64, size: u8) -> u64 {
+    match frame {
+        None => vgic.dist_read(from, offset, size),
+        Some(_) if broken(Mistake::OwnRedistributor) => vgic.redist_read(from, from, offset, size),
+        Some(target) => vgic.redist_read(from, target, offset, size),
     }
 }

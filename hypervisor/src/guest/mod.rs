@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`], [`memory`], [`vcpu`]), running a vCPU
-//! ([`run`]), how it ends ([`life`]), and watching its exceptions ([`watch`]).
+//! ([`run`], [`quick`]), how it ends ([`life`]), and watching its exceptions ([`watch`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
@@ -20,6 +20,7 @@ mod measure;
 pub mod memory;
 pub mod one_reg;
 pub mod private;
+mod quick;
 pub mod random;
 pub mod registry;
 pub mod rpc;

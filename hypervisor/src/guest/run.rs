@@ -18,7 +18,7 @@ use gzvm_abi::counter::Counter;
 use gzvm_abi::run::{self as abi, exit};
 use gzvm_core::addr::{IntId, VcpuId};
 use gzvm_core::platform::psci::Power;
-use gzvm_core::vgic::{Kicks, MAX_LRS};
+use gzvm_core::vgic::Kicks;
 use gzvm_core::vm::lifecycle::Gate;
 use zerocopy::IntoBytes;
 
@@ -183,12 +183,12 @@ pub struct Running<'a> {
     pub vm: &'a Vm,
     /// Itself.
     pub vcpu: &'a mut Vcpu,
-    gic: CpuGic,
+    pub(super) gic: CpuGic,
     /// The list registers hold this vCPU's interrupts.
-    loaded: bool,
+    pub(super) loaded: bool,
     /// The list registers are this vCPU's since RUN, if only empty ones.
     written: bool,
-    /// List registers that hold something.
+    /// List registers that may hold something, if only of another vCPU.
     filled: u8,
     /// The guest timer's physical interrupt has been set active by us.
     timer_active: bool,
@@ -312,7 +312,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         gic,
         loaded: false,
         written: false,
-        filled: 0,
+        filled: this.with(|s| s.filled_lrs),
         timer_active: false,
         serror: false,
         watched: None,
@@ -336,11 +336,15 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
     }
     running.unload();
     let serror = running.serror;
+    let filled = running.filled;
     if running.timer_active {
         gic.deactivate_vtimer();
     }
     gic.save_interface(&mut vcpu.gic);
-    this.with(|s| s.leave_guest_world(&mut vcpu.el1, &mut vcpu.timer, &mut vcpu.fp));
+    this.with(|s| {
+        s.filled_lrs = filled;
+        s.leave_guest_world(&mut vcpu.el1, &mut vcpu.timer, &mut vcpu.fp);
+    });
     gic::restore_priorities(priority_mask);
     if serror {
         this.with(|s| s.pend_host_serror());
@@ -355,10 +359,14 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
 /// What the host answered to the last exit goes into the registers; what else has to be asked comes
 /// back.
 fn take_answer(vm: &Vm, vcpu: &mut Vcpu) -> Option<Exit> {
-    match vcpu.pending.take() {
+    match vcpu.pending {
         None => {}
-        Some(Pending::Unshare(ipa)) => vcpu.finish_unshare(vm, ipa),
+        Some(Pending::Unshare(ipa)) => {
+            vcpu.pending = None;
+            vcpu.finish_unshare(vm, ipa);
+        }
         Some(Pending::Load(load)) => {
+            vcpu.pending = None;
             let (register, value) = load.complete(mmio_data(vcpu));
             if let Some(x) = vcpu.regs.x.get_mut(usize::from(register)) {
                 *x = value;
@@ -366,11 +374,13 @@ fn take_answer(vm: &Vm, vcpu: &mut Vcpu) -> Option<Exit> {
             vcpu.regs.step();
         }
         Some(Pending::Ptp) => {
+            vcpu.pending = None;
             let mut args = [0u64; 8];
             vcpu.shared.read(PAYLOAD, args.as_mut_bytes());
             vcpu.regs.x[..4].copy_from_slice(&args[..4]);
         }
         Some(Pending::Emulation(emulation)) => {
+            vcpu.pending = None;
             let data = mmio_data(vcpu);
             return emulate::answered(vcpu, emulation, data);
         }
@@ -418,9 +428,11 @@ impl Running<'_> {
             }
             // SAFETY: `enter` put the guest's world in place; PSTATE is EL1 or EL0 (reset value,
             // checked in SET_ONE_REG, or the guest's own).
-            let kind = unsafe { frame::run(&mut self.vcpu.regs) };
+            let kind = unsafe { frame::run(self) };
             count(Counter::GuestExit);
             let next = match kind {
+                ExitKind::Answered if self.vm.life.gate() != Gate::Open => Next::Exit(Exit::Again),
+                ExitKind::Answered => Next::Resume,
                 ExitKind::Sync => self.handle_sync(),
                 ExitKind::Irq | ExitKind::Fiq if self.watched.is_some() => self.watched_interrupt(),
                 ExitKind::Irq | ExitKind::Fiq => self.handle_interrupt(),
@@ -460,6 +472,29 @@ impl Running<'_> {
         vgic.flush(self.vcpu.id, &mut self.vcpu.gic);
         let in_flight = vgic.hw_ppi_in_flight(self.vcpu.id, GUEST_VTIMER);
         drop(vgic);
+        self.put(in_flight);
+    }
+
+    /// Takes the vCPU's interrupts out of the list registers, and puts in what is due now.
+    fn reload(&mut self) {
+        if !self.loaded || self.watched.is_some() || self.vcpu.ptimer.in_use() {
+            // The loop loads.
+            return self.unload();
+        }
+        self.gic.read_lrs(&mut self.vcpu.gic);
+        let level = self.timer_asserted();
+        let vcpu = &mut *self.vcpu;
+        let mut vgic = self.vm.vgic.lock();
+        let (in_flight, kicks) = vgic.turn_over(vcpu.id, &mut vcpu.gic, GUEST_VTIMER, self.gic.vtimer, level);
+        vcpu.fetch_resampled(&mut vgic);
+        drop(vgic);
+        self.put(in_flight);
+        self.vcpu.wake_others |= self.vm.kick(kicks);
+    }
+
+    /// Writes what is due to the list registers, and the timer's physical state that goes with it.
+    #[inline(always)]
+    fn put(&mut self, in_flight: bool) {
         if in_flight != self.timer_active {
             if in_flight {
                 self.gic.activate_vtimer();
@@ -468,9 +503,7 @@ impl Running<'_> {
             }
             self.timer_active = in_flight;
         }
-        // Before the first of a RUN they hold whatever another vCPU left.
-        let filled = if self.written { self.filled } else { MAX_LRS as u8 };
-        self.gic.write_lrs(&self.vcpu.gic, filled);
+        self.gic.write_lrs(&self.vcpu.gic, self.filled);
         self.filled = self.vcpu.gic.used;
         self.loaded = true;
         self.written = true;
@@ -517,15 +550,15 @@ impl Running<'_> {
         self.vm.vgic.lock()
     }
 
-    /// Something that concerns others' interrupts first of all, such as an SGI to them: this vCPU's are taken out of the list
-    /// registers only if it concerned them too.
+    /// Something that concerns others' interrupts first of all, such as an SGI to them: this vCPU's list registers are
+    /// left alone unless it concerned them too.
     pub fn with_vgic_of_others(&mut self, act: impl FnOnce(&mut Vgic) -> Kicks) -> Kicks {
         let (kicks, outdated) = {
             let mut vgic = self.vm.vgic.lock();
             (act(&mut vgic), vgic.outdated(self.vcpu.id))
         };
         if outdated {
-            self.unload();
+            self.reload();
         }
         kicks
     }
@@ -544,29 +577,35 @@ impl Running<'_> {
         sysreg::read!("cntv_ctl_el0") & 7 == 5
     }
 
-    /// A physical interrupt.
+    /// A physical interrupt that is the guest's or EL2's, not the host's.
     #[inline(always)]
-    pub fn handle_interrupt(&mut self) -> Next {
-        let pending = self.gic.pending();
+    pub fn own_interrupt(&mut self, pending: u32) -> bool {
         if pending == self.gic.vtimer && self.timer_asserted() {
             count(Counter::GuestTimer);
             self.progress();
             // It signals, so it is not active, whatever we set before.
             self.timer_active = false;
-            self.unload();
-            Next::Resume
         } else if Some(pending) == self.gic.kick {
             count(Counter::GuestKick);
             self.gic.take_kick();
-            // From here on a new kick is a new SGI; what was changed before is seen by `load`.
+            // From here on a new kick is a new SGI; what was changed before is seen by `reload`.
             PerCpu::this().guest_state.store(kick::GUEST, Ordering::SeqCst);
-            self.unload();
-            if self.vm.life.gate() == Gate::Open { Next::Resume } else { Next::Exit(Exit::Again) }
         } else if pending == self.gic.maintenance {
             count(Counter::GuestMaintenance);
-            self.unload();
-            Next::Resume
-        } else if pending == self.gic.deadline && self.ptimer_fired() {
+        } else {
+            return false;
+        }
+        self.reload();
+        true
+    }
+
+    /// A physical interrupt.
+    pub fn handle_interrupt(&mut self) -> Next {
+        let pending = self.gic.pending();
+        if self.own_interrupt(pending) {
+            return if self.vm.life.gate() == Gate::Open { Next::Resume } else { Next::Exit(Exit::Again) };
+        }
+        if pending == self.gic.deadline && self.ptimer_fired() {
             count(Counter::GuestTimer);
             Next::Resume
         } else if pending == gic::NONE {

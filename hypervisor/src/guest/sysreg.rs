@@ -6,7 +6,8 @@ use gzvm_core::addr::IntId;
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::id_registers::{self, Given};
 use gzvm_core::vcpu::registers::{self, Trap};
-use gzvm_core::vcpu::syndrome::SysregAccess;
+use gzvm_core::vcpu::syndrome::{self, SysregAccess};
+use gzvm_core::vgic::Kicks;
 
 use super::run::{Next, Running};
 use super::vcpu::Vcpu;
@@ -16,6 +17,8 @@ use crate::arch::percpu::PerCpu;
 
 /// ICC_SGI1R_EL1, by which a guest sends its IPIs.
 const ICC_SGI1R: (u8, u8, u8, u8, u8) = (3, 0, 12, 11, 5);
+/// ESR_EL2 of a write, but for Rt.
+pub(super) const SGI1R_WRITE: u64 = syndrome::esr_of_write(ICC_SGI1R);
 
 impl Vcpu {
     /// MDSCR_EL1 as it may be in the CPU. The OS lock keeps all debug exceptions off.
@@ -35,13 +38,19 @@ impl Running<'_> {
     pub fn sysreg(&mut self, access: SysregAccess) -> Next {
         // The hot one does without the table.
         if access.key() == ICC_SGI1R && !access.read {
-            let value = self.vcpu.regs.x.get(usize::from(access.rt)).copied().unwrap_or(0);
-            let id = self.vcpu.id;
-            let kicks = self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value));
+            let kicks = self.sgi1(access.rt);
             self.skip();
             return self.after_kicks(kicks);
         }
         self.by_table(access)
+    }
+
+    /// A write of ICC_SGI1R_EL1.
+    #[inline(always)]
+    pub(super) fn sgi1(&mut self, rt: u8) -> Kicks {
+        let value = self.vcpu.regs.x.get(usize::from(rt)).copied().unwrap_or(0);
+        let id = self.vcpu.id;
+        self.with_vgic_of_others(|vgic| vgic.sgi1r_write(id, value))
     }
 
     #[inline(never)]

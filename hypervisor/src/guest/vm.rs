@@ -311,7 +311,12 @@ impl Vm {
     /// Nobody is missed: a vCPU sets its `idle` under the lock under which the change was made, after a
     /// look for something to do (`Running::wait_for_interrupt` and the vGIC, `enter` and the power
     /// states). So either it saw the change and does not sleep, or its flag is seen here.
+    #[inline(always)]
     pub fn kick(&self, kicks: Kicks) -> u64 {
+        if kicks.is_empty() { 0 } else { self.kick_all(kicks) }
+    }
+
+    fn kick_all(&self, kicks: Kicks) -> u64 {
         let mut sleeping = 0;
         for v in kicks.iter() {
             let n = usize::from(v.0);
@@ -338,7 +343,7 @@ fn kick_cpu(index: usize) {
     if kicked.is_ok() {
         this.with(|s| {
             if let Some(gic) = &s.gic {
-                gic.send_kick(target.mpidr);
+                gic.send_kick(target.sgi_target);
             }
         });
     }

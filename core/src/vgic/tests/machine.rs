@@ -140,8 +140,7 @@ impl Machine {
                 let timer = self.timer[n] && !self.timer_active[n];
                 let kicked = self.prompt && self.kicked.contains(v(n));
                 if self.inside[n] && (maintenance || timer || kicked) {
-                    self.exit(n);
-                    self.enter(n);
+                    self.turn_over(n);
                     quiet = false;
                 } else if kicked && !self.inside[n] {
                     self.kicked = self.kicked.without(v(n));
@@ -152,6 +151,21 @@ impl Machine {
             }
         }
         panic!("livelock");
+    }
+
+    /// An exit of `n` for an interrupt of its own, and entry.
+    fn turn_over(&mut self, n: usize) {
+        if !self.flushed[n] {
+            self.exit(n);
+            return self.enter(n);
+        }
+        self.exits += 1;
+        let (regs, level) = (&mut self.cpus[n].regs, self.timer[n]);
+        let (active, kicks) = self.vgic.turn_over(v(n), regs, IntId(TIMER), TIMER, level);
+        self.timer_active[n] = active;
+        self.kicked = (self.kicked | kicks).without(v(n));
+        self.cpus[n].check_loaded();
+        self.check_single();
     }
 
     /// An exit of `n` that ends in `work` on the vGIC, then entry.

@@ -37,7 +37,9 @@ fn the_timer_while_nothing_else_happens() {
             // Not dealt with by the handler: it comes again.
             m.set_timer(0, true);
             assert_eq!(m.take(0), Some(TIMER));
+            let exits = m.exits;
             assert_eq!(m.take(0), Some(TIMER));
+            assert_eq!(m.exits, exits + 1, "one exit a time");
         }
     }
 }
