@@ -3,8 +3,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::cli::run::DeviceOptions;
+use anyhow::Context;
+
+use crate::cli::run::{ConsoleKind, DeviceOptions};
+use crate::console::Output;
+use crate::devices::serial::Terminal;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::console::backend::{Slot, Socket, Stdio};
+use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
 use crate::devices::virtio::net::options::{End, Mac};
 use crate::devices::virtio::net::{Cable, Net};
@@ -14,14 +20,17 @@ use crate::devices::virtio::rng::Rng;
 pub struct Backends {
     cables: Vec<(Cable, Mac)>,
     rng: bool,
+    /// The console, and where what is typed goes.
+    console: Option<(Slot, Arc<dyn Terminal>)>,
+    ports: Vec<Port>,
 }
 
 impl Backends {
-    /// Opens what `options` name.
+    /// Opens what `options` name; `output` is standard output.
     ///
     /// # Errors
     /// The first that is not there, or may not be used.
-    pub fn open(options: &DeviceOptions) -> anyhow::Result<Self> {
+    pub fn open(options: &DeviceOptions, output: &Output) -> anyhow::Result<Self> {
         let mut cables = Vec::with_capacity(options.nets.len());
         for net in &options.nets {
             let cable: Cable = match &net.end {
@@ -30,12 +39,27 @@ impl Backends {
             };
             cables.push((cable, net.mac.unwrap_or_else(Mac::random)));
         }
-        Ok(Self { cables, rng: options.rng })
+        let console = match options.console {
+            ConsoleKind::Serial => None,
+            ConsoleKind::Virtio => {
+                let stdio = Stdio::new(output.clone()).context("--console")?;
+                let keys = stdio.keys();
+                Some((Slot::new(Box::new(stdio)), keys as Arc<dyn Terminal>))
+            }
+        };
+        anyhow::ensure!(options.ports.len() <= PORTS_MAX, "--port: more than {PORTS_MAX}");
+        let mut ports = Vec::with_capacity(options.ports.len());
+        for port in &options.ports {
+            let end = Slot::new(Box::new(Socket::listen(&port.socket)?));
+            ports.push(Port { name: port.name.clone(), end });
+        }
+        Ok(Self { cables, rng: options.rng, console, ports })
     }
 
     /// How many devices they are for.
     pub fn count(&self) -> usize {
-        self.cables.len() + usize::from(self.rng)
+        let others = [self.rng, self.console.is_some(), !self.ports.is_empty()];
+        self.cables.len() + others.map(usize::from).iter().sum::<usize>()
     }
 
     /// Devices for one life of the guest.
@@ -47,6 +71,17 @@ impl Backends {
         if self.rng {
             devices.push(Box::new(Rng::default()));
         }
+        if let Some((slot, _)) = &self.console {
+            devices.push(Box::new(Console::terminal(slot.clone())));
+        }
+        if !self.ports.is_empty() {
+            devices.push(Box::new(Console::ports(self.ports.clone())));
+        }
         devices
+    }
+
+    /// Where what is typed goes, if not to the UART.
+    pub fn keyboard(&self) -> Option<Arc<dyn Terminal>> {
+        self.console.as_ref().map(|(_, keys)| keys.clone())
     }
 }

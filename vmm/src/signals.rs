@@ -61,6 +61,7 @@ pub fn install(end: Sender<EndReason>) -> std::io::Result<()> {
         }
         // After a stop, the shell has changed the terminal.
         libc::sigaddset(&mut set, libc::SIGCONT);
+        libc::sigaddset(&mut set, libc::SIGWINCH);
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
     }
     thread::Builder::new().name("gz-signals".into()).spawn(move || {
@@ -70,7 +71,9 @@ pub fn install(end: Sender<EndReason>) -> std::io::Result<()> {
             if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
                 continue;
             }
-            if signal == libc::SIGCONT {
+            if signal == libc::SIGWINCH {
+                terminal::tell_resized();
+            } else if signal == libc::SIGCONT {
                 terminal::raw_again();
             } else if end.send(EndReason::Signal(signal)).is_err() {
                 return;

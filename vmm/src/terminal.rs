@@ -12,6 +12,8 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vmm_sys_util::eventfd::EventFd;
+
 const STDIN: libc::c_int = libc::STDIN_FILENO;
 
 struct Modes {
@@ -84,6 +86,31 @@ pub fn restore() {
         && let Some(modes) = MODES.get()
     {
         let _ = set(&modes.original);
+    }
+}
+
+static RESIZED: OnceLock<EventFd> = OnceLock::new();
+
+/// Columns and rows of the terminal; zeros if there is none.
+pub fn size() -> (u16, u16) {
+    let size =
+        rustix::termios::tcgetwinsize(io::stdin()).or_else(|_| rustix::termios::tcgetwinsize(io::stdout()));
+    size.map_or((0, 0), |size| (size.ws_col, size.ws_row))
+}
+
+/// Signalled when the terminal's size has changed.
+///
+/// # Errors
+/// No file descriptor left.
+pub fn resized() -> io::Result<&'static EventFd> {
+    let event = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+    Ok(RESIZED.get_or_init(|| event))
+}
+
+/// Tells who wants to know that the size has changed.
+pub fn tell_resized() {
+    if let Some(event) = RESIZED.get() {
+        let _ = event.write(1);
     }
 }
 

@@ -42,9 +42,9 @@ struct Session {
     end: Sender<EndReason>,
     reasons: Receiver<EndReason>,
     backends: Backends,
+    output: Output,
     control: Option<Server>,
     console: console::Current,
-    followers: Followers,
     /// The console thread has been started, if there is to be one.
     console_runs: Cell<bool>,
 }
@@ -60,9 +60,10 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
         Server::start(socket, facts, console.clone(), followers.clone(), end.clone())
     };
     let control = socket.map(serve).transpose().context("can't start the control socket")?;
-    let backends = Backends::open(&options.devices)?;
+    let output = Output::new(followers).context("standard output")?;
+    let backends = Backends::open(&options.devices, &output)?;
     let session =
-        Session { end, reasons, backends, control, console, followers, console_runs: Cell::new(false) };
+        Session { end, reasons, backends, output, control, console, console_runs: Cell::new(false) };
     loop {
         let reason = live(options, &session)?;
         // Threads that were told of the same end say it again; who wants the run to end is heard.
@@ -122,7 +123,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let balloon =
         options.devices.balloon.map(|size| devices::balloon(&vm, guest.ram()?, size.0)).transpose()?;
     let watchdog = Watchdog::start(options.machine.cpus, end.clone()).context("can't start the watchdog")?;
-    let output = Output::new(session.followers.clone()).context("standard output")?;
+    let output = session.output.clone();
     let others = session.backends.devices();
     let extras = Extras { variables, disks, others, balloon, watchdog, output };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
@@ -141,7 +142,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     if input == Input::Background {
         tracing::info!("in the background: the guest's console gets no input");
     } else {
-        session.console.set(Some(devices.uart.clone()));
+        session.console.set(Some(session.backends.keyboard().unwrap_or_else(|| devices.uart.clone())));
         if !session.console_runs.replace(true) {
             console::start(session.console.clone(), end.clone()).context("can't start the console")?;
         }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::Args;
 
 use crate::cli::MemSize;
+use crate::devices::virtio::console::options::PortOption;
 use crate::devices::virtio::net::options::NetOption;
 
 /// The virtio devices.
@@ -27,10 +28,28 @@ pub struct DeviceOptions {
     #[arg(long)]
     pub rng: bool,
 
+    /// Which device has standard input and output: the UART (ttyS0 or ttyAMA0), or a virtio console (hvc0), which follows the
+    /// terminal's size
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t = ConsoleKind::Serial)]
+    pub console: ConsoleKind,
+
+    /// A virtio port, /dev/vportNpM with that name in a Linux guest; on the host a Unix socket, for one program at a time
+    #[arg(long = "port", value_name = "NAME=SOCKET")]
+    pub ports: Vec<PortOption>,
+
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
     /// reports as free. `gz balloon` changes it
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
+}
+
+/// A device for standard input and output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum ConsoleKind {
+    /// The UART.
+    Serial,
+    /// A virtio console; what the UART sends is shown as well.
+    Virtio,
 }
 
 /// `FILE[,ro]`.

@@ -11,7 +11,6 @@
 //! Invariant: queues change only before DRIVER_OK. What the driver writes out of turn is ignored.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::{
@@ -42,8 +41,6 @@ pub struct MmioTransport {
     memory: GuestMemoryMmap,
     interrupt: Arc<Interrupt>,
     notify: Vec<Arc<EventFd>>,
-    /// Changes of the device's configuration that did not come from the driver.
-    generation: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -82,7 +79,6 @@ impl MmioTransport {
             memory,
             interrupt: Arc::new(Interrupt::new(line)),
             notify: notify?,
-            generation: AtomicU32::new(0),
             state: Mutex::new(State {
                 platform: u64::from(translated) << VIRTIO_F_ACCESS_PLATFORM,
                 device,
@@ -104,7 +100,6 @@ impl MmioTransport {
     /// Tells the driver that the device's configuration has changed. One that comes later reads it anyway.
     pub fn config_change(&self) {
         let state = self.state();
-        self.generation.fetch_add(1, Ordering::Relaxed);
         if state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.interrupt.config_change();
         }
@@ -135,7 +130,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_QUEUE_READY => state.queue().is_some_and(QueueT::ready).into(),
             reg::VIRTIO_MMIO_STATUS if self.interrupt.broken() => state.status | VIRTIO_CONFIG_S_NEEDS_RESET,
             reg::VIRTIO_MMIO_STATUS => state.status,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.generation.load(Ordering::Relaxed),
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.interrupt.generation(),
             // There are no shared memory regions: their length reads as all ones.
             reg::VIRTIO_MMIO_SHM_LEN_LOW
             | reg::VIRTIO_MMIO_SHM_LEN_HIGH

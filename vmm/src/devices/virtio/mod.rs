@@ -12,6 +12,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod rng;
@@ -47,12 +48,19 @@ pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
     broken: AtomicBool,
+    /// Changes of the configuration that did not come from the driver.
+    generation: AtomicU32,
 }
 
 impl Interrupt {
     /// An interrupt that signals `line`.
     pub fn new(line: EventFd) -> Self {
-        Self { line, status: AtomicU32::new(0), broken: AtomicBool::new(false) }
+        Self {
+            line,
+            status: AtomicU32::new(0),
+            broken: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+        }
     }
 
     /// Used buffers wait in a queue.
@@ -62,6 +70,7 @@ impl Interrupt {
 
     /// The configuration, or the device's status, has changed.
     pub fn config_change(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
         self.raise(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -69,6 +78,10 @@ impl Interrupt {
     pub fn needs_reset(&self) {
         self.broken.store(true, Ordering::Release);
         self.config_change();
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
     }
 
     fn broken(&self) -> bool {
