@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use vm_memory::GuestMemoryMmap;
 
 use crate::cli::run::{ConsoleKind, DeviceOptions};
 use crate::console::Output;
@@ -11,10 +12,12 @@ use crate::devices::serial::Terminal;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::console::backend::{Slot, Socket, Stdio};
 use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
+use crate::devices::virtio::fs::{Fs, options::FsOption};
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
 use crate::devices::virtio::net::options::{End, Mac};
 use crate::devices::virtio::net::{Cable, Net};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 
 /// All of it.
 pub struct Backends {
@@ -23,6 +26,8 @@ pub struct Backends {
     /// The console, and where what is typed goes.
     console: Option<(Slot, Arc<dyn Terminal>)>,
     ports: Vec<Port>,
+    vsock: Option<u64>,
+    folders: Vec<FsOption>,
 }
 
 impl Backends {
@@ -53,17 +58,27 @@ impl Backends {
             let end = Slot::new(Box::new(Socket::listen(&port.socket)?));
             ports.push(Port { name: port.name.clone(), end });
         }
-        Ok(Self { cables, rng: options.rng, console, ports })
+        Ok(Self {
+            cables,
+            rng: options.rng,
+            console,
+            ports,
+            vsock: options.vsock,
+            folders: options.folders.clone(),
+        })
     }
 
     /// How many devices they are for.
     pub fn count(&self) -> usize {
-        let others = [self.rng, self.console.is_some(), !self.ports.is_empty()];
-        self.cables.len() + others.map(usize::from).iter().sum::<usize>()
+        let others = [self.vsock.is_some(), self.rng, self.console.is_some(), !self.ports.is_empty()];
+        self.cables.len() + self.folders.len() + others.map(usize::from).iter().sum::<usize>()
     }
 
-    /// Devices for one life of the guest.
-    pub fn devices(&self) -> Vec<Box<dyn VirtioDevice>> {
+    /// Devices for one life of the guest, which has this memory.
+    ///
+    /// # Errors
+    /// What each life has a new one of is not to be had.
+    pub fn devices(&self, memory: &GuestMemoryMmap) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(self.count());
         for (cable, mac) in &self.cables {
             devices.push(Box::new(Net::new(cable.clone(), *mac)));
@@ -77,7 +92,13 @@ impl Backends {
         if !self.ports.is_empty() {
             devices.push(Box::new(Console::ports(self.ports.clone())));
         }
-        devices
+        if let Some(cid) = self.vsock {
+            devices.push(Box::new(Vsock::open(cid, memory)?));
+        }
+        for folder in &self.folders {
+            devices.push(Box::new(Fs::connect(folder)?));
+        }
+        Ok(devices)
     }
 
     /// Where what is typed goes, if not to the UART.

@@ -9,8 +9,8 @@
 //! slot's size equals its VMA's; the guards keep the kernel from merging it with a neighbour.
 //!
 //! Anonymous private memory, advised to be huge: shmem (memfd) gets huge pages only where the
-//! administrator switched them on, and blocks of 2 MiB make a fault in 512 of what pages make. A
-//! back end in another process (vhost-user) will need a memfd instead. Pages that the guest has
+//! administrator switched them on, and blocks of 2 MiB make a fault in 512 of what pages make. It is a
+//! memfd only where a program of its own serves a device (vhost-user). Pages that the guest has
 //! touched stay pinned by gzvm until the guest gives them back or the VM ends; nothing is
 //! allocated before that.
 //!
@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::layout;
 
@@ -112,6 +113,18 @@ impl GuestRam {
         Self::slot(base, size, Some(file.as_fd()))
     }
 
+    /// As [`new`](Self::new), in an anonymous file, which a program that serves devices can map.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shareable(base: u64, size: u64) -> Result<Self, MemoryError> {
+        check_size(base, size)?;
+        let file = rustix::fs::memfd_create("gz-ram", rustix::fs::MemfdFlags::CLOEXEC)
+            .and_then(|file| rustix::fs::ftruncate(&file, size).map(|()| file))
+            .map_err(|error| MemoryError::Map { size, error })?;
+        Self::slot(base, size, Some(file.as_fd()))
+    }
+
     /// Memory that is not the guest's RAM: of any whole number of blocks, in a file or not.
     ///
     /// # Errors
@@ -132,9 +145,15 @@ impl GuestRam {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let flags = file.map_or(private, |_| libc::MAP_SHARED);
+        let builder = MmapRegionBuilder::new(size as usize).with_mmap_prot(prot).with_mmap_flags(flags);
         // SAFETY: `map` has mapped `size` bytes at `ram`, readable and writable, for nobody else;
         // they stay mapped until `_mapping` is dropped, after this region.
-        let region = unsafe { MmapRegion::build_raw(ram.cast(), size as usize, prot, flags) };
+        let mut builder = unsafe { builder.with_raw_mmap_pointer(ram.cast()) };
+        if let Some(file) = file {
+            let file = file.try_clone_to_owned().map_err(|error| MemoryError::Region(error.to_string()))?;
+            builder = builder.with_file_offset(FileOffset::new(file.into(), 0));
+        }
+        let region = builder.build();
         let memory = view(region, base)?;
         let host_address = ram.expose_provenance() as u64;
         Ok(Self { memory, host_address, base, size, _mapping: Arc::new(mapping) })

@@ -37,7 +37,7 @@ impl Guest {
             let map = &virt::VIRT;
             let flash = GuestRam::new(virt::FIRMWARE.base, virt::FIRMWARE.size)?;
             loader::load_firmware(&flash, firmware)?;
-            let mut memory = vec![GuestRam::new(map.ram_base, options.machine.mem.0)?, flash];
+            let mut memory = vec![ram(options, map.ram_base)?, flash];
             let mut variables = None;
             if let Some(path) = &options.boot.variables {
                 let flash = Flash::open(path, virt::VARIABLES.size)
@@ -50,10 +50,7 @@ impl Guest {
             return Ok(Self { map, memory, firmware: None, shared: None, loaded, variables });
         }
         let kernel = options.boot.kernel.as_deref().context("--kernel or --firmware must be given")?;
-        let ram = match guest_memory(options, options.machine.mem.0)? {
-            Some(file) => GuestRam::in_file(layout::CROSVM.ram_base, options.machine.mem.0, &file)?,
-            None => GuestRam::new(layout::CROSVM.ram_base, options.machine.mem.0)?,
-        };
+        let ram = ram(options, layout::CROSVM.ram_base)?;
         let loaded = loader::load(&ram, kernel, options.boot.initrd.as_deref())?;
         let mut guest = Self {
             map: &layout::CROSVM,
@@ -143,6 +140,16 @@ fn seed(number: Option<u64>) -> anyhow::Result<[u8; 64]> {
         }
     }
     Ok(seed)
+}
+
+/// The RAM.
+fn ram(options: &RunOptions, base: u64) -> anyhow::Result<GuestRam> {
+    let size = options.machine.mem.0;
+    Ok(match guest_memory(options, size)? {
+        Some(file) => GuestRam::in_file(base, size, &file)?,
+        None if options.devices.folders.is_empty() => GuestRam::new(base, size)?,
+        None => GuestRam::shareable(base, size)?,
+    })
 }
 
 /// What the memory of a protected guest is a file of, where there are such.

@@ -124,7 +124,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         options.devices.balloon.map(|size| devices::balloon(&vm, guest.ram()?, size.0)).transpose()?;
     let watchdog = Watchdog::start(options.machine.cpus, end.clone()).context("can't start the watchdog")?;
     let output = session.output.clone();
-    let others = session.backends.devices();
+    let others = session.backends.devices(&guest.device_memory()?)?;
     let extras = Extras { variables, disks, others, balloon, watchdog, output };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
     let fdt = guest.place_fdt(options, &devices)?;

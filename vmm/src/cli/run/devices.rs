@@ -8,7 +8,9 @@ use clap::Args;
 
 use crate::cli::MemSize;
 use crate::devices::virtio::console::options::PortOption;
+use crate::devices::virtio::fs::options::FsOption;
 use crate::devices::virtio::net::options::NetOption;
+use crate::devices::virtio::vsock::{CID_MAX, CID_MIN};
 
 /// The virtio devices.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
@@ -36,6 +38,16 @@ pub struct DeviceOptions {
     /// A virtio port, /dev/vportNpM with that name in a Linux guest; on the host a Unix socket, for one program at a time
     #[arg(long = "port", value_name = "NAME=SOCKET")]
     pub ports: Vec<PortOption>,
+
+    /// AF_VSOCK sockets between guest and host, by the host kernel's module vhost_vsock; the guest's address is CID (3 or more,
+    /// no two guests the same), the host's is 2
+    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(CID_MIN..=CID_MAX))]
+    pub vsock: Option<u64>,
+
+    /// A folder of the host, served by virtiofsd (Debian's package) or another vhost-user program that listens at SOCKET; a Linux
+    /// guest mounts it with `mount -t virtiofs TAG ...`
+    #[arg(long = "fs", value_name = "TAG=SOCKET", conflicts_with_all = ["balloon", "protected"])]
+    pub folders: Vec<FsOption>,
 
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
     /// reports as free. `gz balloon` changes it

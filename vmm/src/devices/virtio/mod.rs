@@ -13,9 +13,12 @@
 pub mod balloon;
 pub mod blk;
 pub mod console;
+pub mod fs;
+pub mod handover;
 pub mod mmio;
 pub mod net;
 pub mod rng;
+pub mod vsock;
 mod worker;
 
 use std::io;
@@ -48,6 +51,8 @@ pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
     broken: AtomicBool,
+    /// Somebody else signals the line.
+    delegated: AtomicBool,
     /// Changes of the configuration that did not come from the driver.
     generation: AtomicU32,
 }
@@ -59,6 +64,7 @@ impl Interrupt {
             line,
             status: AtomicU32::new(0),
             broken: AtomicBool::new(false),
+            delegated: AtomicBool::new(false),
             generation: AtomicU32::new(0),
         }
     }
@@ -84,6 +90,12 @@ impl Interrupt {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// The line, for a back end that interrupts by itself when it has used buffers. Each interrupt may be for them from here on.
+    pub fn delegate(&self) -> &EventFd {
+        self.delegated.store(true, Ordering::Release);
+        &self.line
+    }
+
     fn broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
@@ -98,7 +110,8 @@ impl Interrupt {
 
     /// Reasons that are not acknowledged yet.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        let used = if self.delegated.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.status.load(Ordering::Acquire) | used
     }
 
     /// The driver has seen `reasons`.
@@ -109,6 +122,7 @@ impl Interrupt {
     fn clear(&self) {
         self.status.store(0, Ordering::Release);
         self.broken.store(false, Ordering::Release);
+        self.delegated.store(false, Ordering::Release);
     }
 }
 

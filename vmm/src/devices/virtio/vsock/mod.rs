@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! virtio-vsock (virtio 1.2, section 5.10) by the host kernel's vhost_vsock: programs of the guest and of the host talk by
+//! ordinary AF_VSOCK sockets. The kernel serves the queues in our memory; we set up and tear down.
+//!
+//! One life of the guest has one file of /dev/vhost-vsock. When it is closed all connections are reset, so that the host's
+//! programs see a guest that has gone, however it went. The kernel knows no way from guest to guest.
+
+use std::io;
+use std::sync::Arc;
+
+use anyhow::Context;
+use vhost::VhostBackend;
+use vhost::vhost_kern::vsock::Vsock as Kernel;
+use vhost::vsock::VhostVsock;
+use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vm_memory::GuestMemoryMmap;
+
+use super::{Activation, RING_FEATURES, VirtioDevice, handover, read_bytes};
+
+/// Messages with ends, beside streams.
+const VIRTIO_VSOCK_F_SEQPACKET: u32 = 1;
+
+const QUEUE_SIZE: u16 = 256;
+/// Queues, by number: to the driver, from the driver, events. There are no events.
+const QUEUES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 16];
+/// Those that the kernel serves.
+const SERVED: u16 = 2;
+
+/// Lowest address of a guest: those below are the hypervisor's, the host's, and reserved.
+pub const CID_MIN: u64 = 3;
+/// Highest: the next one means any.
+pub const CID_MAX: u64 = u32::MAX as u64 - 1;
+
+/// A socket device.
+pub struct Vsock {
+    kernel: Kernel<Arc<GuestMemoryMmap>>,
+    cid: u64,
+    features: u64,
+    running: bool,
+}
+
+impl Vsock {
+    /// The device of the guest with the address `cid` and this memory.
+    ///
+    /// # Errors
+    /// No such kernel module, no permission, or somebody has the address.
+    pub fn open(cid: u64, memory: &GuestMemoryMmap) -> anyhow::Result<Self> {
+        let kernel = Kernel::new(Arc::new(memory.clone()))
+            .context("--vsock: /dev/vhost-vsock (is the kernel's module vhost_vsock loaded?)")?;
+        kernel.set_owner().context("--vsock")?;
+        kernel.set_guest_cid(cid).with_context(|| format!("--vsock {cid}: does another guest have it?"))?;
+        let known = kernel.get_features().context("--vsock")?;
+        let features = (RING_FEATURES | 1 << VIRTIO_VSOCK_F_SEQPACKET) & known;
+        Ok(Self { kernel, cid, features, running: false })
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_bytes(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.reset();
+        let Activation { memory, features, interrupt, queues } = activation;
+        let served = || queues.iter().filter(|ready| ready.index < SERVED);
+        if served().count() != usize::from(SERVED) {
+            return Err(io::Error::other("a queue is missing"));
+        }
+        // To the kernel that bit is an IOMMU of its own; addresses need no translation.
+        let features = features & !(1 << VIRTIO_F_ACCESS_PLATFORM);
+        self.kernel.set_features(features).map_err(io::Error::other)?;
+        self.kernel.set_mem_table(&handover::regions(&memory)).map_err(io::Error::other)?;
+        for ready in served() {
+            handover::hand_over(&self.kernel, None, &interrupt, ready).map_err(io::Error::other)?;
+        }
+        self.kernel.start().map_err(io::Error::other)?;
+        self.running = true;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if std::mem::take(&mut self.running)
+            && let Err(error) = self.kernel.stop()
+        {
+            tracing::warn!("virtio-vsock: {error}");
+        }
+    }
+}
