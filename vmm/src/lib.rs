@@ -14,7 +14,7 @@
 //! [`layout`] is the guest's address map, [`exit`] the table of exit codes. The guest is not
 //! trusted: whatever it writes to a device ends in an error value, a log line, or the end of its own
 //! VM. Unsafe code is at the edges: ioctls and mappings ([`hypervisor`], [`memory`]), file I/O on
-//! guest memory ([`devices::virtio::blk::disk`]), terminal and signals.
+//! guest memory ([`devices::virtio::blk::backend`]), terminal and signals.
 
 pub mod backends;
 pub mod bus;

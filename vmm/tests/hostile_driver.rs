@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use gz::bus::MmioDevice;
-use gz::devices::virtio::blk::{Blk, disk::Disk};
+use gz::devices::virtio::blk::{Blk, backend::Disk, options::DiskOption};
 use gz::devices::virtio::mmio::MmioTransport;
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio as reg;
@@ -201,7 +201,7 @@ proptest! {
     #[test]
     fn a_read_only_disk_survives_any_driver(steps in steps()) {
         let image = Image::new("ro");
-        let guest = Guest::new(Disk::open(&image.0, true).unwrap());
+        let guest = Guest::new(Disk::open(&DiskOption { read_only: true, ..image.0.as_path().into() }).unwrap());
         steps.into_iter().for_each(|step| guest.step(step));
         guest.set(reg::VIRTIO_MMIO_STATUS, 0);
         prop_assert_eq!(guest.get(reg::VIRTIO_MMIO_STATUS), 0);
@@ -214,7 +214,7 @@ proptest! {
     #[test]
     fn a_disk_keeps_its_size(steps in steps()) {
         let image = Image::new("rw");
-        let guest = Guest::new(Disk::open(&image.0, false).unwrap());
+        let guest = Guest::new(Disk::open(&DiskOption::from(image.0.as_path())).unwrap());
         steps.into_iter().for_each(|step| guest.step(step));
         guest.read_a_sector();
         drop(guest);

@@ -19,7 +19,7 @@ use crate::devices::serial::{Terminal, Uart};
 use crate::devices::testdev::TestDevice;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
-use crate::devices::virtio::blk::{Blk, disk::Disk};
+use crate::devices::virtio::blk::{Blk, backend::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::watchdog::Watchdog;
 use crate::hypervisor::Vm;
@@ -128,8 +128,7 @@ pub fn open_disks(options: &RunOptions, others: usize) -> anyhow::Result<Vec<Dis
     if all > layout::VIRTIO_MAX as usize {
         anyhow::bail!("{all} virtio devices, and there is room for {}", layout::VIRTIO_MAX);
     }
-    let disks: Result<Vec<_>, _> =
-        options.devices.disks.iter().map(|disk| Disk::open(&disk.path, disk.read_only)).collect();
+    let disks: Result<Vec<_>, _> = options.devices.disks.iter().map(Disk::open).collect();
     Ok(disks?)
 }
 

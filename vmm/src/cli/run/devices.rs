@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The virtio devices.
 
-use std::path::PathBuf;
-use std::str::FromStr;
-
 use clap::Args;
 
 use crate::cli::MemSize;
+use crate::devices::virtio::blk::options::DiskOption;
 use crate::devices::virtio::console::options::PortOption;
 use crate::devices::virtio::fs::options::FsOption;
 use crate::devices::virtio::net::options::NetOption;
@@ -16,8 +14,9 @@ use crate::devices::virtio::vsock::{CID_MAX, CID_MIN};
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 #[command(next_help_heading = "Devices")]
 pub struct DeviceOptions {
-    /// Raw disk image or block device, as /dev/vda, /dev/vdb, ...; read-only with `,ro`
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// Disk image or block device, as /dev/vda, /dev/vdb, ...: raw, or `format=qcow2`; `ro`: read-only; `serial=TEXT`: its serial
+    /// number, instead of the file's name
+    #[arg(long = "disk", value_name = "FILE[,ro][,...]")]
     pub disks: Vec<DiskOption>,
 
     /// A network interface, at the other end of its cable a tap interface of the host (`tap=NAME`), or passt (Debian's
@@ -62,28 +61,4 @@ pub enum ConsoleKind {
     Serial,
     /// A virtio console; what the UART sends is shown as well.
     Virtio,
-}
-
-/// `FILE[,ro]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DiskOption {
-    /// The image.
-    pub path: PathBuf,
-    /// Whether writes are refused.
-    pub read_only: bool,
-}
-
-impl FromStr for DiskOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (path, read_only) = match text.strip_suffix(",ro") {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
-        if path.is_empty() {
-            return Err("no file named".into());
-        }
-        Ok(Self { path: path.into(), read_only })
-    }
 }

@@ -10,7 +10,7 @@ mod manage;
 use clap::Args;
 
 pub use boot::BootOptions;
-pub use devices::{ConsoleKind, DeviceOptions, DiskOption};
+pub use devices::{ConsoleKind, DeviceOptions};
 pub use life::{LifeOptions, OnReset};
 pub use machine::{Feature, MachineOptions};
 pub use manage::ManageOptions;

@@ -1,28 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! virtio-blk (virtio 1.2, section 5.2): one queue, a raw file or block device behind it.
+//! virtio-blk (virtio 1.2, section 5.2): one queue, an image file or block device behind it.
 //!
-//! - [`disk`]: the file: opening, checking, locking, reading and writing.
+//! - [`options`]: what the command line says of it.
+//! - [`backend`]: the file: opening, checking, locking, reading and writing.
 //! - [`request`]: one request: from a descriptor chain to a status byte.
 //! - here: the device, and the thread that serves the queue.
 
-pub mod disk;
+pub mod backend;
+pub mod options;
 pub mod request;
 
 use std::io;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::{Error, Queue};
 use vm_memory::GuestMemoryMmap;
 
 use super::worker::{self, Serve, Worker};
 use super::{Activation, Interrupt, RING_FEATURES, ReadyQueue, VirtioDevice, read_bytes};
-use disk::{Disk, SECTOR_SIZE};
+use backend::{Disk, SECTOR_SIZE};
+use request::{RANGE_SECTORS_MAX, RANGES_MAX};
 
 const QUEUE_SIZE: u16 = 256;
 /// A request has a header and a status beside its data.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+// Fields of the configuration (5.2.4).
+const CAPACITY: usize = 0;
+const SEG_MAX_AT: usize = 12;
+const MAX_DISCARD_SECTORS: usize = 36;
+const MAX_DISCARD_SEG: usize = 40;
+const DISCARD_SECTOR_ALIGNMENT: usize = 44;
+const MAX_WRITE_ZEROES_SECTORS: usize = 48;
+const MAX_WRITE_ZEROES_SEG: usize = 52;
+const WRITE_ZEROES_MAY_UNMAP: usize = 56;
+const CONFIG_SIZE: usize = 60;
 
 /// A disk as a virtio device.
 pub struct Blk {
@@ -46,7 +63,11 @@ impl VirtioDevice for Blk {
         RING_FEATURES
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_FLUSH
-            | u64::from(self.disk.read_only()) << VIRTIO_BLK_F_RO
+            | if self.disk.read_only() {
+                1 << VIRTIO_BLK_F_RO
+            } else {
+                1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -54,12 +75,19 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // capacity (sectors), size_max, seg_max.
-        let mut config = [0_u8; 16];
-        let (capacity, rest) = config.split_at_mut(8);
-        capacity.copy_from_slice(&(self.disk.size() / SECTOR_SIZE).to_le_bytes());
-        if let Some(seg_max) = rest.get_mut(4..) {
-            seg_max.copy_from_slice(&SEG_MAX.to_le_bytes());
+        let mut config = [0_u8; CONFIG_SIZE];
+        let fields: [(usize, &[u8]); 8] = [
+            (CAPACITY, &(self.disk.size() / SECTOR_SIZE).to_le_bytes()),
+            (SEG_MAX_AT, &SEG_MAX.to_le_bytes()),
+            (MAX_DISCARD_SECTORS, &RANGE_SECTORS_MAX.to_le_bytes()),
+            (MAX_DISCARD_SEG, &RANGES_MAX.to_le_bytes()),
+            (DISCARD_SECTOR_ALIGNMENT, &1_u32.to_le_bytes()),
+            (MAX_WRITE_ZEROES_SECTORS, &RANGE_SECTORS_MAX.to_le_bytes()),
+            (MAX_WRITE_ZEROES_SEG, &RANGES_MAX.to_le_bytes()),
+            (WRITE_ZEROES_MAY_UNMAP, &[1]),
+        ];
+        for (at, field) in fields {
+            config.iter_mut().skip(at).zip(field).for_each(|(to, from)| *to = *from);
         }
         read_bytes(&config, offset, data);
     }
@@ -105,6 +133,7 @@ impl Serve for Server {
 mod tests {
     use super::*;
     use crate::loader::tests::TempFile;
+    use options::DiskOption;
     use std::time::{Duration, Instant};
     use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -115,7 +144,7 @@ mod tests {
     #[test]
     fn config_tells_the_capacity() {
         let file = TempFile::new("blk-config", &[0; 5 * 512]);
-        let blk = Blk::new(Disk::open(&file.0, false).unwrap());
+        let blk = Blk::new(Disk::open(&DiskOption::from(file.0.as_path())).unwrap());
         let mut capacity = [0; 8];
         blk.read_config(0, &mut capacity);
         assert_eq!(u64::from_le_bytes(capacity), 5);
@@ -123,19 +152,22 @@ mod tests {
         blk.read_config(12, &mut seg_max);
         assert_eq!(u32::from_le_bytes(seg_max), 254);
         let mut beyond = [7; 4];
-        blk.read_config(14, &mut beyond);
+        blk.read_config(56, &mut beyond);
+        assert_eq!(beyond, [1, 0, 0, 0]);
+        beyond.fill(7);
+        blk.read_config(58, &mut beyond);
         assert_eq!(beyond, [0, 0, 7, 7]);
         blk.read_config(u64::MAX, &mut beyond);
         assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 0);
         drop(blk);
-        let blk = Blk::new(Disk::open(&file.0, true).unwrap());
+        let blk = Blk::new(Disk::open(&DiskOption { read_only: true, ..file.0.as_path().into() }).unwrap());
         assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 1);
     }
 
     #[test]
     fn a_queue_is_served_by_its_thread() {
         let file = TempFile::new("blk-serve", &[0x33; 1024]);
-        let mut blk = Blk::new(Disk::open(&file.0, false).unwrap());
+        let mut blk = Blk::new(Disk::open(&DiskOption::from(file.0.as_path())).unwrap());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let ring = MockSplitQueue::new(&memory, 16);
         let next = VRING_DESC_F_NEXT as u16;

@@ -5,16 +5,23 @@
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_queue::DescriptorChain;
 use vm_memory::bitmap::MS;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-use super::disk::{Disk, SECTOR_SIZE};
+use super::backend::{Disk, SECTOR_SIZE};
 
 const HEADER_SIZE: usize = 16;
+/// Of a range to discard or to make zeros.
+const RANGE_SIZE: usize = 16;
+/// Most ranges in a request.
+pub const RANGES_MAX: u32 = 16;
+/// Most sectors in a range: zeros may have to be written.
+pub const RANGE_SECTORS_MAX: u32 = 1 << 16;
 
 type Buffer<'a> = VolatileSlice<'a, MS<'a, GuestMemoryMmap>>;
 
@@ -32,10 +39,15 @@ pub fn execute(
     };
     let result = match kind {
         VIRTIO_BLK_T_IN => span(disk, sector, &input).and_then(|offset| disk.read(offset, &input)),
-        VIRTIO_BLK_T_OUT if disk.read_only() => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if disk.read_only() => {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
         VIRTIO_BLK_T_OUT => span(disk, sector, &output)
             .and_then(|offset| disk.write(offset, &output))
             .and_then(|()| if write_through { disk.flush() } else { Ok(()) }),
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+            erase(disk, kind, &output).and_then(|()| if write_through { disk.flush() } else { Ok(()) })
+        }
         VIRTIO_BLK_T_FLUSH => disk.flush(),
         VIRTIO_BLK_T_GET_ID => get_id(disk, &input),
         _ => Err(io::ErrorKind::Unsupported.into()),
@@ -135,6 +147,43 @@ fn span(disk: &Disk, sector: u64, buffers: &[Buffer]) -> io::Result<u64> {
     }
 }
 
+/// Discards, or makes zeros of, all ranges in `buffers`, or none if one of them is wrong.
+fn erase(disk: &Disk, kind: u32, buffers: &[Buffer]) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let mut bytes = [0; RANGE_SIZE * RANGES_MAX as usize];
+    let len = usize::try_from(total(buffers)).map_err(|_| invalid())?;
+    let bytes =
+        bytes.get_mut(..len).filter(|_| len != 0 && len.is_multiple_of(RANGE_SIZE)).ok_or_else(invalid)?;
+    let mut rest = &mut *bytes;
+    for buffer in buffers {
+        let (now, later) = rest.split_at_mut(buffer.len().min(rest.len()));
+        buffer.read_slice(now, 0).map_err(io::Error::other)?;
+        rest = later;
+    }
+    let mut ranges = Vec::with_capacity(RANGES_MAX as usize);
+    for [sector @ .., a, b, c, d, e, f, g, h] in bytes.as_chunks::<RANGE_SIZE>().0 {
+        let (count, flags) = (u32::from_le_bytes([*a, *b, *c, *d]), u32::from_le_bytes([*e, *f, *g, *h]));
+        let known = if kind == VIRTIO_BLK_T_DISCARD { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
+        if flags & !known != 0 {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let offset = u64::from_le_bytes(*sector).checked_mul(SECTOR_SIZE).ok_or_else(invalid)?;
+        let len = u64::from(count) * SECTOR_SIZE;
+        if count > RANGE_SECTORS_MAX || offset.checked_add(len).is_none_or(|end| end > disk.size()) {
+            return Err(invalid());
+        }
+        ranges.push((offset, len, flags != 0));
+    }
+    for (offset, len, unmap) in ranges {
+        if kind == VIRTIO_BLK_T_DISCARD {
+            disk.discard(offset, len)?;
+        } else {
+            disk.write_zeroes(offset, len, unmap)?;
+        }
+    }
+    Ok(())
+}
+
 fn get_id(disk: &Disk, buffers: &[Buffer]) -> io::Result<()> {
     let mut id = disk.id().as_slice();
     for buffer in buffers {
@@ -148,6 +197,7 @@ fn get_id(disk: &Disk, buffers: &[Buffer]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::blk::options::DiskOption;
     use crate::loader::tests::TempFile;
     use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -190,7 +240,7 @@ mod tests {
     #[test]
     fn read_and_write() {
         let file = TempFile::new("r-rw", &[1; 1024]);
-        let disk = Disk::open(&file.0, false).unwrap();
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
         let memory = memory();
         header(&memory, VIRTIO_BLK_T_OUT, 1);
         memory.write_slice(&[0xAB; 512], GuestAddress(DATA)).unwrap();
@@ -206,7 +256,7 @@ mod tests {
     #[test]
     fn framing_is_the_drivers_choice() {
         let file = TempFile::new("r-frame", &[2; 512]);
-        let disk = Disk::open(&file.0, false).unwrap();
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
         let memory = memory();
         header(&memory, VIRTIO_BLK_T_IN, 0);
         // Header in two parts; status behind the data in one descriptor.
@@ -218,7 +268,7 @@ mod tests {
     #[test]
     fn what_is_out_of_range_is_an_error() {
         let file = TempFile::new("r-range", &[0; 1024]);
-        let disk = Disk::open(&file.0, false).unwrap();
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
         let memory = memory();
         for (sector, len) in [(2, 512), (1, 1024), (u64::MAX, 512), (1 << 55, 512), (0, 511)] {
             header(&memory, VIRTIO_BLK_T_IN, sector);
@@ -236,7 +286,7 @@ mod tests {
     #[test]
     fn malformed_chains_are_dropped() {
         let file = TempFile::new("r-bad", &[0; 512]);
-        let disk = Disk::open(&file.0, false).unwrap();
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
         let memory = memory();
         header(&memory, VIRTIO_BLK_T_IN, 0);
         let dropped = (0, 0xEE);
@@ -252,7 +302,7 @@ mod tests {
     #[test]
     fn read_only_disks_stay_as_they_are() {
         let file = TempFile::new("r-ro", &[3; 512]);
-        let disk = Disk::open(&file.0, true).unwrap();
+        let disk = Disk::open(&DiskOption { read_only: true, ..file.0.as_path().into() }).unwrap();
         let memory = memory();
         header(&memory, VIRTIO_BLK_T_OUT, 0);
         let segments = [(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)];
@@ -263,12 +313,49 @@ mod tests {
     #[test]
     fn identification() {
         let file = TempFile::new("r-id", &[0; 512]);
-        let disk = Disk::open(&file.0, false).unwrap();
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
         let memory = memory();
         header(&memory, VIRTIO_BLK_T_GET_ID, 0);
         assert_eq!(run(&disk, &memory, &[(HEADER, 16, false), (DATA, 20, true), (STATUS, 1, true)]), (21, 0));
         let mut id = [0; 20];
         memory.read_slice(&mut id, GuestAddress(DATA)).unwrap();
         assert!(id.starts_with(b"gz-test-"), "{id:?}");
+    }
+
+    #[test]
+    fn ranges_are_erased_all_or_none() {
+        const ZEROES: u32 = VIRTIO_BLK_T_WRITE_ZEROES;
+        let file = TempFile::new("r-erase", &[5; 16 * 512]);
+        let disk = Disk::open(&DiskOption::from(file.0.as_path())).unwrap();
+        let erase = |kind, ranges: &[(u64, u32, u32)]| {
+            let memory = memory();
+            header(&memory, kind, 0);
+            for (at, (sector, count, flags)) in (DATA..).step_by(16).zip(ranges) {
+                memory.write_obj(*sector, GuestAddress(at)).unwrap();
+                memory.write_obj(*count, GuestAddress(at + 8)).unwrap();
+                memory.write_obj(*flags, GuestAddress(at + 12)).unwrap();
+            }
+            // In two parts, of which the first ends in a range.
+            let len = 16 * ranges.len() as u32;
+            let segments =
+                [(HEADER, 16, false), (DATA, 9, false), (DATA + 9, len - 9, false), (STATUS, 1, true)];
+            run(&disk, &memory, &segments).1
+        };
+        let zero = || -> Vec<usize> {
+            let content = std::fs::read(&file.0).unwrap();
+            assert_eq!(content.len(), 16 * 512);
+            (0..16).filter(|n| content[n * 512..(n + 1) * 512] == [0; 512]).collect()
+        };
+        assert_eq!(erase(ZEROES, &[(1, 2, 0), (7, 1, 1), (9, 0, 0)]), 0);
+        assert_eq!(zero(), [1, 2, 7]);
+        assert_eq!(erase(VIRTIO_BLK_T_DISCARD, &[(15, 1, 0)]), 0);
+        let before = zero();
+        for wrong in [(16, 1, 0), (15, 2, 0), (u64::MAX, 1, 0), (1 << 55, 1, 0), (0, u32::MAX, 0)] {
+            assert_eq!(erase(ZEROES, &[(0, 1, 0), wrong]), 1, "{wrong:?}");
+        }
+        assert_eq!(erase(ZEROES, &[(0, 1, 0), (0, 1, 2)]), 2, "unknown flag");
+        assert_eq!(erase(VIRTIO_BLK_T_DISCARD, &[(0, 1, 1)]), 2, "unmap");
+        assert_eq!(erase(ZEROES, &[(0, 1, 0); 17]), 1, "too many");
+        assert_eq!(zero(), before);
     }
 }

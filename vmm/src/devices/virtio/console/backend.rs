@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn keys_wait_for_a_driver_and_for_room() {
-        let mut stdio = Stdio::new(Output::stdout().unwrap()).unwrap();
+        let mut stdio = Stdio::new(Output::new(Followers::default()).unwrap()).unwrap();
         let keys = stdio.keys();
         assert_eq!(keys.receive(b"early"), 0);
         assert!(stdio.connected());
