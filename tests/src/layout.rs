@@ -66,6 +66,12 @@ impl Layout {
         self.cache.join("guests")
     }
 
+    /// What set-up fetched for tests to run at the other end of guests' devices.
+    #[must_use]
+    pub fn peers_folder(&self) -> PathBuf {
+        self.cache.join("peers")
+    }
+
     /// The kernel's release string (`uname -r`).
     ///
     /// # Errors

@@ -114,21 +114,29 @@ holds watched_is_another "$(cat values)" [ $seen = 0 ]
 counters_return
 finish"#;
 
-/// A signed stock kernel, and an initrd with the module for bounce buffers and `more` of the kernel's, that runs `script`.
-pub fn signed_linux(context: &Context, more: &[&str], script: &str) -> Result<[Extra; 2]> {
+/// A signed stock kernel, and an initrd with the module for bounce buffers and `more` of the kernel's, that runs `script` with
+/// `files` at hand.
+pub fn signed_linux(
+    context: &Context,
+    more: &[&str],
+    arguments: &str,
+    script: &str,
+    files: Vec<Extra>,
+) -> Result<[Extra; 2]> {
     let module = context.layout.part("gzvm-guest.ko");
     let mut inside = modules::load(&context.layout, "gzvm-guest virtio_mmio virtio_blk", more)?;
     inside.push(Extra::file("/lib/modules/gzvm-guest.ko", 0o644, &module)?);
     inside.push(Extra::script(script));
+    inside.extend(files);
     let initrd = initrd::guest(&context.layout, &inside)?;
     let kernel = fs::read(context.layout.kernel())?;
-    let image = signed(&kernel, &initrd, ARGUMENTS)?;
+    let image = signed(&kernel, &initrd, arguments)?;
     Ok([image, Extra { path: "/guest/protected.cpio".to_owned(), mode: 0o644, content: initrd }])
 }
 
 /// A stock kernel, with a module for bounce buffers, reads and writes its disk.
 fn linux(context: &Context) -> Result<()> {
-    let extras = signed_linux(context, &[], INSIDE_LINUX)?;
+    let extras = signed_linux(context, &[], ARGUMENTS, INSIDE_LINUX, Vec::new())?;
     let script = format!(
         ". /etc/test-library
 held >/tmp/before
@@ -155,7 +163,7 @@ const SECRET: &[u8] = b"81cc255e17b34bfb";
 /// and in all RAM of the machine when the guest has been killed.
 fn host_finds_nothing(context: &Context) -> Result<()> {
     let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
-    let extras = [signed_linux(context, &[], PLANT)?.as_slice(), &[check]].concat();
+    let extras = [signed_linux(context, &[], ARGUMENTS, PLANT, Vec::new())?.as_slice(), &[check]].concat();
     let mut machine = scripted(context, Host::Gzvm, LOOK, &extras)?;
     let ram = context.file("ram");
     machine.memory = "1G".to_owned();

@@ -5,18 +5,15 @@
 //! at the end. Suites move on; so each kernel is looked for in several, and by its series, never by its exact version; one that
 //! only the soak tier runs may be missing, and its tests fail then.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use gzvm_tests::layout::Layout;
 
 use super::apt::{self, State};
 use super::kernel;
-use crate::process::{self, Step};
+use super::programs::{self, Program};
+use crate::process::Step;
 
 /// Counts up when what is made here changes, so that older results are made again.
 const RECIPE: &str = "2\n";
@@ -77,9 +74,8 @@ fn newer(release: &str) -> bool {
 }
 
 /// Programs that load a guest, by package.
-const PROGRAMS: [(&str, &str); 2] = [("stress-ng", "usr/bin/stress-ng"), ("rt-tests", "usr/bin/hackbench")];
-/// Packages of the libraries that these want. Releases differ: what one does not have is left out, and whether the rest is
-/// enough is seen from the programs themselves.
+const PROGRAMS: [Program; 2] = [("stress-ng", "usr/bin/stress-ng"), ("rt-tests", "usr/bin/hackbench")];
+/// Packages of the libraries that these want.
 const LIBRARIES: [&str; 31] = [
     "libc6",
     "libgcc-s1",
@@ -146,7 +142,7 @@ pub fn install(layout: &Layout, codename: &str) -> Result<()> {
     let step = Step::new("stress-ng, rt-tests and their libraries; U-Boot");
     let own = apt::mirror(&sources, codename, &[codename])?;
     let state = State::update(&layout.cache.join("apt/programs"), "arm64", &[own])?;
-    fetch_programs(layout, &state, &new)?;
+    programs::fetch(layout, &state, &PROGRAMS, &LIBRARIES, &new.join("load"))?;
     let raw = new.join("raw");
     let (package, path) = U_BOOT;
     apt::unpack(&state.download(package, &layout.cache.join("downloads"))?, &raw)?;
@@ -206,66 +202,6 @@ fn release_in(depends: &str) -> Option<String> {
     let mut words = depends.split([',', ' ']);
     let release = words.find_map(|word| word.strip_prefix("linux-image-"))?;
     release.starts_with(|c: char| c.is_ascii_digit()).then(|| release.to_owned())
-}
-
-/// Programs into `load/bin`, and all the libraries that they need, directly or not, into `load/lib`.
-fn fetch_programs(layout: &Layout, state: &State, new: &Path) -> Result<()> {
-    let downloads = layout.cache.join("downloads");
-    let raw = new.join("raw-programs");
-    for package in PROGRAMS.iter().map(|(package, _)| package).chain(&LIBRARIES) {
-        let needed = PROGRAMS.iter().any(|(program, _)| program == package);
-        if needed || !state.versions(package)?.is_empty() {
-            apt::unpack(&state.download(package, &downloads)?, &raw)?;
-        }
-    }
-    let (programs, libraries) = (new.join("load/bin"), new.join("load/lib"));
-    fs::create_dir_all(&programs)?;
-    fs::create_dir_all(&libraries)?;
-    let mut open = Vec::new();
-    for (package, path) in PROGRAMS {
-        let to = programs.join(path.rsplit('/').next().unwrap_or(path));
-        fs::copy(raw.join(path), &to).with_context(|| format!("Debian's {package} has no {path}"))?;
-        open.push(to);
-    }
-    while let Some(file) = open.pop() {
-        for library in needed(&file)? {
-            let to = libraries.join(&library);
-            if to.exists() {
-                continue;
-            }
-            let from = ["lib", "usr/lib"]
-                .iter()
-                .flat_map(|lib| [raw.join(lib).join("aarch64-linux-gnu"), raw.join(lib)])
-                .map(|folder| folder.join(&library))
-                .find(|path| path.is_file());
-            let from = from.with_context(|| {
-                format!(
-                    "{} needs {library}, which no package in LIBRARIES of {} has",
-                    file.display(),
-                    file!()
-                )
-            })?;
-            fs::copy(from, &to)?;
-            open.push(to);
-        }
-    }
-    fs::remove_dir_all(&raw)?;
-    Ok(())
-}
-
-/// The libraries that an ELF file names as needed.
-fn needed(file: &Path) -> Result<Vec<String>> {
-    let text = process::output(Command::new(readelf()).args(["-d", "-W"]).arg(file))?;
-    Ok(text
-        .lines()
-        .filter(|line| line.contains("(NEEDED)"))
-        .filter_map(|line| Some(line.split_once('[')?.1.split_once(']')?.0.to_owned()))
-        .collect())
-}
-
-/// Any `readelf` reads Arm files; the cross tools' own comes with them.
-fn readelf() -> PathBuf {
-    process::find("aarch64-linux-gnu-readelf").unwrap_or_else(|| "readelf".into())
 }
 
 #[cfg(test)]

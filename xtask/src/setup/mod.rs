@@ -5,12 +5,14 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`guests`] for what only tests run, [`rust`] for the compiler's Arm targets.
+//! [`guests`] and [`peers`] for what only tests run (both by [`programs`]), [`rust`] for the compiler's Arm targets.
 
 pub mod apt;
 mod guests;
 mod host;
 mod kernel;
+mod peers;
+mod programs;
 pub mod rust;
 
 use std::{
@@ -32,7 +34,7 @@ pub struct Options {
     /// Look for newer packages and prepare everything again
     #[arg(long)]
     pub refresh: bool,
-    /// Also what tests run as guests: kernels of other series, U-Boot (`cargo xtask test` fetches it by itself)
+    /// Also what tests run as guests, and at the other end of their devices: kernels of other series, U-Boot, passt, socat, virtiofsd (`cargo xtask test` fetches it by itself)
     #[arg(long)]
     pub tests: bool,
 }
@@ -53,7 +55,7 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
         host::complete()
             && kernel::complete(layout)
             && rust::complete(layout, &compiler, options.toolchain)
-            && (!options.tests || guests::complete(layout))
+            && (!options.tests || (guests::complete(layout) && peers::complete(layout)))
     };
     if complete() && !options.refresh {
         return Ok(());
@@ -76,6 +78,9 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
     }
     if options.tests && (!guests::complete(layout) || options.refresh) {
         guests::install(layout, &codename)?;
+    }
+    if options.tests && (!peers::complete(layout) || options.refresh) {
+        peers::install(layout, &codename)?;
     }
     if !complete() {
         bail!(

@@ -2,17 +2,22 @@
 //! System tier: virtio devices of `gz`, used by a stock guest kernel with its own drivers, and by programs of the host at the
 //! other end.
 
+mod blk;
+mod console;
+mod folder;
 mod net;
 mod rng;
+mod vsock;
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Host, protected, results, scripted};
 use crate::{
     harness::{Case, Context},
     initrd::{self, Extra},
+    machine::Machine,
     modules,
 };
 
@@ -20,6 +25,10 @@ use crate::{
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let mut cases = net::cases();
+    cases.extend(blk::cases());
+    cases.extend(folder::cases());
+    cases.extend(console::cases());
+    cases.extend(vsock::cases());
     cases.extend(rng::cases());
     cases
 }
@@ -34,35 +43,72 @@ const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
 struct Pair<'a> {
     /// Does the guest's memory belong to it alone?
     protected: bool,
-    /// Modules of the guest's kernel beyond those that it has anyway; what it runs.
-    guest: (&'a [&'a str], &'a str),
-    /// The same for the host. Its script starts the guest with `guest OPTIONS` in the background; output is in `/tmp/gz.out`.
-    host: (&'a [&'a str], &'a str),
+    /// The guest's kernel arguments.
+    arguments: &'a str,
+    /// Modules of the guest's kernel beyond those that it has anyway; what it runs; files that this needs.
+    guest: (&'a [&'a str], &'a str, Vec<Extra>),
+    /// The same for the host. Its script starts the guest with `guest OPTIONS`; output is in `/tmp/gz.out`.
+    host: (&'a [&'a str], &'a str, Vec<Extra>),
+}
+
+impl Default for Pair<'_> {
+    fn default() -> Self {
+        let nothing = || ([].as_slice(), "", Vec::new());
+        Self { protected: false, arguments: ARGUMENTS, guest: nothing(), host: nothing() }
+    }
 }
 
 impl Pair<'_> {
-    /// Runs both to their ends.
-    fn run(&self, context: &Context, more: Vec<Extra>) -> Result<()> {
-        let (guest_modules, inside) = self.guest;
-        let (extras, kernel) = if self.protected {
-            let extras = protected::signed_linux(context, guest_modules, inside)?.to_vec();
-            (extras, "--protected --kernel /guest/signed.Image --initrd /guest/protected.cpio")
+    /// The machine that both run in.
+    fn machine(self, context: &Context) -> Result<Machine> {
+        let (modules, inside, files) = self.guest;
+        let (mut all, kernel) = if self.protected {
+            let extras = protected::signed_linux(context, modules, self.arguments, inside, files)?;
+            (extras.to_vec(), "--protected --kernel /guest/signed.Image --initrd /guest/protected.cpio")
         } else {
-            let mut all = modules::load(&context.layout, GUEST_MODULES, guest_modules)?;
+            let mut all = modules::load(&context.layout, GUEST_MODULES, modules)?;
             all.push(Extra::script(inside));
+            all.extend(files);
             let content = initrd::guest(&context.layout, &all)?;
             let extra = Extra { path: "/guest/test.cpio".to_owned(), mode: 0o644, content };
             (vec![extra], "--kernel /guest/Image --initrd /guest/test.cpio")
         };
-        let (host_modules, script) = self.host;
-        let mut all = modules::load(&context.layout, HOST_MODULES, host_modules)?;
-        all.extend(extras);
-        all.extend(more);
+        let (modules, script, files) = self.host;
+        all.extend(modules::load(&context.layout, HOST_MODULES, modules)?);
+        all.extend(files);
         let script = format!(
-            "{}\nkernel='{kernel}' arguments='{ARGUMENTS}'\n{script}\nguest_ends\ncounters_return\nfinish",
+            "kernel='{kernel}' arguments='{}'\n{}\n{script}\ncounters_return\nfinish",
+            self.arguments,
             include_str!("../../../rootfs/device-library")
         );
-        let machine = scripted(context, Host::Gzvm, &script, &all)?;
+        scripted(context, Host::Gzvm, &script, &all)
+    }
+
+    /// Runs both to their ends.
+    fn run(self, context: &Context) -> Result<()> {
+        let machine = self.machine(context)?;
         results(context, &machine, Duration::from_secs(600))?.check()
     }
+}
+
+/// Programs that others wrote, and the libraries of all of these.
+fn peers(context: &Context, programs: &[&str]) -> Result<Vec<Extra>> {
+    const LOADER: &str = "ld-linux-aarch64.so.1";
+    let folder = context.layout.peers_folder();
+    let lib = folder.join("lib");
+    let mut extras = Vec::new();
+    for program in programs {
+        // The package has it under this name, and a link.
+        let name = if *program == "socat1" { "socat" } else { program };
+        extras.push(Extra::file(&format!("/bin/{name}"), 0o755, &folder.join("bin").join(program))?);
+    }
+    let entries =
+        fs::read_dir(&lib).with_context(|| format!("{}: run `cargo xtask setup --tests`", lib.display()))?;
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let place = if name == LOADER { "/lib" } else { "/usr/lib" };
+        extras.push(Extra::file(&format!("{place}/{name}"), 0o755, &lib.join(&*name))?);
+    }
+    Ok(extras)
 }

@@ -14,10 +14,11 @@ pub fn cases() -> Vec<Case> {
             Case::new(Tier::System, name, WHOLE, move |context| {
                 let pair = Pair {
                     protected,
-                    guest: (&["virtio_rng"], INSIDE),
-                    host: (&[], "guest --rng\nholds random \"it is not\" said RANDOM-IS-GOOD"),
+                    guest: (&["virtio_rng"], INSIDE, Vec::new()),
+                    host: (&[], HOST, Vec::new()),
+                    ..Pair::default()
                 };
-                pair.run(context, Vec::new())
+                pair.run(context)
             })
         })
         .into()
@@ -27,3 +28,7 @@ pub fn cases() -> Vec<Case> {
 const INSIDE: &str = "grep -q virtio_rng /sys/class/misc/hw_random/rng_current || exit 1
 head -c 65536 /dev/hwrng >/tmp/random
 [ $(gzip -c /tmp/random | wc -c) -gt 65536 ] && [ $(wc -c </tmp/random) = 65536 ] && echo RANDOM-IS-GOOD";
+
+const HOST: &str = r#"guest --rng
+holds random "it is not" said RANDOM-IS-GOOD
+guest_ends"#;

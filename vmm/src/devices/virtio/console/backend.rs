@@ -311,6 +311,7 @@ impl End for Nobody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::Followers;
 
     #[test]
     fn a_socket_has_one_client_after_the_other() {

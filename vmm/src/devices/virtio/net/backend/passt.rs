@@ -48,7 +48,11 @@ impl Passt {
         Self::new(ours, Some(program)).context("--net passt")
     }
 
-    pub(crate) fn new(socket: UnixStream, program: Option<Child>) -> io::Result<Self> {
+    /// Whoever is at the other end of `socket`: `program`, which is ended with this value.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn new(socket: UnixStream, program: Option<Child>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self { socket, inbox: Vec::with_capacity(2 * ROOM), seen: 0, outbox: Vec::new(), program })
     }

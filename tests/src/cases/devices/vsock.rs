@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Sockets between guest and host.
+
+use super::{Pair, peers};
+use crate::{
+    cases::WHOLE,
+    harness::{Case, Tier},
+};
+
+/// The tests of this file.
+pub fn cases() -> Vec<Case> {
+    [("devices::vsock::plain", false), ("devices::vsock::protected", true)]
+        .map(|(name, protected)| {
+            Case::new(Tier::System, name, WHOLE, move |context| {
+                let pair = Pair {
+                    protected,
+                    guest: (&["vmw_vsock_virtio_transport"], INSIDE, peers(context, &["socat1"])?),
+                    host: (&["vhost_vsock"], HOST, peers(context, &["socat1"])?),
+                    ..Pair::default()
+                };
+                pair.run(context)
+            })
+        })
+        .into()
+}
+
+/// A server that echoes, another that takes what is sent; and a client. All at once: many clients of a server of the host's.
+const INSIDE: &str = r#"socat VSOCK-LISTEN:1000,fork EXEC:cat &
+echo READY
+socat -u VSOCK-LISTEN:1001 /tmp/data
+sum=$(md5sum </tmp/data | cut -c 1-32)
+echo SUM-$sum
+until socat -u /tmp/data VSOCK-CONNECT:2:2000; do usleep 200000; done
+echo SENT
+n=0
+while [ $n -lt 50 ]; do
+    (echo $n; sleep 5) | socat -t 30 - VSOCK-CONNECT:2:2001 >/tmp/answer-$n &
+    n=$((n + 1))
+done
+n=0 good=0
+until [ $good = 50 ] || [ $n = 300 ]; do
+    good=0
+    for k in $(seq 0 49); do [ "$(cat /tmp/answer-$k)" = $k ] && good=$((good + 1)); done
+    n=$((n + 1))
+    usleep 100000
+done
+echo MANY-$good
+socat -u VSOCK-CONNECT:2:9999 /dev/null 2>&1 | grep -o 'reset by peer\|refused'
+echo KILL-ME
+sleep 1000 | socat - VSOCK-CONNECT:2:2002"#;
+
+const HOST: &str = r#"head -c 4194304 /dev/urandom >/tmp/data
+sum=$(md5sum </tmp/data | cut -c 1-32)
+guest --vsock 5
+holds guest_is_ready "not" said READY
+gz run $kernel --cmdline "$arguments" --mem 256M --vsock 5 >/tmp/second 2>&1 </dev/null
+holds address_is_taken "$(cat /tmp/second)" grep -q 'does another guest have it' /tmp/second
+answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+holds guest_answers "$answer" [ "$answer" = hello ]
+socat -u /tmp/data VSOCK-CONNECT:5:1001
+holds guest_receives "not $sum" said SUM-$sum
+socat -u VSOCK-LISTEN:2000 /tmp/came &
+holds guest_sends "not" said SENT
+n=0
+until [ "$(wc -c </tmp/came)" = 4194304 ] || [ $n = 100 ]; do usleep 100000; n=$((n + 1)); done
+holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
+socat VSOCK-LISTEN:2001,fork,backlog=64 EXEC:cat 2>/dev/null &
+server=$!
+holds fifty_at_once "$(grep MANY /tmp/gz.out)" said MANY-50
+holds nobody_listens "not refused" said 'reset by peer\|refused'
+kill $server
+(socat -u VSOCK-LISTEN:2002 /tmp/rest; echo ENDED-$? >/tmp/ended) &
+holds guest_connects "not" said KILL-ME
+sleep 3
+holds connection_is_up "it is not" [ ! -e /tmp/ended ]
+kill -9 $gz
+holds death_ends_connections "they stay" appears /tmp/ended
+wait $gz 2>/dev/null
+killall socat 2>/dev/null
+# The address is free again: a guest of its own with it, to its end.
+guest --vsock 5
+holds address_is_free_again "$(tail -n 1 /tmp/gz.out)" said READY
+kill $gz
+wait $gz
+status=$?
+holds ends_by_signal "exit status $status" [ $status = 143 ]"#;
