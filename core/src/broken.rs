@@ -40,6 +40,8 @@ mistakes! {
     NoGate,
     /// Nobody pays for a page that was a table, nor gets it back.
     LostTables,
+    /// Nobody pays for the tables of the host's that a donation makes necessary.
+    UnpaidTables,
     /// The pages of a vCPU stay marked as shared.
     LeakShared,
     /// A VM's book of loans stays.
@@ -62,6 +64,8 @@ mistakes! {
     RepairAnything,
     /// A page comes back to the host with its content.
     NoScrub,
+    /// Of a block the first part is scrubbed, and all of it comes back.
+    PartlyScrubbed,
     /// UNMAP_GUEST takes a protected VM's pages.
     UnmapProtected,
     /// The SMMU lets streams through as they are. At boot.

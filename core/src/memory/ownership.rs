@@ -254,7 +254,7 @@ impl<'m> Ownership<'m> {
     /// See [`OwnershipError`].
     pub fn take(&mut self, range: PaRange, vm: VmId) -> Result<Dirty, OwnershipError> {
         self.permit(range, Step::Take(vm))?.commit();
-        Ok(Dirty(range))
+        Ok(Dirty { all: range, left: range })
     }
 
     /// Return scrubbed memory to the host, which may map it again after this.
@@ -443,29 +443,32 @@ impl Permit<'_, '_> {
     }
 }
 
-/// Memory taken from a VM. Its pages stay nobody's until [`Dirty::scrub`] and
-/// [`Ownership::give_back`].
+/// Memory taken from a VM. All of it stays nobody's until the last page is scrubbed ([`Dirty::scrub`]), so that it comes
+/// back as one run ([`Ownership::give_back`]).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the memory would be lost until reset"]
-pub struct Dirty(PaRange);
+pub struct Dirty {
+    all: PaRange,
+    /// What has to be scrubbed yet: the end of it.
+    left: PaRange,
+}
 
 impl Dirty {
-    /// What has to be scrubbed.
-    pub const fn range(&self) -> PaRange {
-        self.0
+    /// What has to be scrubbed yet.
+    pub const fn left(&self) -> PaRange {
+        self.left
     }
 
-    /// The first `pages` of it and the rest, to be scrubbed one after the other; at least one page.
-    pub fn split_first(self, pages: u64) -> (Self, Option<Self>) {
-        let (first, rest) = self.0.split_first(pages.max(1));
-        (Self(first), rest.map(Self))
-    }
-
-    /// Overwrite the memory with `zero`, which also cleans the data cache to the point of coherency,
+    /// Overwrites the next `pages`, at least one, with `zero`, which also cleans the data cache to the point of coherency,
     /// and returns only when that is done.
-    pub fn scrub(self, zero: impl FnOnce(PaRange)) -> Scrubbed {
-        zero(self.0);
-        Scrubbed(self.0)
+    ///
+    /// # Errors
+    /// More is left, to be scrubbed by further calls.
+    pub fn scrub(self, pages: u64, zero: impl FnOnce(PaRange)) -> Result<Scrubbed, Self> {
+        let (now, later) = self.left.split_first(pages);
+        zero(now);
+        let later = later.filter(|_| !broken(Mistake::PartlyScrubbed));
+        later.map_or(Ok(Scrubbed(self.all)), |left| Err(Self { left, ..self }))
     }
 }
 

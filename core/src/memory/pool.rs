@@ -228,12 +228,14 @@ const fn bit(index: u64) -> u64 {
 pub struct Account {
     used: u64,
     limit: u64,
+    /// Of `used`: tables of others that are there because of this one.
+    caused: u64,
 }
 
 impl Account {
     /// An empty account that may grow to `limit` pages.
     pub const fn new(limit: u64) -> Self {
-        Self { used: 0, limit }
+        Self { used: 0, limit, caused: 0 }
     }
 
     /// Pages charged.
@@ -263,6 +265,23 @@ impl Account {
             }
             _ => Err(AllocError::OverLimit),
         }
+    }
+
+    /// Pay for `pages` that another's tables took because of this one.
+    ///
+    /// # Errors
+    /// As [`charge`](Self::charge).
+    pub fn charge_caused(&mut self, pages: u64) -> Result<(), AllocError> {
+        self.charge(pages)?;
+        self.caused = self.caused.saturating_add(pages);
+        Ok(())
+    }
+
+    /// Another's tables gave `pages` back. Who did that may not be who caused them, so that nobody gets back more than was paid.
+    pub fn refund_caused(&mut self, pages: u64) {
+        let pages = pages.min(self.caused);
+        self.caused = self.caused.saturating_sub(pages);
+        self.used = self.used.saturating_sub(pages);
     }
 
     /// Get back what was paid for `pages`.
@@ -341,6 +360,21 @@ mod tests {
         a.raise_limit(u64::MAX);
         a.charge(u64::MAX).unwrap();
         assert_eq!(a.charge(1), Err(AllocError::OverLimit));
+    }
+
+    #[test]
+    fn what_was_caused_is_paid_once_and_refunded_once() {
+        let mut a = Account::new(10);
+        a.charge(4).unwrap();
+        a.charge_caused(3).unwrap();
+        assert_eq!((a.charge_caused(4), a.used()), (Err(AllocError::OverLimit), 7));
+        a.refund_caused(2);
+        assert_eq!(a.used(), 5);
+        // Tables that another had caused.
+        a.refund_caused(9);
+        assert_eq!(a.used(), 4);
+        a.refund_caused(1);
+        assert_eq!(a.used(), 4);
     }
 
     proptest! {

@@ -30,6 +30,8 @@ struct Longest {
     what: &'static str,
     limit: u64,
     calls: u64,
+    /// Instructions of all of them.
+    total: u64,
     most: u64,
     /// Which call that was.
     worst: u64,
@@ -37,7 +39,7 @@ struct Longest {
 
 impl Longest {
     fn of(what: &'static str, limit: u64) -> Self {
-        Self { what, limit, calls: 0, most: 0, worst: 0 }
+        Self { what, limit, calls: 0, total: 0, most: 0, worst: 0 }
     }
 
     fn call(&mut self, function: Function, args: &[u64]) -> Reply {
@@ -45,6 +47,7 @@ impl Longest {
         let reply = call(function, args);
         let ticks = timer::now() - start;
         self.calls += 1;
+        self.total += ticks;
         if ticks > self.most {
             (self.most, self.worst) = (ticks, self.calls);
         }
@@ -63,8 +66,8 @@ impl Longest {
 
     fn end(self) -> Outcome {
         println!(
-            "note: {}: {} calls, {} instructions at most (call {})",
-            self.what, self.calls, self.most, self.worst
+            "note: {}: {} calls, {} instructions, {} at most (call {})",
+            self.what, self.calls, self.total, self.most, self.worst
         );
         check!(self.most <= self.limit, "{}: a call took {} instructions", self.what, self.most);
         Ok(())

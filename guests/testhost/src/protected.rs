@@ -19,7 +19,7 @@ use crate::vm::{self, RAM_PAGES, Vm};
 
 pub const CASES: &[Case] = cases!["protected":
     host_does_not_reach_what_it_gave, pages_are_shared_and_taken_back, mmio_guard,
-    registers_are_the_guests, a_watch_tells_the_kind_alone, pages_come_back_scrubbed, a_block_goes_in_steps, becoming_protected,
+    registers_are_the_guests, a_watch_tells_the_kind_alone, pages_come_back_scrubbed, a_block_goes_in_steps, tables_of_the_host_are_paid_for, becoming_protected,
     what_it_has_is_nobody_elses, neighbours_are_not_disturbed,
 ];
 
@@ -212,12 +212,52 @@ fn pages_come_back_scrubbed() -> Outcome {
     Ok(())
 }
 
-/// No call takes longer than scrubbing 64 pages.
+/// No call takes longer than scrubbing 64 pages, and nothing comes back before all of the block is scrubbed.
 fn a_block_goes_in_steps() -> Outcome {
     let vm = Vm::protected(programs::spins(), 1)?;
     let whole = call(Function::MapGuest, &[vm.id.into(), 0, vm.memory >> 12, RAM >> 12, RAM_PAGES]);
     check!(whole.ok(), "MAP_GUEST of 2 MiB");
-    check!(vm.destroy()? >= (RAM_PAGES / 64) as u32, "512 pages in too few calls");
+    let memory = vm.memory;
+    for _ in 0..3 {
+        let step = vm.call(Function::DestroyVm, &[128]).status();
+        check_eq!(step, Some(Status::Busy), "one of the first steps of DESTROY_VM");
+    }
+    check!(out_of_reach(memory)?, "the first page of a block of which not all is scrubbed");
+    check!(3 + vm.destroy()? >= (RAM_PAGES / 64) as u32, "512 pages in too few calls");
+    for at in [memory, memory + (RAM_PAGES - 1) * 4096] {
+        check_eq!(pages::read(at), 0, "what the host finds at {at:#x}");
+    }
+    pages::reset();
+    Ok(())
+}
+
+/// A page out of a block that was whole makes the host's table larger by one, which the VM pays for; it comes back with the page.
+fn tables_of_the_host_are_paid_for() -> Outcome {
+    let used = counter(Counter::PoolUsed)?;
+    let vm = Vm::protected(programs::spins(), 1)?;
+    let blocks = [(); 3].map(|()| pages::take(RAM_PAGES, 2 << 20));
+    let mut at = RAM >> 12;
+    let mut cost = |page: u64| {
+        let before = vm.call(Function::GetStatistics, &[]).values[0];
+        let pool = counter(Counter::PoolUsed)?;
+        let given = call(Function::MapGuest, &[vm.id.into(), 0, page >> 12, at, 1]);
+        check!(given.ok(), "MAP_GUEST: x0 = {:#x}", given.x0);
+        at += 1;
+        let charged = vm.call(Function::GetStatistics, &[]).values[0] - before;
+        check_eq!(
+            charged,
+            (counter(Counter::PoolUsed)? - pool) * 4096,
+            "bytes charged, and pages of the pool"
+        );
+        Ok::<u64, Verdict>(charged)
+    };
+    // The first one makes tables of the VM's too.
+    check!(cost(blocks[0])? > 4096, "the first page costs nothing");
+    check_eq!(cost(blocks[1])?, 4096, "a page of another block");
+    check_eq!(cost(blocks[1] + 0x5000)?, 0, "one more of it");
+    check_eq!(cost(blocks[2] + 0x1F_F000)?, 4096, "a page of a third block");
+    vm.destroy()?;
+    check_eq!(counter(Counter::PoolUsed)?, used, "pages of the pool in use");
     pages::reset();
     Ok(())
 }

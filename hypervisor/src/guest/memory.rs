@@ -27,8 +27,10 @@ const TABLE_LIMIT: u64 = 8192 + 256;
 const BLOCK_PAGES: u64 = 512;
 /// Runs of pages that one step of taking a protected VM apart leaves to be scrubbed.
 const MOST_DIRTY: usize = 8;
-/// Pages that such a step scrubs.
-const SCRUB_PAGES: u64 = 16;
+/// What such a step does at most, in pages scrubbed.
+const SCRUB_PAGES: u64 = 64;
+/// To give a run back costs as much as to scrub so many pages.
+const GIVE_BACK_COST: u64 = 5;
 /// The note in stage 2 at an MMIO page that the guest has named.
 const NAMED: Annotation = Annotation(1);
 /// The note in stage 2 where a page of another VM was, which went: no store of the guest's that still goes there is for the VMM.
@@ -71,11 +73,11 @@ pub fn unshare(range: PaRange) {
 }
 
 /// The VM does not reach this memory any more, or never did: it is the host's alone.
-fn release(owner: Option<VmId>, range: PaRange) {
+fn release(owner: Option<VmId>, range: PaRange, account: &mut Account) {
     match owner {
         Some(vm) => {
             if let Some(dirty) = private::take(vm, range) {
-                private::give_back(dirty);
+                let _nothing = private::give_back(dirty, u64::MAX, account);
             }
         }
         None => unshare(range),
@@ -199,13 +201,13 @@ impl VmMemory {
     fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange) -> Result<(), MapFailure> {
         let owner = self.owner;
         match owner {
-            Some(vm) => private::donate(vm, pa)?,
+            Some(vm) => private::donate(vm, pa, &mut self.account)?,
             None => share(pa).map_err(|_| MapFailure::NotHosts)?,
         }
         if let (Some(vm), Some(window)) = (owner, self.firmware)
             && !window.fill(vm, ipa.start(), pa)
         {
-            release(owner, pa);
+            release(owner, pa, &mut self.account);
             return Err(MapFailure::NotHosts);
         }
         // The guest may look with its caches off at what the VMM wrote with caches on.
@@ -213,8 +215,9 @@ impl VmMemory {
         barrier::ic_ialluis();
         let root = self.stage2.root();
         let mut tables = Tables { account: &mut self.account };
-        self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, pa.start(), Attrs::RAM).map_err(|e| {
-            release(owner, pa);
+        let mapped = self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, pa.start(), Attrs::RAM);
+        mapped.map_err(|e| {
+            release(owner, pa, &mut self.account);
             match e {
                 MapError::OutOfTables(_) => MapFailure::NoMemory,
                 _ => MapFailure::Invalid,
@@ -222,17 +225,19 @@ impl VmMemory {
         })
     }
 
-    /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first.
+    /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first, each run of it as one.
     fn dismantle(&mut self, vm: VmId, tlb: &mut VmTlb, budget: u64) -> Progress {
         let mut left = budget;
         loop {
             while left > 0
                 && let Some(dirty) = self.dirty.pop()
             {
-                let (first, rest) = dirty.split_first(left);
-                left = left.saturating_sub(first.range().pages());
-                private::give_back(first);
-                self.keep_dirty(rest);
+                let pages = left.min(dirty.left().pages());
+                left = left.saturating_sub(pages);
+                match private::give_back(dirty, pages, &mut self.account) {
+                    None => left = left.saturating_sub(GIVE_BACK_COST),
+                    rest => self.keep_dirty(rest),
+                }
             }
             if left == 0 {
                 return Progress::More;
@@ -403,7 +408,7 @@ impl VmMemory {
         if self.stage2.unmap(&mut tables, &mut VmTlb { root }, range).is_err() {
             return false;
         }
-        release(self.owner, target);
+        release(self.owner, target, &mut self.account);
         true
     }
 

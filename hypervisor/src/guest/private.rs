@@ -12,6 +12,9 @@
 //! entry is gone, TLB included, before a page counts as the VM's; a page that is the host's again may be missing in the
 //! host's tables, and is put there when the host touches it ([`crate::host::repair`]).
 //!
+//! A donation that splits a block of the host's takes a page for the host's table. The host's account has it, and the VM's
+//! pays for it too, until a return joins the block again.
+//!
 //! Lock order: VM, host's stage 2, ownership, pool.
 
 use gzvm_core::addr::VmId;
@@ -22,12 +25,15 @@ use gzvm_core::memory::ownership::{Dirty, State, Transition};
 use super::memory::MapFailure;
 use crate::host;
 use crate::mem;
+use crate::mem::pool::Account;
 use crate::platform;
 use gzvm_core::broken::{Mistake, broken};
 
-/// The host's memory becomes a protected VM's.
-pub fn donate(vm: VmId, memory: PaRange) -> Result<(), MapFailure> {
-    leave_host(memory, Transition::DonateToVm(vm))
+/// The host's memory becomes a protected VM's, which pays for the tables that the host needs more of then.
+pub fn donate(vm: VmId, memory: PaRange, account: &mut Account) -> Result<(), MapFailure> {
+    leave_host(memory, Transition::DonateToVm(vm), |pages| {
+        broken(Mistake::UnpaidTables) || account.charge_caused(pages).is_ok()
+    })
 }
 
 /// A protected VM lets the host see its page.
@@ -47,17 +53,26 @@ pub fn is_shared(vm: VmId, page: PaRange) -> bool {
 
 /// It takes that back.
 pub fn unshare(vm: VmId, page: PaRange) -> Result<(), MapFailure> {
-    leave_host(page, Transition::VmUnshare(vm))
+    leave_host(page, Transition::VmUnshare(vm), |_| true)
 }
 
-/// Out of the host's tables, and then out of its hands.
-fn leave_host(memory: PaRange, transition: Transition) -> Result<(), MapFailure> {
+/// Out of the host's tables, and then out of its hands; unless nobody pays for the pages that its tables took for that.
+fn leave_host(
+    memory: PaRange,
+    transition: Transition,
+    pay: impl FnOnce(u64) -> bool,
+) -> Result<(), MapFailure> {
     host::with(|host| {
         let mut ownership = platform::ownership().lock();
         let permit = ownership.check(memory, transition).map_err(|_| MapFailure::NotHosts)?;
+        let before = host.table_pages();
         let again = matches!(transition, Transition::VmUnshare(_));
         if !broken(if again { Mistake::NoHideAgain } else { Mistake::NoHide }) {
             host.hide(memory)?;
+        }
+        if !pay(host.table_pages().saturating_sub(before)) {
+            host.show(memory);
+            return Err(MapFailure::NoMemory);
         }
         permit.commit();
         Ok(())
@@ -90,14 +105,20 @@ pub fn take(vm: VmId, memory: PaRange) -> Option<Dirty> {
     taken.inspect_err(|e| log::error!("take {memory:?}: {e} (hypervisor bug)")).ok()
 }
 
-/// Scrubs memory and gives it to the host.
-pub fn give_back(dirty: Dirty) {
-    let scrubbed = mem::scrub(dirty);
+/// Scrubs the next `pages` of some memory, and gives all of it to the host with the last; what is left to be scrubbed before.
+pub fn give_back(dirty: Dirty, pages: u64, account: &mut Account) -> Option<Dirty> {
+    let scrubbed = match mem::scrub(dirty, pages) {
+        Ok(scrubbed) => scrubbed,
+        Err(rest) => return Some(rest),
+    };
     let _ = host::with(|host| {
+        let before = host.table_pages();
         match platform::ownership().lock().give_back(scrubbed) {
             Ok(memory) => host.show(memory),
             Err(e) => log::error!("give back: {e} (hypervisor bug)"),
         }
+        account.refund_caused(before.saturating_sub(host.table_pages()));
         Ok(())
     });
+    None
 }

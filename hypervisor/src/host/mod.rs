@@ -165,6 +165,11 @@ impl Host {
         hidden.map_err(|_| MapFailure::NoMemory)
     }
 
+    /// Pages that its tables take.
+    pub const fn table_pages(&self) -> u64 {
+        self.account.used()
+    }
+
     fn tlb(&self) -> HostTlb {
         HostTlb::new(VmTlb { root: self.stage2.root() })
     }

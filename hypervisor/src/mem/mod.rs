@@ -69,9 +69,10 @@ unsafe fn zero(address: u64, bytes: u64) {
     unsafe { barrier::zero(address as usize, bytes as usize) };
 }
 
-/// Overwrites memory that was taken from a VM, down to the point of coherency.
-pub fn scrub(memory: Dirty) -> Scrubbed {
-    memory.scrub(|range| {
+/// Overwrites the next `pages` of memory that was taken from a VM, down to the point of coherency; what is left to be
+/// scrubbed, if anything is.
+pub fn scrub(memory: Dirty, pages: u64) -> Result<Scrubbed, Dirty> {
+    memory.scrub(pages, |range| {
         if broken(Mistake::NoScrub) {
             return;
         }

@@ -234,7 +234,7 @@ proptest! {
             let expected = spec.apply(*range, ask);
             let did = match ask {
                 Ask::Transition(t) => table.apply(*range, *t).is_ok(),
-                Ask::Take(vm) => table.take(*range, VmId(*vm)).map(|dirty| drop(dirty.scrub(|_| {}))).is_ok(),
+                Ask::Take(vm) => table.take(*range, VmId(*vm)).map(|dirty| drop(dirty.scrub(u64::MAX, |_| {}))).is_ok(),
                 // As if some token had been kept; the state of each granule is what counts.
                 Ask::GiveBack => table.give_back(Scrubbed(*range)).is_ok(),
             };
@@ -309,7 +309,7 @@ fn blocks_cost_blocks() {
     assert!(table.pages.iter().all(|p| *p == 0xDEAD_BEEF), "no page entry was touched");
     let dirty = table.take(run(0x4020_0000, 0x20_0000), VmId(3)).unwrap();
     let mut scrubbed = None;
-    let clean = dirty.scrub(|r| scrubbed = Some(r));
+    let clean = dirty.scrub(512, |r| scrubbed = Some(r)).unwrap();
     assert_eq!(scrubbed, Some(run(0x4020_0000, 0x20_0000)));
     table.give_back(clean).unwrap();
     assert!(table.pages.iter().all(|p| *p == 0xDEAD_BEEF));
@@ -394,27 +394,27 @@ fn setup() {
 }
 
 #[test]
-fn dirty_memory_comes_back_in_parts() {
+fn dirty_memory_is_scrubbed_in_parts_and_comes_back_whole() {
     let mut t = table(&banks());
     let memory = run(0x4020_0000, 2 * MIB);
     let vm = VmId(7);
     t.apply(memory, Transition::HypervisorToHost).unwrap();
     t.apply(memory, Transition::DonateToVm(vm)).unwrap();
-    let (first, rest) = t.take(memory, vm).unwrap().split_first(3);
-    assert_eq!(first.range(), run(0x4020_0000, 0x3000));
-    let rest = rest.unwrap();
-    assert_eq!(rest.range(), run(0x4020_3000, 2 * MIB - 0x3000));
-    t.give_back(first.scrub(|_| {})).unwrap();
-    assert_eq!(t.state(Pa(0x4020_2000)), Ok(State::Host));
-    assert_eq!(t.state(Pa(0x4020_3000)), Ok(State::Dirty));
+    let dirty = t.take(memory, vm).unwrap();
+    let mut parts = vec![];
     // Never nothing, and no more than there is.
-    let (one, rest) = rest.split_first(0);
-    assert_eq!(one.range().pages(), 1);
-    let (all, none) = rest.unwrap().split_first(u64::MAX);
-    assert!(none.is_none());
-    for dirty in [one, all] {
-        t.give_back(dirty.scrub(|_| {})).unwrap();
-    }
+    let dirty = dirty.scrub(3, |part| parts.push(part)).unwrap_err();
+    assert_eq!(dirty.left(), run(0x4020_3000, 2 * MIB - 0x3000));
+    let dirty = dirty.scrub(0, |part| parts.push(part)).unwrap_err();
+    assert_eq!(t.state(Pa(0x4020_0000)), Ok(State::Dirty), "what is scrubbed waits for the rest");
+    let scrubbed = dirty.scrub(u64::MAX, |part| parts.push(part)).unwrap();
+    assert_eq!(
+        parts,
+        [run(0x4020_0000, 0x3000), run(0x4020_3000, 0x1000), run(0x4020_4000, 2 * MIB - 0x4000)]
+    );
+    assert!(!t.is_mixed(1), "one entry for all of it");
+    assert_eq!(t.give_back(scrubbed), Ok(memory));
     assert_eq!(t.state(Pa(0x403F_F000)), Ok(State::Host));
     assert_eq!(t.counts().dirty, 0);
+    assert!(t.pages.iter().all(|page| *page == 0xDEAD_BEEF), "no page entry was touched");
 }

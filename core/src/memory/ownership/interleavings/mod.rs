@@ -237,7 +237,7 @@ impl World {
                 free(&mut m.table_lock)?;
                 m.table_lock = false;
                 let dirty = m.table(|o| o.take(page(g), vm_id(v)));
-                assert_eq!(dirty.expect("a page that the VM has").range(), page(g));
+                assert_eq!(dirty.expect("a page that the VM has").left(), page(g));
             }
             Step::Scrub(g) => {
                 if self.broken != Broken::NoScrub {
