@@ -10,7 +10,7 @@ use gzvm_guest_kit::case::{Outcome, Verdict};
 use gzvm_guest_kit::hypercall::call;
 use gzvm_guest_kit::{check, check_eq, skip, smp, timer};
 
-use super::ends::{End, HostEnd, connect, guest, pair};
+use super::ends::{End, HostEnd, OUT, connect, guest, pair};
 use crate::guest_runs::LAST_EXIT;
 use crate::lending::guest::leaving_nothing;
 use crate::lending::program::Operation;
@@ -168,6 +168,8 @@ pub fn two_cpus() -> Outcome {
     for (protected, bytes) in [([false, true], 8), ([true, true], 4096)] {
         leaving_nothing(|| {
             let (mut a, mut b) = pair(protected)?;
+            // There nobody brings the page of its messages.
+            b.guest.store(OUT, 0)?;
             b.guest.tell(Operation::Serves, [0, b.handle, 0, 0, 0])?;
             on_second_cpu(&b.guest.0, 0)?;
             let called = a.guest.ask(Operation::Calls, [0, a.handle, CALLS, bytes, 0]);
@@ -194,6 +196,8 @@ pub fn destroyed_while_calling() -> Outcome {
         leaving_nothing(|| {
             let (mut a, mut b) = pair([round % 2 == 0, true])?;
             // The server runs on the other CPU; here the caller gets some turns, then one of them goes.
+            // There nobody brings the page of its messages.
+            b.guest.store(OUT, 0)?;
             b.guest.tell(Operation::Serves, [0, b.handle, 0, 0, 0])?;
             on_second_cpu(&b.guest.0, 0)?;
             a.guest.tell(Operation::Calls, [0, a.handle, u64::MAX >> 1, 512, 0])?;
