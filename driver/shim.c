@@ -53,6 +53,9 @@ void gzr_vcpu_release(void *vcpu);
 int gzr_memory_map(void *memory, u64 page, u64 pages);
 int gzr_memory_fault(void *memory, u64 page, void *fault);
 void gzr_memory_release(void *memory);
+#ifdef GZVM_CRASH_TEST
+extern unsigned int gzr_mistake;
+#endif
 void gzr_irqfd_signalled(void *owner); /* atomic, interrupts off */
 void gzr_irqfd_hangup(void *owner);
 void gzr_counters_show(void *seq);
@@ -750,6 +753,16 @@ static const struct file_operations gzk_vcpu_fops = {
 /* Gives the object to a new file, which releases it. On error the object stays the caller's. */
 int gzk_vm_fd(void *vm)
 {
+#ifdef GZVM_CRASH_TEST
+	/* driver/core/src/broken.rs: NoOwner */
+	static struct file_operations loose;
+
+	if (gzr_mistake == 1) {
+		loose = gzk_vm_fops;
+		loose.owner = NULL;
+		return anon_inode_getfd("gzvm-vm", &loose, vm, O_RDWR | O_CLOEXEC);
+	}
+#endif
 	return anon_inode_getfd("gzvm-vm", &gzk_vm_fops, vm, O_RDWR | O_CLOEXEC);
 }
 
@@ -847,6 +860,10 @@ static void __exit gzk_exit(void)
 
 module_init(gzk_init);
 module_exit(gzk_exit);
+#ifdef GZVM_CRASH_TEST
+module_param_named(mistake, gzr_mistake, uint, 0600);
+MODULE_PARM_DESC(mistake, "the mistake to make (driver/core/src/broken.rs), 0: none");
+#endif
 MODULE_DESCRIPTION("GenieZone hypervisor driver: /dev/gzvm");
 MODULE_AUTHOR("The GenieZone in Rust authors");
 MODULE_LICENSE("GPL");

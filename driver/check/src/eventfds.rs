@@ -15,6 +15,7 @@ use gzvm_abi::ioctl::{
 use libc::{EBADF, EBUSY, EEXIST, EINTR, EINVAL, ENOENT};
 
 use crate::machine::{DEVICE, IDLE, Machine, Run, STORE, TAKES_SPI, vm};
+use crate::processes::counter;
 use crate::sys::{self, Kicker, errno, eventfd, signal, take};
 use crate::{Check, ensure};
 
@@ -86,6 +87,22 @@ pub fn irqfd_arguments() -> Check {
 
 /// VM and eventfds go in every order.
 pub fn closed_while_armed() -> Check {
+    let held = counter("driver_irqfds")?;
+    let vm_stays = vm().map_err(|e| e.to_string())?;
+    let event = eventfd();
+    ensure!(irq(&vm_stays, &event, 1, 0) == 0, "assign");
+    ensure!(counter("driver_irqfds")? == held + 1, "no irqfd is counted");
+    drop(event);
+    // On a workqueue.
+    let gone = (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(20));
+        counter("driver_irqfds") == Ok(held)
+    });
+    ensure!(gone, "an irqfd outlives its eventfd");
+    let event = eventfd();
+    ensure!(irq(&vm_stays, &event, 1, 0) == 0, "assign");
+    drop(vm_stays);
+    ensure!(counter("driver_irqfds")? == held, "an irqfd outlives its VM's file");
     for round in 0..100 {
         let vm = vm().map_err(|e| e.to_string())?;
         let (a, b) = (eventfd(), eventfd());

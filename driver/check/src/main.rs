@@ -11,7 +11,8 @@
 //!
 //! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
-//! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`].
+//! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`];
+//! `hold SECONDS` has a VM for so long.
 
 mod arguments;
 mod conformance;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         [name, rest @ ..] if name == "vectors" => vectors::main(rest),
         [name, rest @ ..] if name == "search" => kernels_map::main(rest),
         [name, rest @ ..] if name == "crosvm" => crosvm::main(rest.iter().cloned()),
+        [name, seconds] if name == "hold" => hold(seconds),
         [only, ..] => check(only),
         [] => check(""),
     }
@@ -128,4 +130,18 @@ fn check(only: &str) -> ExitCode {
     }
     println!("[DONE] passed={passed} failed={failed} skipped=0");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A VM, with no other file of the driver open.
+fn hold(seconds: &str) -> ExitCode {
+    match (machine::vm(), seconds.parse()) {
+        (Ok(_vm), Ok(seconds)) => {
+            std::thread::sleep(Duration::from_secs(seconds));
+            ExitCode::SUCCESS
+        }
+        (vm, _) => {
+            println!("hold: {:?}", vm.err());
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -23,6 +23,7 @@
 
 use zerocopy::FromZeros;
 
+use crate::broken::{Mistake, broken};
 use crate::counters::{GUEST_MEMORY_PAGES, PRIVATE_FAULTS, PRIVATE_PAGES};
 use crate::device::BLOCK_PAGES;
 use crate::hypercall::host_access;
@@ -141,7 +142,7 @@ impl GuestMemory {
         let mut blocks = self.blocks.lock();
         let mut entry = self.entry(&mut blocks, page)?;
         let pfn = entry.frame()?;
-        if *entry.private != 0 && !host_access(pfn).0 {
+        if *entry.private != 0 && !host_access(pfn).0 && !broken(Mistake::MapPrivate) {
             PRIVATE_FAULTS.add(1);
             return Err(code::EFAULT);
         }
@@ -184,12 +185,16 @@ impl MemoryFile {
                 return Err(code::EFAULT);
             }
             if core::mem::replace(entry.private, 1) == 0 {
-                hiding.hide(entry.frame()?);
+                if !broken(Mistake::NoHiding) {
+                    hiding.hide(entry.frame()?);
+                }
                 PRIVATE_PAGES.add(1);
             }
         }
         drop(hiding);
-        self.unmap(page, pages);
+        if !broken(Mistake::KeepMapping) {
+            self.unmap(page, pages);
+        }
         f()
     }
 
@@ -219,6 +224,7 @@ impl Drop for GuestMemory {
             for index in 0..BLOCK {
                 if let Ok(mut entry) = block.entry(index)
                     && *entry.users == 0
+                    && !broken(Mistake::KeepFrames)
                 {
                     entry.free();
                 }

@@ -12,6 +12,7 @@
 use gzvm_abi::hypercall::Function;
 use gzvm_abi::ioctl::{IRQFD_DEASSIGN, IRQFD_RESAMPLE, Irqfd as Args};
 
+use crate::broken::{Mistake, broken};
 use crate::counters::{IRQFD_SIGNALS, IRQFDS};
 use crate::device;
 use crate::kernel::eventfd::{EventFd, Watch, flush_hangups};
@@ -128,7 +129,7 @@ impl IrqFds {
 
     fn add(&self, irqfd: KBox<IrqFd>, fd: i32) -> core::result::Result<(), (Error, KBox<IrqFd>)> {
         let mut list = self.0.lock();
-        if list.iter().any(|other| other.watch.key() == irqfd.watch.key()) {
+        if list.iter().any(|other| other.watch.key() == irqfd.watch.key()) && !broken(Mistake::TiedTwice) {
             return Err((code::EBUSY, irqfd));
         }
         if let Err(e) = list.reserve_one() {
@@ -155,6 +156,9 @@ impl IrqFds {
 
     /// The eventfd of the irqfd at `owner` is gone. Only the hang-up itself calls this.
     pub fn hangup(&self, owner: *const IrqFd) {
+        if broken(Mistake::DeafToHangup) {
+            return;
+        }
         // If it is not on the list, whoever took it waits for us to return.
         if let Some(irqfd) = self.take(|irqfd| core::ptr::eq(irqfd.as_ptr(), owner)) {
             irqfd.watch.ends_in_hangup();

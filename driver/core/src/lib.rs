@@ -22,6 +22,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
+mod broken;
 mod counters;
 mod device;
 #[expect(unsafe_code, reason = "the C side's pointers")]

@@ -19,6 +19,7 @@ use gzvm_abi::PAGE_SIZE;
 use gzvm_abi::hypercall::{Constituent, Function, REGION_BUFFER_SIZE, RegionHeader, Tuple, host_access};
 use gzvm_abi::ioctl::{Discard, UserspaceMemoryRegion};
 
+use crate::broken::{Mistake, broken};
 use crate::device::{self, BLOCK_PAGES};
 use crate::hypercall::{self, call, in_steps, retry};
 use crate::kernel::page::Pages;
@@ -280,6 +281,9 @@ impl Memory {
 
     /// A vCPU of a protected VM stops sharing the page at `gpa` with the host: no user space may have it when it goes.
     pub fn unshare(&mut self, vcpu: Tuple, gpa: u64) {
+        if broken(Mistake::NoAnnounce) {
+            return;
+        }
         let gfn = gpa / PAGE_SIZE;
         let vm = self.vm;
         let Some(slot) = slot_of(&mut self.slots, gfn).filter(|s| s.pins.get(gfn).is_some()) else { return };
@@ -313,7 +317,9 @@ impl Memory {
             let block_end = (gfn / BLOCK_PAGES).saturating_add(1).saturating_mul(BLOCK_PAGES).min(end);
             if !slot.pins.block_is_empty(gfn) {
                 let pages = block_end.saturating_sub(gfn);
-                in_steps(|| call(Function::UnmapGuest, [vm, gfn, pages]))?;
+                if !broken(Mistake::DiscardTooEarly) {
+                    in_steps(|| call(Function::UnmapGuest, [vm, gfn, pages]))?;
+                }
                 slot.pins.release(gfn, pages);
             }
             gfn = block_end;

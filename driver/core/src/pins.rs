@@ -9,6 +9,7 @@
 use gzvm_abi::PAGE_SIZE;
 use zerocopy::FromZeros;
 
+use crate::broken::{Mistake, broken};
 use crate::counters::PINNED_PAGES;
 use crate::device::BLOCK_PAGES;
 use crate::kernel::file::MemoryFile;
@@ -39,6 +40,7 @@ impl Source {
     /// Gives back what was taken; overwrites the PFNs.
     fn put(&self, n: u64, pfns: &mut [u64]) {
         match self {
+            Self::User(_) if broken(Mistake::KeepPins) => {}
             Self::User(_) => {
                 PINNED_PAGES.sub(pfns.len() as u64);
                 mm::unpin(pfns);

@@ -18,6 +18,7 @@ use gzvm_abi::ioctl::{
 };
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
+use crate::broken::{Mistake, broken};
 use crate::counters::{VMS, WAKE_UPS};
 use crate::device::{self, BLOCK_PAGES, check_extension, destroy_batch, has_function};
 use crate::hypercall::{Reply, call, retry};
@@ -386,7 +387,9 @@ impl Vm {
 
     /// The VM's file is closed: vCPU files may go on, eventfds no longer.
     pub fn release(this: Arc<Self>) {
-        this.irqfds.clear();
+        if !broken(Mistake::KeepIrqfds) {
+            this.irqfds.clear();
+        }
         this.ioeventfds.clear();
     }
 }

@@ -39,6 +39,10 @@ sleep 5 </dev/gzvm &
 usleep 200000
 holds module_in_use_stays "rmmod took it away" eval '! rmmod gzvm 2>/dev/null'
 wait
+gzvm-check hold 4 &
+usleep 500000
+holds module_with_a_vm_stays "rmmod took it away" eval '! rmmod gzvm 2>/dev/null'
+wait
 holds module_goes "rmmod refused" rmmod gzvm
 holds module_comes_back "insmod refused" insmod /lib/modules/gzvm.ko
 # Lock-ups and stalls are the emulator's on a busy PC.

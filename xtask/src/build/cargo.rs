@@ -120,13 +120,13 @@ fn as_a_whole(cargo: &mut Command) {
     cargo.args(["--config", "profile.release.lto=\"fat\"", "--config", "profile.release.codegen-units=1"]);
 }
 
-/// Builds a library package as a static library.
+/// Builds a library package with these features as a static library.
 ///
 /// # Errors
 /// As [`build`].
-pub fn static_library(layout: &Layout, package: &str) -> Result<PathBuf> {
+pub fn static_library(layout: &Layout, package: &str, features: &str) -> Result<PathBuf> {
     let mut cargo = arm(layout, "rustc", BARE);
-    cargo.args(["-p", package, "--lib", "--crate-type", "staticlib"]);
+    cargo.args(["-p", package, "--lib", "--crate-type", "staticlib", "--features", features]);
     // As a whole, so that one object needs nothing of the core library but what it holds itself.
     as_a_whole(&mut cargo);
     cargo.args(["--config", "profile.release.debug=0"]);

@@ -21,27 +21,30 @@ pub const PACKAGE: &str = "gzvm-driver-core";
 /// The program that checks the loaded driver.
 pub const CHECK: &str = "gzvm-check";
 
+/// The driver that makes mistakes on demand.
+const CRASH_TEST: &str = "gzvm-crash.ko";
+
 /// The module of protected Linux guests.
 const GUEST_MODULE: &str = "gzvm-guest.ko";
 
-/// Has the kernel's build system make a module of what is in `place`.
-fn module(layout: &Layout, place: &Path, name: &str) -> Result<()> {
+/// Has the kernel's build system make the module `name` of what is in `place`: `part` is the result.
+fn module(layout: &Layout, place: &Path, name: &str, part: &str) -> Result<()> {
     let mut make = Command::new("make");
     make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
+    if part == CRASH_TEST {
+        make.arg("GZVM_CRASH_TEST=y");
+    }
     make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
     // A surrounding make must not pass its options on.
     make.env_remove("MAKEFLAGS").stdin(Stdio::null());
     process::run(&mut make).context("the kernel's build system")?;
-    copy_if_changed(&place.join(name), &layout.part(name))
+    copy_if_changed(&place.join(name), &layout.part(part))
 }
 
-/// Builds it; `target/gz/gzvm.ko` is the result.
-///
-/// # Errors
-/// If the compiler, the linker or the kernel's build system complains.
-pub fn build(layout: &Layout) -> Result<()> {
-    let library = cargo::static_library(layout, PACKAGE)?;
-    let place = layout.part("driver-build");
+/// The driver with these features, in a folder of its own.
+fn driver(layout: &Layout, features: &str, folder: &str, part: &str) -> Result<()> {
+    let library = cargo::static_library(layout, PACKAGE, features)?;
+    let place = layout.part(folder);
     fs::create_dir_all(&place)?;
     for entry in fs::read_dir(layout.root.join("driver"))? {
         let path = entry?.path();
@@ -53,14 +56,23 @@ pub fn build(layout: &Layout) -> Result<()> {
         }
     }
     copy_if_changed(&library, &place.join("libgzvm_driver_core.a"))?;
-    module(layout, &place, "gzvm.ko")?;
+    module(layout, &place, "gzvm.ko", part)
+}
+
+/// Builds it; `target/gz/gzvm.ko` is the result, and `gzvm-crash.ko`, which makes mistakes on demand.
+///
+/// # Errors
+/// If the compiler, the linker or the kernel's build system complains.
+pub fn build(layout: &Layout) -> Result<()> {
+    driver(layout, "crash-test", "driver-crash-build", CRASH_TEST)?;
+    driver(layout, "", "driver-build", "gzvm.ko")?;
 
     let guest = layout.part("driver-guest-build");
     fs::create_dir_all(&guest)?;
     for name in ["Kbuild", "gzvm-guest.c"] {
         copy_if_changed(&layout.root.join("driver/guest").join(name), &guest.join(name))?;
     }
-    module(layout, &guest, GUEST_MODULE)?;
+    module(layout, &guest, GUEST_MODULE, GUEST_MODULE)?;
 
     let programs = cargo::linux_programs(layout, &[CHECK])?;
     let (_, check) = programs.iter().find(|(name, _)| name == CHECK).context("no program gzvm-check")?;

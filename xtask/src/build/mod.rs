@@ -25,7 +25,7 @@ pub enum Part {
     Firmware,
     /// Bare-metal guests: guest-NAME.Image
     Guests,
-    /// The host's driver: gzvm.ko; gzvm-check, which checks it
+    /// The host's driver: gzvm.ko; gzvm-crash.ko, which makes mistakes for tests; gzvm-check, which checks it
     Driver,
     /// The VMM, a static Linux program: gz
     Gz,

@@ -6,6 +6,7 @@ use core::ptr::{self, NonNull};
 
 use super::error::{Error, Result, code::EFAULT, code::EINVAL};
 use super::file::MemoryFile;
+use crate::broken::{Mistake, broken};
 use crate::sys;
 
 /// A reference to an address space; keeps the structure, not the mappings.
@@ -26,7 +27,7 @@ impl Mm {
     /// Is it the caller's?
     pub fn is_current(&self) -> bool {
         // SAFETY: only compared.
-        unsafe { sys::gzk_mm_is_current(self.0.as_ptr()) != 0 }
+        broken(Mistake::AnyProcess) || unsafe { sys::gzk_mm_is_current(self.0.as_ptr()) != 0 }
     }
 }
 

@@ -2,8 +2,9 @@
 //! Tests of tests: a build that makes a mistake on purpose is found out, threat by threat.
 //!
 //! `broken::NN_name` is mistake `name`, against threat NN of `docs/threat-model.md`. The hypervisor's image of the feature
-//! `crash-test` makes one on demand (`core/src/broken.rs`): [`el2`], [`guest`].
+//! `crash-test` makes one on demand (`core/src/broken.rs`): [`el2`], [`guest`]. So does the driver: [`driver`].
 
+mod driver;
 mod el2;
 mod guest;
 
@@ -19,13 +20,18 @@ type Row = (u32, Mistake, &'static str);
 /// The tests of this folder.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    el2::cases().into_iter().chain(guest::cases()).collect()
+    el2::cases().into_iter().chain(guest::cases()).chain(driver::cases()).collect()
 }
 
 /// `broken::NN_name_of_the_mistake`.
 fn name((threat, mistake, _): Row) -> String {
-    let mut name = format!("broken::{threat:02}");
-    for c in format!("{mistake:?}").chars() {
+    format!("broken::{threat:02}{}", snake(&format!("{mistake:?}")))
+}
+
+/// `_name_of_the_mistake`.
+fn snake(mistake: &str) -> String {
+    let mut name = String::new();
+    for c in mistake.chars() {
         if c.is_ascii_uppercase() {
             name.push('_');
         }
