@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! What is fuzzed: see [`bodies`] and [`devices`], which `core/tests/fuzz_corpus.rs` and `vmm/tests/fuzz_corpus.rs` run over the
-//! committed corpora too.
+//! What is fuzzed: see [`bodies`], [`devices`] and [`firmware`], which `fuzz_corpus.rs` in `core/tests`, `vmm/tests` and
+//! `firmware/verify/tests` runs over the committed corpora too.
 
 pub mod bodies;
 pub mod devices;
+pub mod firmware;

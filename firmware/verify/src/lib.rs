@@ -17,5 +17,6 @@
     )
 )]
 
+mod broken;
 pub mod manifest;
 pub mod tree;

@@ -2,6 +2,7 @@
 //! The device tree that the host gives a protected VM. Default deny: a node, or a property of `/chosen`, that is not known
 //! here is refused, so that the payload finds no more in it than was thought of.
 
+use crate::broken::{Mistake, broken};
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
@@ -206,12 +207,12 @@ pub fn read<'a>(fdt: &Fdt<'a>, given: &Given) -> Result<Plan<'a>, BadTree> {
     let mut parts = ArrayVec::<Range, 4>::new();
     parts.extend([Some(given.tree), Some(given.kernel), initrd, found.pool].into_iter().flatten());
     let apart = |n: usize, part: &Range| parts.iter().take(n).all(|other| !other.overlaps(part));
-    if memory.overlaps(&given.firmware)
-        || parts.iter().enumerate().any(|(n, part)| !memory.holds(part) || !apart(n, part))
-    {
+    let misplaced = parts.iter().enumerate().any(|(n, part)| !memory.holds(part) || !apart(n, part));
+    if (memory.overlaps(&given.firmware) || misplaced) && !broken(Mistake::AnyPlace) {
         return Err(BadTree::Placement);
     }
-    if found.devices.iter().any(|device| device.registers.end > MEMORY_FROM) {
+    let in_memory = |device: &Device| device.registers.end > MEMORY_FROM;
+    if found.devices.iter().any(in_memory) && !broken(Mistake::AnyDevice) {
         return Err(BadTree::Device);
     }
     Ok(Plan {
@@ -270,7 +271,7 @@ impl<'a> Found<'a> {
                 "bootargs" => self.bootargs = property.value_as::<&str>().map_err(|_| BadTree::Chosen)?,
                 "linux,initrd-start" => self.initrd.0 = Some(number().ok_or(BadTree::Chosen)?),
                 "linux,initrd-end" => self.initrd.1 = Some(number().ok_or(BadTree::Chosen)?),
-                name if CHOSEN.contains(&name) => {}
+                name if CHOSEN.contains(&name) || broken(Mistake::AnyChosen) => {}
                 _ => return Err(BadTree::Chosen),
             }
         }
@@ -298,11 +299,11 @@ impl<'a> Found<'a> {
             }
             return Ok(());
         }
-        if !PROVIDED.iter().any(|name| is(node, name)) {
+        if !PROVIDED.iter().any(|name| is(node, name)) && !broken(Mistake::AnyNode) {
             return Err(BadTree::Unknown);
         }
         if is(node, "arm,psci-0.2") {
-            if text(node, "method") != Some("hvc") {
+            if text(node, "method") != Some("hvc") && !broken(Mistake::AnyConduit) {
                 return Err(BadTree::Psci);
             }
             self.psci = true;
@@ -341,4 +342,4 @@ fn one_range(node: &FdtNode<'_>) -> Option<Range> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

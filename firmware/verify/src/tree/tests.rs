@@ -175,7 +175,7 @@ fn memory_is_one_range_in_reach() {
 }
 
 #[test]
-fn unknown_things_are_refused() {
+pub(crate) fn unknown_things_are_refused() {
     refused(BadTree::Unknown, |t| t.devices.push(("arm,gic-v2m", 0x10_0000, 0x1000)));
     refused(BadTree::Unknown, |t| t.devices.push(("pci-host-ecam-generic", 0x1_0000, 0x100_0000)));
     refused(BadTree::Unknown, |t| t.reservation = Some(BASE));
@@ -187,14 +187,14 @@ fn unknown_things_are_refused() {
 }
 
 #[test]
-fn cpus_start_by_psci() {
+pub(crate) fn cpus_start_by_psci() {
     refused(BadTree::Psci, |t| t.method = "smc");
     refused(BadTree::Psci, |t| t.enable = "spin-table");
     refused(BadTree::Unknown, |t| t.psci = "arm,psci-9");
 }
 
 #[test]
-fn parts_are_in_memory_and_apart() {
+pub(crate) fn parts_are_in_memory_and_apart() {
     let end = |at: u64| ("linux,initrd-end", at.to_be_bytes().to_vec());
     // The initrd: over the pool, over the tree, behind the end, backwards, without an end.
     refused(BadTree::Placement, |t| t.chosen[2] = end(BASE + 0x800_0001));
@@ -217,7 +217,7 @@ fn parts_are_in_memory_and_apart() {
 }
 
 #[test]
-fn devices_are_no_memory() {
+pub(crate) fn devices_are_no_memory() {
     refused(BadTree::Device, |t| t.devices[2].1 = BASE);
     refused(BadTree::Device, |t| t.devices[2].2 = 0x8000_0000);
     refused(BadTree::Device, |t| t.devices[2].2 = 0);

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Mistakes that tests turn on, to see that the tests of what they break fail (threat 10 of `docs/threat-model.md`). In anything but
+//! this crate's own tests [`broken`] is false for the compiler.
+//!
+//! A mistake is one line where the right thing is done.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) enum Mistake {
+    /// Anybody's signature will do.
+    NoSignature,
+    /// Kernel, initrd and boot arguments need not be those that were signed.
+    NoHashes,
+    /// A manifest of a later format is read like one of today's.
+    AnyFormat,
+    /// A payload may be older than the firmware asks for.
+    AnyVersion,
+    /// The payload finds nodes that nobody has thought of.
+    AnyNode,
+    /// The same of properties of `/chosen`.
+    AnyChosen,
+    /// Kernel, initrd, tree and pool may be anywhere.
+    AnyPlace,
+    /// Devices may be where memory is.
+    AnyDevice,
+    /// CPUs need not be started by HVC.
+    AnyConduit,
+}
+
+/// Never.
+#[cfg(not(test))]
+pub(crate) const fn broken(_mistake: Mistake) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(crate) use tests::broken;
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, panic::catch_unwind};
+
+    use super::Mistake;
+    use crate::{manifest::tests as manifest, tree::tests as tree};
+
+    thread_local! {
+        static MISTAKE: Cell<Option<Mistake>> = const { Cell::new(None) };
+    }
+
+    /// Whether this thread makes the mistake.
+    pub(crate) fn broken(mistake: Mistake) -> bool {
+        MISTAKE.get() == Some(mistake)
+    }
+
+    /// The test passes, and fails with the mistake.
+    fn is_found(mistake: Mistake, test: fn()) {
+        test();
+        MISTAKE.set(Some(mistake));
+        let found = catch_unwind(test).is_err();
+        MISTAKE.set(None);
+        assert!(found, "{mistake:?} is not noticed");
+    }
+
+    #[test]
+    fn threat_10() {
+        is_found(Mistake::NoSignature, manifest::what_was_signed_is_accepted_and_nothing_else);
+        is_found(Mistake::NoHashes, manifest::what_was_signed_is_accepted_and_nothing_else);
+        is_found(Mistake::AnyFormat, manifest::a_later_format_is_refused);
+        is_found(Mistake::AnyVersion, manifest::what_is_older_than_the_minimum_is_refused);
+        is_found(Mistake::AnyNode, tree::unknown_things_are_refused);
+        is_found(Mistake::AnyChosen, tree::unknown_things_are_refused);
+        is_found(Mistake::AnyPlace, tree::parts_are_in_memory_and_apart);
+        is_found(Mistake::AnyDevice, tree::devices_are_no_memory);
+        is_found(Mistake::AnyConduit, tree::cpus_start_by_psci);
+    }
+}
