@@ -246,12 +246,13 @@ void gzk_unpin(u64 *pfns, size_t n)
 
 void *gzk_mutex_new(u32 class)
 {
-	static struct lock_class_key keys[6];
-	static const char *const names[6] = { "gzvm vcpu", "gzvm memory", "gzvm irqfds", "gzvm create",
-					      "gzvm ioeventfds", "gzvm guest memory" };
+	static struct lock_class_key keys[8];
+	static const char *const names[8] = { "gzvm vcpu", "gzvm memory", "gzvm irqfds", "gzvm create",
+					      "gzvm ioeventfds", "gzvm guest memory", "gzvm channels",
+					      "gzvm channel" };
 	struct mutex *m = kzalloc(sizeof(*m), GFP_KERNEL_ACCOUNT);
 
-	class = min_t(u32, class, 5);
+	class = min_t(u32, class, 7);
 	if (m)
 		__mutex_init(m, names[class], &keys[class]);
 	return m;
@@ -715,6 +716,27 @@ static const struct file_operations gzk_vm_fops = {
 	.release = gzk_vm_release,
 	.unlocked_ioctl = gzk_vm_ioctl,
 };
+
+/* The VM of a descriptor, whose file stays open until gzk_vm_put. */
+int gzk_vm_get(int fd, void **file, void **vm)
+{
+	struct file *f = fget(fd);
+
+	if (!f)
+		return -EBADF;
+	if (f->f_op != &gzk_vm_fops) {
+		fput(f);
+		return -EINVAL;
+	}
+	*file = f;
+	*vm = f->private_data;
+	return 0;
+}
+
+void gzk_vm_put(void *file)
+{
+	fput(file);
+}
 
 static long gzk_vcpu_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {

@@ -54,6 +54,14 @@ pub const MEASUREMENT: u32 = ior::<Measurement>(0xCA);
 pub const VM_FEATURES: u32 = iow::<u64>(0xD0);
 /// VM, ours: how many SPIs it has, before the first vCPU; see [`extension::VGIC_SPIS`].
 pub const VGIC_SPIS: u32 = iow::<VgicSpis>(0xD4);
+/// VM, ours: with whom it may have channels, before it runs; see [`extension::RPC`].
+pub const RPC_POLICY: u32 = iow::<RpcPolicy>(0xD8);
+/// VM, ours: makes a channel; returns its file descriptor.
+pub const RPC_CONNECT: u32 = iow::<RpcConnect>(0xD9);
+/// Channel, ours: makes a call; the argument is as of a write, and gets the token.
+pub const RPC_CALL: u32 = iowr::<crate::rpc::Header>(0xDA);
+/// Channel, ours: cancels the call with this token.
+pub const RPC_CANCEL: u32 = iow::<u64>(0xDB);
 /// Device, ours: makes guest memory that is a file; see [`extension::GUEST_MEMORY`]. Returns its file descriptor.
 pub const CREATE_GUEST_MEMORY: u32 = iow::<GuestMemory>(0xC1);
 /// VM: creates an in-hypervisor device (the virtual GIC).
@@ -86,6 +94,8 @@ pub mod extension {
     pub const GUEST_MEMORY: u64 = 0x475A_0009;
     /// 1: [`MEASUREMENT`](super::MEASUREMENT).
     pub const MEASUREMENT: u64 = 0x475A_000A;
+    /// Channels that a VM may have at the most: [`RPC_POLICY`](super::RPC_POLICY), [`RPC_CONNECT`](super::RPC_CONNECT).
+    pub const RPC: u64 = 0x475A_000C;
     /// [`MAX_SPIS`](crate::MAX_SPIS): [`VGIC_SPIS`](super::VGIC_SPIS).
     pub const VGIC_SPIS: u64 = 0x475A_0020;
 }
@@ -237,6 +247,32 @@ structure! {
         spis: u32,
         /// Zero.
         reserved: [u32; 3],
+    }
+}
+structure! {
+    /// Argument of [`RPC_POLICY`].
+    RpcPolicy[16] {
+        /// A mask of [`with`](crate::rpc::with).
+        with: u32,
+        /// How many channels it may have.
+        channels: u32,
+        /// SPI of its doorbell; 0 is the first.
+        spi: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+structure! {
+    /// Argument of [`RPC_CONNECT`].
+    RpcConnect[16] {
+        /// The number under which the VM finds its end.
+        port: u32,
+        /// The other VM's file descriptor, -1: the host, whose end the new descriptor is.
+        peer: i32,
+        /// As [`port`](Self::port), of the other.
+        peer_port: u32,
+        /// Zero.
+        reserved: u32,
     }
 }
 structure! {

@@ -15,6 +15,7 @@
 //! `hold SECONDS` has a VM for so long.
 
 mod arguments;
+mod channels;
 mod conformance;
 mod crosvm;
 mod eventfds;
@@ -86,6 +87,9 @@ const CHECKS: &[Named] = &[
     ("driven_level", eventfds::driven_level),
     ("irqfd_storm", eventfds::storm),
     ("files_closed_in_any_order", eventfds::closed_in_any_order),
+    ("channel_with_the_host", channels::with_the_host),
+    ("channel_hangs_up", channels::hangs_up),
+    ("channel_between_vms", channels::between_vms),
     ("many_vms_at_once", runs::many_vms_at_once),
     ("crosvm_protected_sequence", crosvm::protected_sequence),
 ];

@@ -62,6 +62,20 @@ pub fn signal(mut eventfd: &File) {
     let _ = eventfd.write(&1_u64.to_ne_bytes());
 }
 
+/// What of `events` there is, within `ms`.
+pub fn poll(fd: &impl AsRawFd, events: i16, ms: i32) -> i16 {
+    let mut fds = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one structure.
+    unsafe { libc::poll(&mut fds, 1, ms) };
+    fds.revents
+}
+
+/// Reads and writes of the file do not wait from now on.
+pub fn nonblocking(fd: &impl AsRawFd) {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK) };
+}
+
 /// A mapping of anonymous memory.
 pub struct Mapping {
     start: *mut u8,

@@ -135,6 +135,7 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         extension::RUN_MMAP => 1,
         extension::VGIC_SPIS if has_function(Function::VgicSpis) => gzvm_abi::MAX_SPIS as u64,
         extension::GUEST_MEMORY if has_function(Function::HostAccess) => 1,
+        extension::RPC if has_function(Function::RpcConnect) => call(Function::RpcPolicy, [0])?.x1,
         extension::MEASUREMENT if has_function(Function::Measurement) => 1,
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         cap::VM_FEATURES if has_function(Function::VmFeatures) => call(Function::VmFeatures, [0, 0])?.x1,

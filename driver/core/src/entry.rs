@@ -3,6 +3,7 @@
 
 use core::ffi::c_void;
 
+use crate::channel::Channel;
 use crate::guest_memory::GuestMemory;
 use crate::hypercall::to_long;
 use crate::irqfd::IrqFd;
@@ -72,6 +73,56 @@ pub unsafe extern "C" fn gzr_vcpu_run_page(vcpu: *mut c_void, page: *mut *mut c_
         }
         Err(e) => e.to_errno(),
     }
+}
+
+/// A channel's file is read: the bytes, or a negative errno.
+///
+/// # Safety
+/// `channel` is a channel file's private data, and the file is open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_channel_read(channel: *mut c_void, to: u64, len: u64) -> i64 {
+    // SAFETY: the file holds a reference, and is open during the call.
+    to_long(unsafe { Arc::<Channel>::borrow_raw(&channel) }.read(to, len))
+}
+
+/// It is written.
+///
+/// # Safety
+/// As [`gzr_channel_read`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_channel_write(channel: *mut c_void, from: u64, len: u64) -> i64 {
+    // SAFETY: as above.
+    to_long(unsafe { Arc::<Channel>::borrow_raw(&channel) }.write(from, len))
+}
+
+/// An ioctl of it.
+///
+/// # Safety
+/// As [`gzr_channel_read`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_channel_ioctl(channel: *mut c_void, cmd: u32, arg: u64) -> i64 {
+    // SAFETY: as above.
+    to_long(unsafe { Arc::<Channel>::borrow_raw(&channel) }.ioctl(cmd, arg))
+}
+
+/// Where those wait who poll it; as long as the file.
+///
+/// # Safety
+/// As [`gzr_channel_read`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_channel_poll(channel: *mut c_void) -> *mut c_void {
+    // SAFETY: as above.
+    unsafe { Arc::<Channel>::borrow_raw(&channel) }.poll()
+}
+
+/// It is closed.
+///
+/// # Safety
+/// `channel` is the file's private data, not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_channel_release(channel: *mut c_void) {
+    // SAFETY: the file's reference passes to us.
+    unsafe { Arc::<Channel>::from_raw(channel) }.close();
 }
 
 /// A vCPU's file is closed.

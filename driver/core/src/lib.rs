@@ -7,6 +7,7 @@
 //! - [`memory`]: slots, demand paging; [`pins`]: which page of the host lies under which of the guest; [`guest_memory`]: memory
 //!   that is a file, and leaves user space when it becomes a protected VM's.
 //! - [`ioeventfd`], [`irqfd`]: eventfds signalled by guest writes, and interrupts raised by eventfds.
+//! - [`channel`]: calls between VMs, and between VMs and the host.
 //! - [`hypercall`]: the calls, and how their status becomes an errno.
 //! - [`kernel`]: safe types over the C shim, named like those of the kernel's own Rust crate.
 //!
@@ -14,8 +15,8 @@
 //! - A page of the host that the hypervisor may have mapped stays pinned until the guest gives it
 //!   back or DESTROY_VM has succeeded. If that call fails, the pages are leaked on purpose.
 //! - No allocation is infallible, and each failing step undoes the steps before it.
-//! - Lock order: vCPU creation or a vCPU's run lock, then memory, then a file of guest memory. The lists of irqfds and
-//!   ioeventfds stand alone.
+//! - Lock order: vCPU creation or a vCPU's run lock, then memory, then a file of guest memory. The lists of irqfds,
+//!   ioeventfds and channels, and a channel's pages, stand alone.
 //!
 //! Unsafe code is in [`kernel`] and [`entry`] alone. Tests replace the shim ([`sys`]) by a fake.
 
@@ -23,6 +24,7 @@
 #![deny(unsafe_code)]
 
 mod broken;
+mod channel;
 mod counters;
 mod device;
 #[expect(unsafe_code, reason = "the C side's pointers")]

@@ -62,6 +62,14 @@ unsafe extern "C" {
     pub fn gzk_memory_put(file: *mut c_void);
     pub fn gzk_memory_unmap(file: *mut c_void, page: u64, pages: u64);
 
+    pub fn gzk_poll_new() -> *mut c_void;
+    pub fn gzk_poll_free(p: *mut c_void);
+    pub fn gzk_poll_set(p: *mut c_void, what: u32);
+    pub fn gzk_poll_clear(p: *mut c_void, what: u32);
+    pub fn gzk_channel_fd(channel: *mut c_void) -> i32;
+    pub fn gzk_vm_get(fd: i32, file: *mut *mut c_void, vm: *mut *mut c_void) -> i32;
+    pub fn gzk_vm_put(file: *mut c_void);
+
     pub fn gzk_vm_fd(vm: *mut c_void) -> i32;
     pub fn gzk_vcpu_fd(index: u32, vcpu: *mut c_void) -> i32;
 }

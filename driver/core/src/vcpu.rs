@@ -29,7 +29,7 @@ use gzvm_abi::hypercall::{Function, Tuple};
 use gzvm_abi::ioctl::OneReg;
 use gzvm_abi::reg;
 use gzvm_abi::run::{
-    Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, Resampled, Unshare,
+    Bell, Exception, FailEntry, HWSTATE_OFFSET, HwState, Hypercall, Mmio, PAYLOAD_OFFSET, Resampled, Unshare,
     VcpuRun, exception, exit, reason,
 };
 
@@ -219,11 +219,16 @@ impl Vcpu {
                 vm.unshare(self.tuple, self.shared.load::<Unshare, PAYLOAD>().gpa);
                 Next::Again
             }
+            exit::BELL => {
+                vm.bell(&self.shared.load::<Bell, PAYLOAD>());
+                Next::Again
+            }
             exit::EXCEPTION => self.exception(vm),
             exit::HYPERCALL => self.hypercall(vm),
             exit::SYSTEM_EVENT => {
                 // The VM is over for the others too: those that sleep are told the same.
                 vm.wake(u64::MAX);
+                vm.close_channels();
                 Next::User
             }
             exit::UNKNOWN

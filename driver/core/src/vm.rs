@@ -14,11 +14,13 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
-    UserspaceMemoryRegion, VgicSpis, Watch, extension,
+    RpcPolicy, UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
+use gzvm_abi::run::Bell;
 use gzvm_abi::{MAX_VCPUS, MAX_VCPUS_EXTENDED, control};
 
 use crate::broken::{Mistake, broken};
+use crate::channel::Channel;
 use crate::counters::{VMS, WAKE_UPS};
 use crate::device::{self, BLOCK_PAGES, check_extension, destroy_batch, has_function};
 use crate::hypercall::{Reply, call, retry};
@@ -28,7 +30,7 @@ use crate::kernel::mm::Mm;
 use crate::kernel::page::Pages;
 use crate::kernel::print::{pr_err, pr_info};
 use crate::kernel::sync::{Class, Mutex};
-use crate::kernel::{Arc, KBox, OnceBox, Result, code, file, task, uaccess};
+use crate::kernel::{Arc, KBox, KVec, OnceBox, Result, code, file, task, uaccess};
 use crate::memory::{Memory, Paging};
 use crate::vcpu::Vcpu;
 
@@ -57,6 +59,7 @@ pub struct Vm {
     creating: Mutex<()>,
     ioeventfds: IoEventFds,
     irqfds: IrqFds,
+    channels: Mutex<KVec<Arc<Channel>>>,
     /// IRQ_LINE drives levels.
     levels: AtomicBool,
 }
@@ -81,6 +84,7 @@ impl Vm {
         let creating = Mutex::new(Class::Create, ())?;
         let ioeventfds = IoEventFds::new()?;
         let irqfds = IrqFds::new()?;
+        let channels = Mutex::new(Class::Channels, KVec::new())?;
         let memory = Mutex::new(Class::Memory, memory)?;
 
         let id = call(Function::CreateVm, [vm_type])?.x1 as u16;
@@ -108,6 +112,7 @@ impl Vm {
             creating,
             ioeventfds,
             irqfds,
+            channels,
             levels: AtomicBool::new(false),
         })
     }
@@ -141,6 +146,10 @@ impl Vm {
                 call(Function::VmFeatures, [this.id.into(), mask]).map(|_| 0)
             }
             ioctl::MEASUREMENT => this.measurement(arg).map(done),
+            ioctl::RPC_POLICY => this.set_rpc_policy(&uaccess::read(arg)?).map(done),
+            ioctl::RPC_CONNECT if has_function(Function::RpcConnect) => {
+                Channel::connect(this, &uaccess::read(arg)?)
+            }
             ioctl::VGIC_SPIS => this.set_spis(&uaccess::read::<VgicSpis>(arg)?).map(done),
             ioctl::SET_DTB_CONFIG => {
                 let dtb = uaccess::read::<DtbConfig>(arg)?;
@@ -246,6 +255,67 @@ impl Vm {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         uaccess::write(arg, &answer)
+    }
+
+    /// RPC_POLICY. EINVAL: a value, or the VM has run, or has a policy.
+    fn set_rpc_policy(&self, policy: &RpcPolicy) -> Result {
+        if !has_function(Function::RpcPolicy) {
+            return Err(code::ENOTTY);
+        }
+        if policy.reserved != 0 {
+            return Err(code::EINVAL);
+        }
+        let args = [self.id.into(), policy.spi.into(), policy.with.into(), policy.channels.into()];
+        call(Function::RpcPolicy, args).map(drop)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// It is at one end of a channel.
+    pub fn join(&self, channel: Arc<Channel>) -> Result {
+        let mut channels = self.channels.lock();
+        channels.reserve_one()?;
+        channels.push_within_capacity(channel).map_err(|_| code::ENOMEM)
+    }
+
+    /// No longer. What was the last reference goes after the lock.
+    pub fn leave(&self, handle: u64) {
+        let mut channels = self.channels.lock();
+        let place = channels.iter().position(|channel| channel.handle() == handle);
+        let channel = place.and_then(|n| channels.swap_remove(n));
+        drop(channels);
+        drop(channel);
+    }
+
+    /// All its channels are over.
+    pub fn close_channels(&self) {
+        loop {
+            let last = self.channels.lock().pop();
+            let Some(channel) = last else { return };
+            channel.close();
+        }
+    }
+
+    /// A call of the guest's concerns somebody else.
+    pub fn bell(&self, bell: &Bell) {
+        let channels = self.channels.lock();
+        if bell.handle != 0 {
+            let channel = channels.iter().find(|channel| channel.handle() == bell.handle).cloned();
+            drop(channels);
+            if let Some(channel) = channel {
+                channel.rung(bell.what);
+            }
+            return;
+        }
+        let mut peers = channels.iter().filter_map(|channel| channel.peer_of(self.id));
+        let peer = peers.find(|vm| u32::from(vm.id) == bell.vm).cloned();
+        drop(channels);
+        if let Some(peer) = peer {
+            peer.wake(bell.vcpus);
+        }
     }
 
     /// VGIC_SPIS. EINVAL: no such number, or the VM has a vCPU.
@@ -391,6 +461,7 @@ impl Vm {
             this.irqfds.clear();
         }
         this.ioeventfds.clear();
+        this.close_channels();
     }
 }
 

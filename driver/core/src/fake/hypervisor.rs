@@ -256,6 +256,9 @@ impl Fake {
                 Some(_) if a2 <= 2 => (Status::Success, [a2 + 1, 5, 0]),
                 _ => invalid,
             },
+            Function::RpcPolicy | Function::RpcConnect | Function::RpcMessage | Function::RpcClose => {
+                self.rpc(function, args)
+            }
             Function::VgicSpis if (32..=988).contains(&a2) => match self.vms.get_mut(&vm_of) {
                 Some(vm) if vm.vcpus.is_empty() => {
                     vm.spis = a2;

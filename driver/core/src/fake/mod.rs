@@ -5,8 +5,9 @@
 //! unpinned and no shared page freed while the hypervisor may use it; no lock is taken twice.
 //!
 //! One test at a time: [`Session`] is the lock. The folder follows `shim.c`: [`memory`], [`task`] (locks, waiting, time, messages),
-//! [`eventfd`], [`guest_memory`], and the [`hypervisor`] below.
+//! [`eventfd`], [`guest_memory`], [`channel`], and the [`hypervisor`] below.
 
+mod channel;
 mod eventfd;
 mod guest_memory;
 mod hypervisor;
@@ -21,6 +22,7 @@ use gzvm_abi::hypercall::Function;
 
 use crate::counters::{GUEST_MEMORY_PAGES, Gauge, IRQFDS, PINNED_PAGES, PRIVATE_PAGES, VCPUS, VMS};
 
+pub use channel::*;
 pub use eventfd::*;
 pub use guest_memory::*;
 pub use hypervisor::*;
@@ -50,6 +52,7 @@ pub enum File {
     Vcpu(usize),
     EventFd(usize),
     Memory(usize),
+    Channel(usize),
 }
 
 #[derive(Default)]
@@ -61,6 +64,9 @@ pub struct Fake {
     pages: HashMap<usize, u32>,
     mutexes: HashMap<usize, bool>,
     waiters: HashMap<usize, bool>,
+    /// What those who poll see.
+    pub polls: HashMap<usize, u32>,
+    pub channels: Channels,
     next_handle: usize,
     mm_refs: i64,
     pub foreign_mm: bool,
@@ -147,6 +153,8 @@ impl Session {
             note("pages", k.pages.len());
             note("mutexes", k.mutexes.len());
             note("waiters", k.waiters.len());
+            note("places to poll", k.polls.len());
+            note("channels", k.channels.open.len());
             note("references on mm", k.mm_refs as usize);
             note("pinned pages", k.pins.len());
             note("eventfd references", k.eventfds.values().map(|e| e.refs as usize).sum());
@@ -216,6 +224,8 @@ pub fn close(fd: i32) {
         File::Vm(p) => unsafe { crate::entry::gzr_vm_release(p as *mut c_void) },
         // SAFETY: the descriptor's reference.
         File::Memory(file) => unsafe { gzk_memory_put(file as *mut c_void) },
+        // SAFETY: the file's private data, used for the last time.
+        File::Channel(p) => unsafe { crate::entry::gzr_channel_release(p as *mut c_void) },
         // SAFETY: as above.
         File::Vcpu(p) => unsafe { crate::entry::gzr_vcpu_release(p as *mut c_void) },
         File::EventFd(ctx) => {

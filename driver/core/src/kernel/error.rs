@@ -44,6 +44,7 @@ pub mod code {
         ENODEV = 19,
         EINVAL = 22,
         ENOTTY = 25,
+        EPIPE = 32,
         EOPNOTSUPP = 95,
         ERESTARTSYS = 512,
     }

@@ -3,10 +3,11 @@
 
 use core::ffi::c_void;
 use core::ops::Deref;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use super::error::{Error, Result};
 use super::{Arc, KBox};
+use crate::channel::Channel;
 use crate::guest_memory::GuestMemory;
 use crate::sys;
 use crate::vm::{VcpuFile, Vm};
@@ -20,6 +21,32 @@ pub fn vm_fd(vm: Arc<Vm>) -> Result<i64> {
         Err(e) => {
             // SAFETY: the reference stayed ours.
             drop(unsafe { Arc::<Vm>::from_raw(raw) });
+            Err(e)
+        }
+    }
+}
+
+/// The VM whose file this descriptor is. EBADF, EINVAL.
+pub fn vm_of(fd: i32) -> Result<Arc<Vm>> {
+    let (mut file, mut vm) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: both are valid for a write.
+    Error::check(unsafe { sys::gzk_vm_get(fd, &mut file, &mut vm) })?;
+    // SAFETY: the file's reference, which we hold the file for.
+    let found = Arc::clone(unsafe { Arc::<Vm>::borrow_raw(&vm) });
+    // SAFETY: the reference that gzk_vm_get took.
+    unsafe { sys::gzk_vm_put(file) };
+    Ok(found)
+}
+
+/// A new descriptor that owns the reference.
+pub fn channel_fd(channel: Arc<Channel>) -> Result<i64> {
+    let raw = channel.into_raw();
+    // SAFETY: the file gets the reference, and gives it back in gzr_channel_release.
+    match Error::check(unsafe { sys::gzk_channel_fd(raw) }) {
+        Ok(fd) => Ok(fd.into()),
+        Err(e) => {
+            // SAFETY: the reference stayed ours.
+            drop(unsafe { Arc::<Channel>::from_raw(raw) });
             Err(e)
         }
     }

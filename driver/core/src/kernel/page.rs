@@ -86,6 +86,20 @@ impl<const ORDER: u32> Pages<ORDER> {
         Error::check(unsafe { sys::gzk_user_read(self.at.as_ptr(), from, len) }).map(drop)
     }
 
+    /// Copies `len` bytes at OFF from user space, as far as the pages go.
+    pub fn copy_in<const OFF: usize>(&self, from: u64, len: usize) -> Result {
+        let to = self.typed::<u8, OFF>();
+        // SAFETY: in bounds.
+        Error::check(unsafe { sys::gzk_user_read(to.cast(), from, len.min(Self::SIZE - OFF)) }).map(drop)
+    }
+
+    /// Copies `len` bytes at OFF to user space, as far as the pages go.
+    pub fn copy_out<const OFF: usize>(&self, to: u64, len: usize) -> Result {
+        let from = self.typed::<u8, OFF>();
+        // SAFETY: in bounds.
+        Error::check(unsafe { sys::gzk_user_write(to, from.cast(), len.min(Self::SIZE - OFF)) }).map(drop)
+    }
+
     /// Copies LEN bytes at OFF to user space.
     pub fn copy_to_user<const OFF: usize, const LEN: usize>(&self, to: u64) -> Result {
         let from = self.typed::<[u8; LEN], OFF>();

@@ -25,6 +25,10 @@ pub enum Class {
     IoEventFds = 4,
     /// A file of guest memory.
     GuestMemory = 5,
+    /// A VM's list of channels.
+    Channels = 6,
+    /// A channel's pages.
+    Channel = 7,
 }
 
 /// A sleeping lock.
@@ -135,5 +139,45 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         // SAFETY: no one sleeps there, since sleeping borrows self.
         unsafe { sys::gzk_waiter_free(self.0.as_ptr()) }
+    }
+}
+
+/// Where those wait who poll a file, and for what: bits of [`bell`](gzvm_abi::rpc::bell).
+pub struct Poll(NonNull<c_void>);
+
+// SAFETY: the shim's object is made for use from any context.
+unsafe impl Send for Poll {}
+// SAFETY: as above.
+unsafe impl Sync for Poll {}
+
+impl Poll {
+    /// Allocates it.
+    pub fn new() -> Result<Self> {
+        // SAFETY: no preconditions.
+        NonNull::new(unsafe { sys::gzk_poll_new() }).map(Self).ok_or(ENOMEM)
+    }
+
+    /// For C.
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+
+    /// There is this now: wakes. Any context.
+    pub fn set(&self, what: u32) {
+        // SAFETY: valid while self lives.
+        unsafe { sys::gzk_poll_set(self.0.as_ptr(), what) }
+    }
+
+    /// There may be no more of this.
+    pub fn clear(&self, what: u32) {
+        // SAFETY: valid while self lives.
+        unsafe { sys::gzk_poll_clear(self.0.as_ptr(), what) }
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        // SAFETY: the file that is polled keeps the owner of self.
+        unsafe { sys::gzk_poll_free(self.0.as_ptr()) }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tests of the whole driver on the fake kernel: through the entry points, as user space comes in.
 
+mod channels;
 mod control;
 mod eventfds;
 mod features;
@@ -64,6 +65,9 @@ impl Session {
             // SAFETY: the private data of an open file.
             #[expect(unsafe_code, reason = "plays the kernel")]
             File::Vcpu(p) => unsafe { entry::gzr_vcpu_ioctl(p as *mut c_void, cmd, arg) },
+            // SAFETY: the private data of an open file.
+            #[expect(unsafe_code, reason = "plays the kernel")]
+            File::Channel(p) => unsafe { entry::gzr_channel_ioctl(p as *mut c_void, cmd, arg) },
             File::EventFd(_) | File::Memory(_) => panic!("no ioctls"),
         }
     }
