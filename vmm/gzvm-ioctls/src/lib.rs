@@ -4,6 +4,7 @@
 //! - [`Gzvm`] is the device: it makes VMs and answers capability queries.
 //! - [`VmFd`] is a VM: memory slots, interrupts, eventfds, devices, vCPUs.
 //! - [`VcpuFd`] is a vCPU: registers and [`run`](VcpuFd::run), which returns a [`VcpuExit`].
+//! - [`ChannelFd`] is a channel: calls between the host and a VM.
 //!
 //! Structures and numbers come from the crate `gzvm-abi`. Every failing call returns an [`Error`]
 //! that keeps the kernel's errno; nothing is retried and nothing is logged here.
@@ -12,6 +13,7 @@
 //! ([`extension::RUN_MMAP`](gzvm_abi::ioctl::extension::RUN_MMAP)) lets us map one instead, as KVM does.
 //! [`VcpuFd`] owns that buffer, and takes the mapping where it can.
 
+mod channel;
 mod vcpu;
 mod vm;
 
@@ -23,6 +25,7 @@ use std::path::Path;
 use gzvm_abi::ioctl::{self, GuestMemory};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
+pub use channel::ChannelFd;
 pub use vcpu::{ImmediateExit, VcpuExit, VcpuFd};
 pub use vm::{IrqChipDevice, VmFd};
 /// An errno.

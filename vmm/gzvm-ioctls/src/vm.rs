@@ -2,16 +2,16 @@
 //! A VM's file descriptor.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
-    UserspaceMemoryRegion, VgicSpis, Watch, extension,
+    RpcConnect, RpcPolicy, UserspaceMemoryRegion, VgicSpis, Watch, extension,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
-use crate::{Result, VcpuFd, check, check_extension};
+use crate::{ChannelFd, Result, VcpuFd, check, check_extension};
 
 /// The interrupt controller's parts, as [`VmFd::create_device`] makes them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +85,30 @@ impl VmFd {
         // SAFETY: VGIC_SPIS reads one structure.
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::VGIC_SPIS.into(), &request) })?;
         Ok(())
+    }
+
+    /// Says with whom the VM may have channels ([`with`](gzvm_abi::rpc::with)), how many, and which SPI is their doorbell; once, before it
+    /// runs. Only where [`extension::RPC`] is there.
+    ///
+    /// # Errors
+    /// EINVAL: a value, too late, or a second time; ENOTTY: no such thing here.
+    pub fn set_rpc_policy(&self, with: u32, channels: u32, spi: u32) -> Result<()> {
+        let request = RpcPolicy { with, channels, spi, reserved: 0 };
+        // SAFETY: RPC_POLICY reads one structure.
+        check(unsafe { ioctl_with_ref(&self.vm, ioctl::RPC_POLICY.into(), &request) }).map(drop)
+    }
+
+    /// Makes a channel: between this VM, which finds it at `port`, and another with a port of its own; or the host.
+    ///
+    /// # Errors
+    /// EINVAL: a policy is against it, a VM has no vCPU yet or is over, or the port is in use; ENOMEM: too many; ENOTTY.
+    pub fn connect(&self, port: u32, other: Option<(&VmFd, u32)>) -> Result<ChannelFd> {
+        let (peer, peer_port) = other.map_or((-1, 0), |(vm, port)| (vm.as_raw_fd(), port));
+        let request = RpcConnect { port, peer, peer_port, reserved: 0 };
+        // SAFETY: RPC_CONNECT reads one structure.
+        let fd = check(unsafe { ioctl_with_ref(&self.vm, ioctl::RPC_CONNECT.into(), &request) })?;
+        // SAFETY: the driver has just returned this descriptor to us, so nobody else owns it.
+        Ok(ChannelFd::from(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Gives the VM a memory slot; with `memory_size` 0, takes the slot back
