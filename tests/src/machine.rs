@@ -50,6 +50,13 @@ impl Boot {
         }
     }
 
+    /// Further kernel arguments for the host.
+    pub fn add_arguments(&mut self, more: &str) {
+        if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {
+            kernel.arguments = format!("{} {more}", kernel.arguments);
+        }
+    }
+
     /// Another kernel for the host.
     pub fn set_kernel(&mut self, other: PathBuf) {
         if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {

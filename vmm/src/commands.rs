@@ -285,7 +285,7 @@ pub fn balloon(options: &BalloonOptions) -> anyhow::Result<Balloon> {
 /// As [`info`]; or standard output takes no more.
 pub fn console(which: &Which) -> anyhow::Result<u8> {
     let (end, reasons) = mpsc::channel();
-    signals::install(end.clone()).context("can't set up signals")?;
+    signals::install().and_then(|signals| signals.start(end.clone())).context("can't set up signals")?;
     let mut client = Client::connect(&which.vm)?;
     match client.ask(Request::Console, ANSWER)? {
         Reply::Console => {}

@@ -8,6 +8,7 @@
 //!            ├──► vcpu : a thread per vCPU, exits ──► bus ──► devices
 //!            ├──► backends : what is behind virtio devices on the host
 //!            ├──► console, terminal, signals, events
+//!            ├──► sandbox : before anything else runs than the main thread
 //!            └──► control : name and socket  ◄── commands : gz ps, pause, console …
 //! ```
 //!
@@ -31,6 +32,7 @@ pub mod layout;
 pub mod loader;
 pub mod memory;
 pub mod progress;
+pub mod sandbox;
 pub mod sign;
 pub mod signals;
 pub mod terminal;

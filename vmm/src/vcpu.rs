@@ -16,6 +16,7 @@ use crate::bus::Bus;
 use crate::devices::watchdog::{Watchdog, cpu_time_of_this_thread};
 use crate::exit::EndReason;
 use crate::hypervisor::{Exit, Kick, Vcpu};
+use crate::sandbox::{self, Role};
 use crate::signals;
 
 /// How often a thread that does not stop is kicked again.
@@ -52,6 +53,7 @@ impl Threads {
             let (stop, barrier, bus, end) = (all.stop.clone(), barrier.clone(), bus.clone(), end.clone());
             let watchdog = watchdog.cloned();
             let thread = thread::Builder::new().name(format!("gz-vcpu{id}")).spawn(move || {
+                sandbox::narrow(Role::Vcpu);
                 if let (Some(watchdog), Some(time)) = (watchdog, cpu_time_of_this_thread()) {
                     watchdog.runs(id, time);
                 }
@@ -200,9 +202,8 @@ mod tests {
 
     #[test]
     fn one_vcpu_ends_the_vm_and_the_others_are_stopped() {
-        let (sender, _receiver_of_signals) = mpsc::channel();
         // The kick needs its handler, or the signal would end the test.
-        signals::install(sender).unwrap();
+        signals::install().unwrap();
         let mut bus = Bus::new(true);
         bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice)).unwrap();
         let (end, reasons) = mpsc::channel();

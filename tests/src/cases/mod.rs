@@ -21,6 +21,7 @@ pub mod manage;
 pub mod power;
 mod protected;
 pub mod rpc;
+pub mod sandbox;
 pub mod stress;
 pub mod walkthrough;
 pub mod watch;
@@ -69,6 +70,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(failures::cases());
     cases.extend(power::cases());
     cases.extend(manage::cases());
+    cases.extend(sandbox::cases());
     cases.extend(protected::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());

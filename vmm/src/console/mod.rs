@@ -20,6 +20,7 @@ use rustix::event::Timespec;
 use crate::devices::serial::Terminal;
 use crate::events;
 use crate::exit::EndReason;
+use crate::sandbox::{self, Role};
 use keys::{Command, Escape};
 
 const HELP: &str = "\r\ngz: Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A\r\n";
@@ -45,6 +46,7 @@ impl Current {
 /// No thread left.
 pub fn start(uart: Current, end: Sender<EndReason>) -> io::Result<()> {
     thread::Builder::new().name("gz-console".into()).spawn(move || {
+        sandbox::narrow(Role::Helper);
         if let Err(error) = pump(&uart, &end) {
             tracing::warn!("standard input: {error}; the guest's console gets no more");
         }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::{self, Kind, Power, Status};
+use crate::sandbox::Confinement;
 
 /// Of everything here.
 pub const VERSION: u32 = 1;
@@ -257,11 +258,13 @@ pub struct Facts {
     pub memory: u64,
     /// The kernel or firmware.
     pub image: PathBuf,
+    /// How far its gz is confined.
+    pub sandbox: Confinement,
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Facts { name, pid, gz, hypervisor, protected, vcpus, memory, image } = &self.facts;
+        let Facts { name, pid, gz, hypervisor, protected, vcpus, memory, image, sandbox } = &self.facts;
         writeln!(f, "name        {name}")?;
         writeln!(f, "state       {}", self.state)?;
         writeln!(f, "process     {pid}, gz {gz}, {} s", self.uptime)?;
@@ -276,6 +279,7 @@ impl fmt::Display for Info {
             writeln!(f, "balloon     {balloon}")?;
         }
         writeln!(f, "image       {}", image.display())?;
+        writeln!(f, "sandbox     {sandbox}")?;
         write!(f, "lives       {}", self.lives)
     }
 }

@@ -26,6 +26,7 @@ use super::schema::{
 use crate::console::{self, Followers};
 use crate::exit::EndReason;
 use crate::hypervisor::Vm;
+use crate::sandbox::{self, Role};
 
 /// How many clients at a time.
 const CLIENTS: usize = 32;
@@ -63,7 +64,7 @@ pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
     /// Lives as long: the socket is the name's.
-    _entry: Option<Entry>,
+    entry: Option<Entry>,
 }
 
 impl Socket {
@@ -79,11 +80,17 @@ impl Socket {
         };
         let listener = listen(&path).with_context(|| format!("control socket {}", path.display()))?;
         // From here on, the drop of it removes the file.
-        let socket = Self { listener, path, _entry: entry };
-        if let (Some(entry), Some(path)) = (&socket._entry, elsewhere) {
+        let socket = Self { listener, path, entry };
+        if let (Some(entry), Some(path)) = (&socket.entry, elsewhere) {
             entry.link_socket(path).context("control socket")?;
         }
         Ok(Some(socket))
+    }
+
+    /// The files that go with this value.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let of_name = self.entry.as_ref().map(Entry::socket);
+        of_name.into_iter().chain([self.path.clone()])
     }
 }
 
@@ -141,6 +148,7 @@ impl Server {
         });
         let (listener, all) = (socket.listener.try_clone()?, shared.clone());
         thread::Builder::new().name("gz-control".into()).spawn(move || {
+            sandbox::narrow(Role::Control);
             for client in listener.incoming() {
                 match client {
                     Ok(client) => all.clone().admit(client),
@@ -371,6 +379,7 @@ mod tests {
                 vcpus: 1,
                 memory: 1 << 20,
                 image: "Image".into(),
+                sandbox: sandbox::Confinement::None,
             };
             let server = Server::start(socket, facts, console.clone(), followers.clone(), end).unwrap();
             Self { path: path.to_str().unwrap().into(), server, reasons, console, followers }

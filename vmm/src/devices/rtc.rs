@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::MmioDevice;
 use crate::exit::EndReason;
+use crate::sandbox::{self, Role};
 
 const RTCDR: u64 = 0x00;
 const RTCMR: u64 = 0x04;
@@ -116,7 +117,10 @@ impl Pl031 {
     pub fn new(line: EventFd) -> io::Result<Self> {
         let shared = Arc::new(Shared { registers: Mutex::default(), changed: Condvar::new(), line });
         let weak = Arc::downgrade(&shared);
-        thread::Builder::new().name("gz-clock".into()).spawn(move || ring(&weak))?;
+        thread::Builder::new().name("gz-clock".into()).spawn(move || {
+            sandbox::narrow(Role::Helper);
+            ring(&weak);
+        })?;
         Ok(Self(shared))
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::bus::MmioDevice;
 use crate::exit::EndReason;
+use crate::sandbox::{self, Role};
 
 /// Counts a second, unless the guest says otherwise; in the device tree.
 pub const CLOCK_HZ: u32 = 10;
@@ -125,6 +126,7 @@ impl Watchdog {
         });
         let weak = Arc::downgrade(&device);
         thread::Builder::new().name("gz-watchdog".into()).spawn(move || {
+            sandbox::narrow(Role::Helper);
             // Without a guest that uses it, one look a second.
             while let Some(device) = weak.upgrade() {
                 if let Some(vcpu) = device.wait() {

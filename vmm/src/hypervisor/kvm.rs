@@ -18,13 +18,13 @@ use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    BOOT_PSTATE, BootState, Exit, Kick, Machine, Parts, Power, Status, Vcpu, Vm, open_error, system_event,
+    BOOT_PSTATE, BootState, Exit, Kick, Kind, Machine, Parts, Power, Status, Vcpu, Vm, open_error,
+    system_event,
 };
 use crate::exit::EndReason;
 use crate::layout;
 use crate::memory::GuestRam;
 
-const DEVICE_PATH: &str = "/dev/kvm";
 /// KVM_VM_TYPE_ARM_PROTECTED, which the bindings don't have yet.
 const TYPE_PROTECTED: u64 = 1 << 31;
 const MISSING: &str = "the host kernel must have KVM and start at EL2 (`dmesg | grep kvm` says more)";
@@ -35,7 +35,7 @@ const MISSING: &str = "the host kernel must have KVM and start at EL2 (`dmesg | 
 /// No KVM, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
     let Parts { memory, vcpus, protected, .. } = parts;
-    let kvm = Kvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
+    let kvm = Kvm::new().map_err(|error| open_error(Kind::Kvm.device(), error.errno(), MISSING))?;
     let vm = create_vm(&kvm, memory, protected)?;
     for (slot, ram) in (0..).zip(memory) {
         let region = kvm_userspace_memory_region {

@@ -37,6 +37,16 @@ pub enum Kind {
     Kvm,
 }
 
+impl Kind {
+    /// Its device.
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Gzvm => gzvm_ioctls::DEVICE_PATH,
+            Self::Kvm => "/dev/kvm",
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {

@@ -2,8 +2,8 @@
 //! From options to a running guest, and back: the order in which everything is made and unmade.
 //!
 //! ```text
-//!  signals, control socket, back ends ─► files checked ─► RAM filled ─► VM, vCPUs ─► devices ─► device tree ─► terminal raw
-//!     ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
+//!  signals, control socket, back ends ─► files checked ─► RAM filled ─► VM, vCPUs ─► sandbox ─► devices ─► device tree
+//!     ─► terminal raw ─► vCPU threads ─► (a reason to end arrives) ─► vCPUs stopped ─► devices stopped ─► terminal
 //! ```
 //! With `--on-reset restart` a reset goes back to "files checked": memory, VM, vCPUs and devices are made anew, so that
 //! nothing of one life is seen in the next.
@@ -11,7 +11,7 @@
 mod devices;
 mod guest;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::Context;
@@ -30,11 +30,19 @@ use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts};
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
-use crate::{console, layout, signals};
+use crate::{console, layout, sandbox, signals};
 
 /// Runs a guest to its end.
 pub fn run(options: &RunOptions) -> EndReason {
     try_run(options).unwrap_or_else(|error| EndReason::VmmError(format!("{error:#}")))
+}
+
+/// What has to wait until the process is confined: threads inherit that.
+struct Prepared {
+    signals: signals::Blocked,
+    name: String,
+    socket: Option<Socket>,
+    followers: Followers,
 }
 
 /// What stays through the resets of a guest.
@@ -43,7 +51,9 @@ struct Session {
     reasons: Receiver<EndReason>,
     backends: Backends,
     output: Output,
-    control: Option<Server>,
+    /// What [`Session::begin`] starts, until then.
+    prepared: Cell<Option<Prepared>>,
+    control: OnceCell<Server>,
     console: console::Current,
     /// The console thread has been started, if there is to be one.
     console_runs: Cell<bool>,
@@ -51,19 +61,21 @@ struct Session {
 
 fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let (end, reasons) = mpsc::channel();
-    signals::install(end.clone()).context("can't set up signals")?;
-    let (console, followers) = (console::Current::default(), Followers::default());
+    let signals = signals::install().context("can't set up signals")?;
     let name = options.manage.name.clone().unwrap_or_else(|| format!("guest-{}", std::process::id()));
     let socket = Socket::bind(claim(options, &name)?, options.manage.control.as_deref())?;
-    let serve = |socket| {
-        let facts = facts(options, name);
-        Server::start(socket, facts, console.clone(), followers.clone(), end.clone())
+    let followers = Followers::default();
+    let output = Output::new(followers.clone()).context("standard output")?;
+    let session = Session {
+        end,
+        reasons,
+        backends: Backends::open(&options.devices, &output)?,
+        output,
+        prepared: Cell::new(Some(Prepared { signals, name, socket, followers })),
+        control: OnceCell::new(),
+        console: console::Current::default(),
+        console_runs: Cell::new(false),
     };
-    let control = socket.map(serve).transpose().context("can't start the control socket")?;
-    let output = Output::new(followers).context("standard output")?;
-    let backends = Backends::open(&options.devices, &output)?;
-    let session =
-        Session { end, reasons, backends, output, control, console, console_runs: Cell::new(false) };
     loop {
         let reason = live(options, &session)?;
         // Threads that were told of the same end say it again; who wants the run to end is heard.
@@ -73,6 +85,41 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
             (EndReason::Reset, OnReset::Restart, Some(reason)) | (reason, _, _) => return Ok(reason),
         }
     }
+}
+
+impl Session {
+    /// In the first life, once all files are open: confines the process, then starts the threads that stay.
+    fn begin(&self, options: &RunOptions) -> anyhow::Result<()> {
+        let Some(Prepared { signals, name, socket, followers }) = self.prepared.take() else { return Ok(()) };
+        if options.manage.no_sandbox {
+            eprintln!("gz: WARNING: --no-sandbox: a guest that takes gz over has all that its user has");
+        } else if let Some(device) = options.devices.beyond_sandbox() {
+            eprintln!("gz: WARNING: not confined: {device} is not known to work in the sandbox yet");
+        } else {
+            sandbox::enter(&files(options, socket.as_ref()))?;
+        }
+        signals.start(self.end.clone()).context("can't set up signals")?;
+        let Some(socket) = socket else { return Ok(()) };
+        let (console, end) = (self.console.clone(), self.end.clone());
+        let server = Server::start(socket, facts(options, name), console, followers, end)
+            .context("can't start the control socket")?;
+        let _ = self.control.set(server);
+        Ok(())
+    }
+}
+
+/// What is opened again after a reset, or removed at the end.
+fn files(options: &RunOptions, socket: Option<&Socket>) -> sandbox::Files {
+    let mut files = sandbox::Files::default();
+    let boot = &options.boot;
+    [&boot.kernel, &boot.initrd, &boot.firmware].into_iter().flatten().for_each(|path| files.read(path));
+    boot.variables.iter().for_each(|path| files.write(path));
+    for disk in &options.devices.disks {
+        if disk.read_only { files.read(&disk.path) } else { files.write(&disk.path) }
+    }
+    files.write(options.machine.hypervisor.device());
+    socket.into_iter().flat_map(Socket::files).for_each(|path| files.remove(&path));
+    files
 }
 
 /// Takes the VM's name. Without one of its own it can do without, where there is no place for names.
@@ -98,6 +145,7 @@ fn facts(options: &RunOptions, name: String) -> Facts {
         vcpus: options.machine.cpus,
         memory: options.machine.mem.0,
         image: options.boot.kernel.clone().or_else(|| options.boot.firmware.clone()).unwrap_or_default(),
+        sandbox: sandbox::confinement(),
     }
 }
 
@@ -117,6 +165,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         firmware: guest.firmware.as_ref(),
     };
     let Machine { vm, mut vcpus } = hypervisor::create(options.machine.hypervisor, parts)?;
+    session.begin(options)?;
     if let Some(watch) = options.life.watch {
         vm.set_watch(watch, options.life.on_exception)?;
     }
@@ -149,7 +198,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     }
     let threads =
         Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
-    if let Some(control) = &session.control {
+    if let Some(control) = session.control.get() {
         control.set(Some(Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
     }
     // `end` lives, so that there is always a reason to come.
@@ -158,7 +207,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     if let Some(measurement) = vm.measurement() {
         tracing::info!("{measurement}");
     }
-    if let Some(control) = &session.control {
+    if let Some(control) = session.control.get() {
         control.set(None);
     }
     session.console.set(None);

@@ -27,6 +27,10 @@ pub struct ManageOptions {
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
 
+    /// Does not confine gz: a guest that takes it over has all that its user has
+    #[arg(long)]
+    pub no_sandbox: bool,
+
     /// Messages on standard error: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     pub log_level: tracing::Level,

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
 use crate::events;
+use crate::sandbox::{self, Role};
 
 /// What a worker does.
 pub trait Serve: Send + 'static {
@@ -49,6 +50,7 @@ impl Worker {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let stopped = stop.try_clone()?;
         let thread = thread::Builder::new().name(format!("gz-{name}")).spawn(move || {
+            sandbox::narrow(Role::Device);
             loop {
                 if let Err(error) = server.serve() {
                     tracing::warn!("virtio-{name}: the guest broke its queue: {error}");
