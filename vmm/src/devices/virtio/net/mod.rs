@@ -177,7 +177,6 @@ impl Server {
             match request::deliver(queue, memory, frame, *merge)? {
                 Delivery::Done => delivered = true,
                 Delivery::TooLarge => tracing::debug!("virtio-net: no buffer for a frame"),
-                Delivery::NoBuffers if queue.enable_notification(memory)? => continue,
                 Delivery::NoBuffers => break false,
             }
             *waiting = None;

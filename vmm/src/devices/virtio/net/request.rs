@@ -40,7 +40,7 @@ pub fn frame<'b>(
 pub enum Delivery {
     /// It has it.
     Done,
-    /// It has no buffers left; nothing has changed.
+    /// It has no buffers left, or too few; it will notify of the next one.
     NoBuffers,
     /// It has, but no frame of this size fits them: lost.
     TooLarge,
@@ -62,7 +62,12 @@ pub fn deliver(
     let mut room = 0_usize;
     while room < frame.len() {
         let full = buffers.len() == most;
-        let Some(chain) = (if full { None } else { queue.iter(memory)?.next() }) else {
+        let mut chain = if full { None } else { queue.iter(memory)?.next() };
+        // The driver shall notify of the first buffer behind those that are too few.
+        if !full && chain.is_none() && queue.enable_notification(memory)? {
+            chain = queue.iter(memory)?.next();
+        }
+        let Some(chain) = chain else {
             queue.set_next_avail(start);
             return Ok(if full { Delivery::TooLarge } else { Delivery::NoBuffers });
         };
@@ -177,7 +182,11 @@ mod tests {
         let memory = memory();
         let mut frame = vec![5; 200];
         let mut queue = queue(&memory, &[(0x8000, 90, WRITE), (0x9000, 90, WRITE)]);
+        queue.set_event_idx(true);
         assert_eq!(deliver(&mut queue, &memory, &mut frame, true).unwrap(), Delivery::NoBuffers);
+        // It waits for the third buffer.
+        let avail_event = GuestAddress(queue.used_ring() + 4 + 8 * 16);
+        assert_eq!(memory.read_obj::<u16>(avail_event).unwrap(), 2);
         assert_eq!(deliver(&mut queue, &memory, &mut frame, false).unwrap(), Delivery::TooLarge);
         assert!(used(&memory, &queue).is_empty());
         assert_eq!(deliver(&mut queue, &memory, &mut frame[..180], true).unwrap(), Delivery::Done);
