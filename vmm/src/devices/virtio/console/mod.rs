@@ -130,7 +130,12 @@ impl VirtioDevice for Console {
         if let (Some(to_driver), Some(from_driver)) = (control_in, control_out) {
             server.control = Some(Control { to_driver, from_driver, backlog: VecDeque::new() });
         }
+        let tell = (!self.multiport).then(|| interrupt.clone());
         self.worker = Some(Worker::start("console", notifications, interrupt, server)?);
+        if let Some(interrupt) = tell {
+            // Linux reads the size only when it hears that it has changed.
+            interrupt.config_change();
+        }
         Ok(())
     }
 
