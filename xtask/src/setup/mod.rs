@@ -34,7 +34,7 @@ pub struct Options {
     /// Look for newer packages and prepare everything again
     #[arg(long)]
     pub refresh: bool,
-    /// Also what tests run as guests, and at the other end of their devices: kernels of other series, U-Boot, passt, socat, virtiofsd (`cargo xtask test` fetches it by itself)
+    /// Also what tests run as guests, and at the other end of their devices: kernels of other series, U-Boot, socat, virtiofsd (`cargo xtask test` fetches it by itself)
     #[arg(long)]
     pub tests: bool,
 }

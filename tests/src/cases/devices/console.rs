@@ -79,8 +79,6 @@ guest_ends"#;
 const PORTS_INSIDE: &str =
     "port() { for p in /sys/class/virtio-ports/*; do [ $(cat $p/name) = $1 ] && echo /dev/${p##*/}; done; }
 echo PORTS-$(port echo)-$(port org.test.data)
-cat $(port org.test.data) >/tmp/got &
-reader=$!
 exec 3<>$(port echo)
 echo READY
 line=
@@ -91,8 +89,12 @@ until [ \"$line\" = end ]; do
 done
 exec 3<&-
 n=0
-until [ $(wc -c </tmp/got) -ge 1048576 ] || [ $n = 300 ]; do usleep 100000; n=$((n + 1)); done
-kill $reader
+touch /tmp/got
+until [ $(wc -c </tmp/got) -ge 1048576 ] || [ $n = 300 ]; do
+    cat $(port org.test.data) >>/tmp/got
+    usleep 100000
+    n=$((n + 1))
+done
 echo SUM-$(md5sum </tmp/got | cut -c 1-32)
 cat /tmp/got >$(port org.test.data)
 echo SENT";

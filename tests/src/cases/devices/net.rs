@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Network: a tap interface of the host, and passt.
+//! Network: a tap interface of the host.
 
-use super::{Pair, peers};
+use super::Pair;
 use crate::{
     cases::WHOLE,
     harness::{Case, Context, Tier},
@@ -23,14 +23,6 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "devices::net::tap", WHOLE, tap(false)),
         Case::new(Tier::System, "devices::net::tap_of_a_protected_guest", WHOLE, tap(true)),
-        Case::new(Tier::System, "devices::net::passt", WHOLE, |context| {
-            let pair = Pair {
-                guest: (&["virtio_net"], PASST_INSIDE, Vec::new()),
-                host: (&["dummy"], PASST, peers(context, &["passt"])?),
-                ..Pair::default()
-            };
-            pair.run(context)
-        }),
     ]
 }
 
@@ -69,54 +61,3 @@ holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
 notified=$(($(counter driver_ioevents) - before))
 holds queues_notify_by_ioeventfd "$notified times" [ $notified -gt 50 ]
 guest_ends"#;
-
-/// passt gives the guest the host's address, and the host's gateway is the host itself for the guest. It wants a root that can be
-/// left, so the test moves to another one, and an interface with a route to the world.
-const PASST: &str = r#"if [ ! -e /new ]; then
-    mkdir /new
-    mount -o bind / /new
-    for folder in proc sys dev tmp; do mount -o rbind /$folder /new/$folder; done
-    cd /new
-    mount -o move . /
-    exec chroot . /script
-fi
-ip link add dummy0 type dummy
-ip addr add 192.0.2.2/24 dev dummy0
-ip link set dummy0 up
-ip link set lo up
-ip route add default via 192.0.2.1
-head -c 4194304 /dev/urandom >/tmp/data
-sum=$(md5sum </tmp/data | cut -c 1-32)
-mkfifo /tmp/open
-exec 3<>/tmp/open
-nc -l -p 1000 </tmp/data >/dev/null &
-guest --net passt,tcp=2222:22
-holds address_by_dhcp "another" said 'LEASE-192.0.2.2'
-holds guest_receives "not $sum" said SUM-$sum
-holds guest_listens "not" said LISTENS
-nc 127.0.0.1 2222 <&3 >/tmp/came
-holds port_is_forwarded "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
-holds one_passt_runs "$(pidof passt)" [ "$(pidof passt | wc -w)" = 1 ]
-guest_ends
-sleep 1
-holds passt_ends_with_gz "it lives" [ -z "$(pidof passt)" ]
-gz run $kernel --cmdline "$arguments" --net passt >/dev/null 2>&1 </dev/null &
-gz=$!
-n=0
-until pidof passt >/dev/null || [ $n = 100 ]; do usleep 100000; n=$((n + 1)); done
-kill -9 $gz
-wait $gz
-sleep 2
-holds passt_ends_with_a_killed_gz "it lives" [ -z "$(pidof passt)" ]"#;
-
-const PASST_INSIDE: &str = "printf '#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nip addr add $ip/24 dev $interface\nip route add default via $router\necho LEASE-$ip\n' >/lease
-chmod 755 /lease
-ip link set eth0 up
-udhcpc -i eth0 -n -q -f -s /lease
-mkfifo /tmp/open
-exec 3<>/tmp/open
-nc 192.0.2.1 1000 <&3 >/tmp/data
-echo SUM-$(md5sum </tmp/data | cut -c 1-32)
-nc -l -p 22 </tmp/data >/dev/null &
-echo LISTENS
-wait";

@@ -47,7 +47,7 @@ done
 echo MANY-$good
 socat -u VSOCK-CONNECT:2:9999 /dev/null 2>&1 | grep -o 'reset by peer\|refused'
 echo KILL-ME
-sleep 1000 | socat - VSOCK-CONNECT:2:2002"#;
+(echo up; sleep 1000) | socat - VSOCK-CONNECT:2:2002"#;
 
 const HOST: &str = r#"head -c 4194304 /dev/urandom >/tmp/data
 sum=$(md5sum </tmp/data | cut -c 1-32)
@@ -66,13 +66,13 @@ until [ "$(wc -c </tmp/came)" = 4194304 ] || [ $n = 100 ]; do usleep 100000; n=$
 holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
 socat VSOCK-LISTEN:2001,fork,backlog=64 EXEC:cat 2>/dev/null &
 server=$!
+(socat -u VSOCK-LISTEN:2002 CREATE:/tmp/rest; echo ENDED-$? >/tmp/ended) &
 holds fifty_at_once "$(grep MANY /tmp/gz.out)" said MANY-50
 holds nobody_listens "not refused" said 'reset by peer\|refused'
 kill $server
-(socat -u VSOCK-LISTEN:2002 /tmp/rest; echo ENDED-$? >/tmp/ended) &
 holds guest_connects "not" said KILL-ME
 sleep 3
-holds connection_is_up "it is not" [ ! -e /tmp/ended ]
+holds connection_is_up "it is not" [ "$(cat /tmp/rest)" = up -a ! -e /tmp/ended ]
 kill -9 $gz
 holds death_ends_connections "they stay" appears /tmp/ended
 wait $gz 2>/dev/null
