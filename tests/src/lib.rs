@@ -9,6 +9,7 @@
 //! [`harness::run`] with a tier and a filter. `cargo xtask run` uses the same [`machine`], so what a person sees is what is
 //! tested.
 
+pub mod benchmark;
 pub mod cases;
 pub mod console;
 pub mod cpio;

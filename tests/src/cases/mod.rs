@@ -16,6 +16,7 @@ pub mod firmware;
 pub mod guests;
 pub mod guests_linux;
 pub mod hostile;
+mod instructions;
 pub mod linux;
 pub mod manage;
 pub mod power;
@@ -74,6 +75,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(protected::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());
+    cases.extend(instructions::cases());
     cases.extend(abuse::cases());
     cases
 }

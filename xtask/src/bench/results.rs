@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use gzvm_tests::benchmark;
+
 use super::measure::Figures;
 
 /// Operations of the bare-metal guest, in the order of the table.
@@ -57,19 +59,14 @@ pub fn operations(text: &str, batches: u32) -> Figures {
 fn operation(text: &str, name: &str, batches: u32) -> Result<Figure, String> {
     let (mut means, mut least, mut most) = (Vec::new(), u64::MAX, 0);
     for line in text.lines() {
-        if let Some((_, report)) = line.split_once("[BENCH] ") {
-            let fields: BTreeMap<_, _> =
-                report.split_whitespace().filter_map(|w| w.split_once('=')).collect();
-            if fields.get("operation") != Some(&name) {
+        if let Some(operation) = benchmark::operation(line) {
+            let operation = operation.map_err(|error| format!("{name}: {error}"))?;
+            if operation.name != name {
                 continue;
             }
-            let number = |key: &str| {
-                let value = fields.get(key).and_then(|value| value.parse::<u64>().ok());
-                value.ok_or_else(|| format!("{name}: no {key} in \"{line}\""))
-            };
-            means.push(number("instructions")?);
-            least = least.min(number("min")?);
-            most = most.max(number("max")?);
+            means.push(operation.mean);
+            least = least.min(operation.least);
+            most = most.max(operation.most);
         } else if let Some(reason) = ["[SKIP] ", "[FAIL] "].iter().find_map(|mark| line.split_once(mark))
             && reason.1.split(':').next() == Some(name)
         {
