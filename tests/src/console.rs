@@ -2,8 +2,8 @@
 //! A running machine's serial console: wait for text with a deadline, type, see how the machine ends.
 //!
 //! Invariants: a [`Console`] that goes away takes its machine with it; every byte read is in the log file before any
-//! wait returns; each wait looks only at what came after the previous one's match; a line of EL2's that came in the middle
-//! of another line is put before it.
+//! wait returns; each wait looks only at what came after the previous one's match; a line of EL2's or QEMU's that came in the
+//! middle of another line is put before it.
 
 use std::{
     fs::{self, File},
@@ -23,8 +23,9 @@ const FATAL: [&str; 3] = ["Kernel panic - not syncing", "*** gzvm: ", "Unable to
 /// Output and errors: what QEMU complains about is part of the console.
 const STREAMS: u32 = 2;
 
-/// How EL2's lines begin. It writes whole lines, but not always at the beginning of one: the UART has several writers.
-const EL2_LINE: &str = "gzvm [";
+/// How EL2's and QEMU's lines begin. They write whole lines, but not always at the beginning of one: the UART has several
+/// writers, and QEMU's errors are another stream.
+const WHOLE_LINES: [&str; 2] = ["gzvm [", "qemu-system-aarch64: "];
 
 #[derive(Debug, Default)]
 struct Received {
@@ -42,7 +43,8 @@ impl Received {
         self.text.extend(String::from_utf8_lossy(bytes).chars().filter(|c| *c != '\r'));
         while let Some(length) = self.text[self.line..].find('\n') {
             let end = self.line + length + 1;
-            match self.text[self.line..end].find(EL2_LINE).map(|at| self.line + at) {
+            let line = &self.text[self.line..end];
+            match WHOLE_LINES.iter().filter_map(|begin| line.find(begin)).min().map(|at| self.line + at) {
                 Some(begin) if begin > self.line && begin >= self.cursor => {
                     let inserted: String = self.text.drain(begin..end).collect();
                     let at = self.line.max(self.cursor);
