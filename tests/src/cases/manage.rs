@@ -27,16 +27,6 @@ fn run(context: &Context, script: &str) -> Result<()> {
 const TEN: &str = r#". /etc/test-library
 held >/tmp/before
 all="a b c d e f g h i j"
-# within COMMAND...: becomes true in time.
-within() {
-    n=0
-    until "$@"; do
-        n=$((n + 1))
-        [ $n -gt 600 ] && return 1
-        usleep 100000
-    done
-}
-state_is() { [ "$(gz status "$1" 2>/dev/null)" = "$2" ]; }
 lives() { gz ps | grep -c running; }
 listed() { [ "$(lives)" = "$1" ]; }
 gone() { [ ! -e /run/gz/$1.lock ] && [ ! -e /run/gz/$1.sock ]; }
@@ -115,7 +105,7 @@ finish"#;
 /// A Linux guest whose shell is used through `gz console`, by several at once, over a reset.
 const CONSOLE: &str = r#". /etc/test-library
 held >/tmp/before
-within() { # PATTERN FILE
+shows() { # PATTERN FILE
     n=0
     until grep -q "$1" $2; do
         n=$((n + 1))
@@ -126,22 +116,22 @@ within() { # PATTERN FILE
 gz run --name vm --kernel /guest/Image --initrd /guest/initrd.cpio --disk /guest/disk.img --mem 128M --on-reset restart \
     --cmdline "console=ttyS0 panic=-1 quiet" </dev/null >/tmp/run.out 2>&1 &
 vm=$!
-within 'poweroff. returns' /tmp/run.out
+shows 'poweroff. returns' /tmp/run.out
 mkfifo /tmp/input
 gz console vm </tmp/input >/tmp/one.out 2>&1 &
 one=$!
 exec 3>/tmp/input
 gz console vm </dev/null >/tmp/two.out 2>&1 &
 two=$!
-holds the_past_is_shown "no" within 'poweroff. returns' /tmp/one.out
+holds the_past_is_shown "no" shows 'poweroff. returns' /tmp/one.out
 echo 'echo said-$((40 + 2))' >&3
-holds typing_reaches_the_guest "no" within said-42 /tmp/one.out
-holds others_see_it "no" within said-42 /tmp/two.out
-holds so_does_gz_run "no" within said-42 /tmp/run.out
+holds typing_reaches_the_guest "no" shows said-42 /tmp/one.out
+holds others_see_it "no" shows said-42 /tmp/two.out
+holds so_does_gz_run "no" shows said-42 /tmp/run.out
 kill -9 $two
 : >/tmp/one.out
 gz reset vm >/dev/null
-holds it_stays_over_a_reset "no" within 'poweroff. returns' /tmp/one.out
+holds it_stays_over_a_reset "no" shows 'poweroff. returns' /tmp/one.out
 echo poweroff >&3
 wait $vm
 status=$?

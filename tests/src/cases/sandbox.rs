@@ -39,15 +39,6 @@ fn run(context: &Context, host: Host, confined: &str) -> Result<()> {
 const SCRIPT: &str = r#". /etc/test-library
 head -c 1048576 /dev/zero >/tmp/disk
 head -c 1048576 /dev/zero >/tmp/elsewhere
-within() { # COMMAND...
-    n=0
-    until "$@"; do
-        n=$((n + 1))
-        [ $n -gt 600 ] && return 1
-        usleep 100000
-    done
-}
-state_is() { [ "$(gz status "$1" 2>/dev/null)" = "$2" ]; }
 said() { grep -q "$1" /tmp/out; }
 # How many threads there are, and how many of them have a filter and can gain nothing by a program.
 threads() { ls /proc/$gz/task | wc -l; }
