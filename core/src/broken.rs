@@ -34,6 +34,10 @@ mistakes! {
     FirstPartOnly,
     /// Buffers of hypercalls may lie anywhere.
     AnyBuffer,
+    /// SET_MEMREGION judges one copy of its buffer, and takes another one's word.
+    BufferAgain,
+    /// What the mailbox names is read again once it has been judged.
+    MailboxAgain,
     /// DESTROY_VM does not tell running vCPUs to leave.
     NoKick,
     /// A VM that has ended runs on.

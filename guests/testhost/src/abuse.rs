@@ -2,10 +2,11 @@
 //! What a hostile or clumsy host does: races of teardown and run, rewritten argument pages,
 //! exhaustion, leaks.
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use gzvm_abi::counter::Counter;
-use gzvm_abi::hypercall::{Function, RegionHeader, Status};
+use gzvm_abi::hypercall::{Function, REGION_BUFFER_SIZE, RegionHeader, Status};
 use gzvm_abi::reg;
 use gzvm_abi::run::exit;
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
@@ -15,7 +16,8 @@ use gzvm_guest_kit::{arch, cases, check, check_eq, fail, gic, machine, println, 
 use crate::host::hypervisor_memory;
 use crate::pages;
 use crate::programs::{self, RAM};
-use crate::vm::{self, Vm};
+use crate::protected::counter;
+use crate::vm::{self, RAM_PAGES, Vm};
 
 pub const CASES: &[Case] = cases!["abuse":
     same_vcpu_on_two_cpus, destroy_while_running, calls_while_destroying, argument_page_rewritten,
@@ -171,8 +173,11 @@ fn calls_while_destroying() -> Outcome {
     Ok(())
 }
 
-/// A second CPU rewrites region buffer and mailbox while the hypervisor reads them.
+/// A second CPU rewrites region buffer and mailbox while the hypervisor reads them: between a page of the host's in the slot, and
+/// one of the hypervisor's, or a place outside. What a call maps is what it has judged, so all of it goes with UNMAP_GUEST of the slot.
 fn argument_page_rewritten() -> Outcome {
+    const GPA: u64 = offset_of!(RegionHeader, gpa) as u64;
+    const PAGES: u64 = offset_of!(RegionHeader, total_pages) as u64;
     static BUFFER: AtomicU64 = AtomicU64::new(0);
     static MAILBOX: AtomicU64 = AtomicU64::new(0);
     static GOOD: AtomicU64 = AtomicU64::new(0);
@@ -187,39 +192,73 @@ fn argument_page_rewritten() -> Outcome {
     MAILBOX.store(vm.mailbox, SeqCst);
     let buffer = pages::take(2, 4096);
     BUFFER.store(buffer, SeqCst);
+    // Its one constituent stays as it is.
+    pages::write(buffer + 24, vm.memory + 4096);
+    pages::write(buffer + 32, 1);
     STOP.store(false, SeqCst);
     let started = smp::start(1, || {
-        let mut i = 0u64;
+        let (buffer, mailbox) = (BUFFER.load(SeqCst), MAILBOX.load(SeqCst));
+        let (good, bad) = (GOOD.load(SeqCst), BAD.load(SeqCst));
+        let (inside, outside) = (RAM + 4096, RAM + (RAM_PAGES << 12));
+        let mut wild = 0;
         while !STOP.load(SeqCst) {
-            i += 1;
-            let bad = i.is_multiple_of(2);
-            let total_pages = if bad { u64::MAX } else { 16 };
-            let slot = if bad { 0xFFFF } else { 1 + (i as u32 / 2) % 8 };
-            pages::put(
-                BUFFER.load(SeqCst),
-                RegionHeader { slot, constituent_cnt: i as u32, total_pages, gpa: RAM + (i << 24) },
-            );
-            pages::write(
-                MAILBOX.load(SeqCst) + 8 * (i % 8),
-                if bad { BAD.load(SeqCst) } else { GOOD.load(SeqCst) + i % 8 },
-            );
+            // Slot 0, one constituent; of one page.
+            pages::write(buffer, 1 << 32);
+            pages::write(buffer + PAGES, 1);
+            for _ in 0..500 {
+                pages::write(mailbox, good);
+                pages::write(buffer + GPA, inside);
+                pages::write(mailbox, bad);
+                pages::write(buffer + GPA, outside);
+            }
+            pages::write(buffer + GPA, wild);
+            pages::write(buffer + PAGES, wild);
+            pages::write(buffer, wild | 0xFFFF);
+            pages::write(mailbox, wild);
+            wild = (wild << 1) | 1;
         }
     });
     if let Err(code) = started {
         fail!("CPU 1 does not start: {code}");
     }
-    let end = timer::now() + timer::frequency() / 5;
-    while timer::now() < end {
-        call(Function::SetMemregion, &[vm.id.into(), 8192, buffer]);
-        call(Function::MapGuestBlock, &[vm.id.into(), 0, RAM >> 12, 8]);
-    }
+    let outcome = rounds_of_rewritten(&vm, buffer);
     STOP.store(true, SeqCst);
     if let Err(code) = smp::join(1) {
         fail!("CPU 1 does not end: {code}");
     }
+    outcome?;
     vm.destroy()?;
     pages::reset();
     check_eq!(counters()?, before, "counters");
+    Ok(())
+}
+
+/// Calls until each has been let through and refused often enough.
+fn rounds_of_rewritten(vm: &Vm, buffer: u64) -> Outcome {
+    const ENOUGH: u32 = 500;
+    let shared = counter(Counter::PagesShared)?;
+    // Calls that read the mailbox, and the buffer: refused, let through.
+    let mut count = [[0u32; 2]; 2];
+    let mut outcome = Ok(());
+    let enough = timer::wait_ms(20_000, || {
+        for (reads, function, args) in [
+            (0, Function::MapGuestBlock, [0, RAM >> 12, 1]),
+            (1, Function::SetMemregion, [REGION_BUFFER_SIZE, buffer, 0]),
+        ] {
+            count[reads][usize::from(vm.call(function, &args).ok())] += 1;
+            let back = vm.call(Function::UnmapGuest, &[RAM >> 12, RAM_PAGES]).ok();
+            let left = hypercall::counter(Counter::PagesShared).unwrap_or(u64::MAX).wrapping_sub(shared);
+            if !back || left != 0 {
+                outcome = Err(Verdict::fail(format_args!(
+                    "{function:?}, calls {count:?}: UNMAP_GUEST {back}, {left} pages shared after it"
+                )));
+            }
+        }
+        outcome.is_err() || count.as_flattened().iter().all(|n| *n >= ENOUGH)
+    });
+    outcome?;
+    check!(enough, "calls refused and let through: {count:?}");
+    println!("note: calls refused and let through: {count:?}");
     Ok(())
 }
 

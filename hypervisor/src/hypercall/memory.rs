@@ -3,6 +3,7 @@
 
 use gzvm_abi::hypercall::REGION_BUFFER_SIZE;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa};
+use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::slots::{RegionBuffer, SetRegion};
 use gzvm_core::memory::stage2::Progress;
@@ -47,6 +48,13 @@ pub fn set_region([id, size, pa, ..]: Args) -> Result<Results, Error> {
         SetRegion::Registered(_) => Ok([0; 3]),
         SetRegion::Populate(..) if buffer.header().total_pages > MOST_POPULATED => Err(Error::Invalid),
         SetRegion::Populate(..) => {
+            let mut again = [0; REGION_BUFFER_SIZE as usize];
+            let buffer = if broken(Mistake::BufferAgain) {
+                host::read(&platform::ownership().lock(), Pa(pa), &mut again).map_err(|_| Error::Fault)?;
+                RegionBuffer::parse(&again).map_err(|_| Error::Invalid)?
+            } else {
+                buffer
+            };
             let constituents = buffer.constituents().map_err(|_| Error::Invalid)?;
             for run in constituents {
                 let (ipa, pa) = run;

@@ -23,6 +23,8 @@ const CASE_LIMIT: Duration = Duration::from_secs(120);
 pub const MISTAKES: &[Row] = &[
     (1, MapAnything, "calls::map_refuses_what_is_not_the_hosts"),
     (2, FirstPartOnly, "calls::map_refuses_what_is_not_the_hosts"),
+    (3, BufferAgain, "abuse::argument_page_rewritten"),
+    (3, MailboxAgain, "abuse::argument_page_rewritten"),
     (4, NoKick, "abuse::destroy_while_running"),
     (4, NoGate, "life::power_off_stops_everybody"),
     (5, NoHide, "hostile::random_calls"),
