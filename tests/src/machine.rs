@@ -50,6 +50,13 @@ impl Boot {
         }
     }
 
+    /// Another firmware.
+    pub fn set_firmware(&mut self, other: PathBuf) {
+        if let Self::Hypervisor { firmware, .. } = self {
+            *firmware = Some(other);
+        }
+    }
+
     /// Further kernel arguments for the host.
     pub fn add_arguments(&mut self, more: &str) {
         if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {

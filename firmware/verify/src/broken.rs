@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Mistakes that tests turn on, to see that the tests of what they break fail (threat 10 of `docs/threat-model.md`). In anything but
-//! this crate's own tests [`broken`] is false for the compiler.
+//! this crate's own tests, and images of the feature `crash-test`, [`broken`] is false for the compiler.
 //!
 //! A mistake is one line where the right thing is done.
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), allow(dead_code))]
-pub(crate) enum Mistake {
+pub enum Mistake {
     /// Anybody's signature will do.
     NoSignature,
     /// Kernel, initrd and boot arguments need not be those that were signed.
@@ -28,10 +28,40 @@ pub(crate) enum Mistake {
     AnyConduit,
 }
 
+impl Mistake {
+    /// What an image of the feature `crash-test` has over [`PLACE`] if it is to make it.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        (self as u64).wrapping_add(1)
+    }
+}
+
+/// Where the number of the mistake stands in an image of the feature `crash-test`, 8 bytes; as it is, none is made.
+pub const PLACE: [u8; 8] = *b"MISTAKE?";
+
 /// Never.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "crash-test")))]
 pub(crate) const fn broken(_mistake: Mistake) -> bool {
     false
+}
+
+#[cfg(all(feature = "crash-test", not(test)))]
+pub(crate) use on::broken;
+
+#[cfg(all(feature = "crash-test", not(test)))]
+mod on {
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    use super::{Mistake, PLACE};
+
+    /// Nobody stores to it; whoever may is none of the compiler's business.
+    #[used]
+    static MISTAKE: AtomicU64 = AtomicU64::new(u64::from_le_bytes(PLACE));
+
+    /// Whether the image was told to make the mistake.
+    pub(crate) fn broken(mistake: Mistake) -> bool {
+        MISTAKE.load(Ordering::Relaxed) == mistake.number()
+    }
 }
 
 #[cfg(test)]

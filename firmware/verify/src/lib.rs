@@ -17,6 +17,6 @@
     )
 )]
 
-mod broken;
+pub mod broken;
 pub mod manifest;
 pub mod tree;

@@ -10,10 +10,13 @@ use gzvm_guest_kit::{cases, check, check_eq, exception};
 
 use crate::pages;
 use crate::programs::RAM;
+use crate::protected::out_of_reach;
+use crate::tree::Tree;
 use crate::vm::{self, RAM_PAGES, Vm};
 
 pub const CASES: &[Case] = cases!["firmware":
     runs_whatever_the_host_put_there, starts_where_the_hypervisor_says, place_is_checked, no_vcpu_comes_later,
+    tree_is_checked,
 ];
 
 /// What tells at once that it is run, wherever it is entered.
@@ -106,5 +109,61 @@ fn no_vcpu_comes_later() -> Outcome {
     check_eq!(vm.run_once(0), exit::FAIL_ENTRY, "RUN of no vCPU");
     vm.destroy()?;
     pages::reset();
+    Ok(())
+}
+
+/// A device tree for the firmware: memory, PSCI, a device, boot arguments.
+#[derive(Clone, Copy)]
+struct Told {
+    conduit: &'static str,
+    memory: u64,
+    chosen: &'static str,
+    device: (&'static str, u64),
+}
+
+/// Where kernel and device tree are; memory, which the firmware is not in, starts with the latter.
+const TREE: u64 = 1 << 20;
+const KERNEL: u64 = TREE + 0x1_0000;
+
+impl Told {
+    /// Starts a VM with that; whether the firmware has got so far as to look at the kernel.
+    fn passes(self) -> Result<bool, Verdict> {
+        let mut vm = Vm::with_firmware(&[], 1)?;
+        let mut tree = Tree::new();
+        tree.cells("#address-cells", &[2]).cells("#size-cells", &[2]);
+        tree.begin("chosen").text(self.chosen, "quiet").end();
+        tree.begin("psci").text("compatible", "arm,psci-0.2").text("method", self.conduit).end();
+        tree.begin("memory").text("device_type", "memory").range(RAM + TREE, self.memory).end();
+        tree.begin("device").text("compatible", self.device.0).range(self.device.1, 0x200).end();
+        for (at, byte) in (vm.memory + TREE..).zip(tree.finish()) {
+            pages::put(at, byte);
+        }
+        vm::clean(vm.memory, RAM_PAGES * 4096);
+        for (register, value) in [(reg::X0, RAM + TREE), (reg::X0 + 2, RAM + KERNEL), (reg::X0 + 4, 4096)] {
+            vm.set_reg(0, register, value)?;
+        }
+        check_eq!(vm.run(0)?, exit::SYSTEM_EVENT, "exit");
+        let passes = out_of_reach(vm.memory + KERNEL)?;
+        check!(out_of_reach(vm.memory + TREE)?, "the firmware has not looked at the device tree");
+        vm.destroy()?;
+        pages::reset();
+        Ok(passes)
+    }
+}
+
+/// What is wrong with a device tree ends the VM before anything else is looked at.
+fn tree_is_checked() -> Outcome {
+    let good =
+        Told { conduit: "hvc", memory: 1 << 20, chosen: "bootargs", device: ("virtio,mmio", 0xA00_0000) };
+    check!(good.passes()?, "a good device tree is refused");
+    for (what, told) in [
+        ("an unknown device", Told { device: ("unknown,device", 0xA00_0000), ..good }),
+        ("a device in memory", Told { device: ("virtio,mmio", RAM + TREE), ..good }),
+        ("an unknown property of /chosen", Told { chosen: "unknown", ..good }),
+        ("a kernel outside of memory", Told { memory: 0x1_0000, ..good }),
+        ("PSCI by SMC", Told { conduit: "smc", ..good }),
+    ] {
+        check!(!told.passes()?, "{what} is not refused");
+    }
     Ok(())
 }

@@ -56,6 +56,8 @@ mod random;
 #[cfg(target_os = "none")]
 mod rpc;
 #[cfg(target_os = "none")]
+mod tree;
+#[cfg(target_os = "none")]
 mod unmap;
 #[cfg(target_os = "none")]
 mod vectors;

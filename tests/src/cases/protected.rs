@@ -16,6 +16,7 @@ use super::{BOOT_LIMIT, Host, WHOLE, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
+    machine::Machine,
     modules,
     results::Results,
 };
@@ -259,16 +260,24 @@ rm /mnt/data
 umount /mnt";
 
 fn starts_what_is_signed(context: &Context) -> Result<()> {
-    let extras = [Extra::text("/guest/development.key", KEY)];
-    let machine = scripted(context, Host::Gzvm, SCRIPT, &extras)?;
-    results(context, &machine, Duration::from_secs(400))?.check()
+    results(context, &machine_with_payloads(context, SIGNED_RUNS)?, Duration::from_secs(400))?.check()
 }
 
-const SCRIPT: &str = r#". /etc/test-library
+/// A machine on which payloads that have to be refused are tried, after `first`.
+pub fn machine_with_payloads(context: &Context, first: &str) -> Result<Machine> {
+    let extras = [Extra::text("/guest/development.key", KEY)];
+    scripted(context, Host::Gzvm, &format!("{PREPARE}{first}{REFUSALS}"), &extras)
+}
+
+const PREPARE: &str = r#". /etc/test-library
 held >/tmp/before
-arguments="hyp=gzvm filter=memory,timer,psci"
 cd /tmp
-gz sign --key /guest/development.key --kernel /guest/testguest.Image --cmdline "$arguments" --output signed
+# sign ARGUMENTS OUTPUT OPTIONS...
+sign() {
+    arguments=$1 output=$2
+    shift 2
+    gz sign --kernel /guest/testguest.Image --cmdline "$arguments" --output $output "$@"
+}
 run() { # KERNEL ARGUMENTS...
     kernel=$1
     shift
@@ -276,6 +285,12 @@ run() { # KERNEL ARGUMENTS...
     status=$?
     sed 's/^/    | /; s/\[\([A-Z]*\)\] /<\1> /' out | tail -n 70
 }
+key=/guest/development.key
+"#;
+
+const SIGNED_RUNS: &str = r#"
+arguments="hyp=gzvm filter=memory,timer,psci"
+sign "$arguments" signed --key $key
 aborts=$(counter host_abort)
 (
     most=0
@@ -295,12 +310,22 @@ holds no_aborts "$aborts, then $(counter host_abort)" [ $(counter host_abort) = 
 holds signed_runs "exit status $status" [ $status = 0 ]
 holds firmware_says_so "it does not" grep -q "pvmfw: the payload is signed" out
 holds its_cases_pass "see above" grep -q "^\[DONE\].*failed=0" out
-run signed --cmdline "$arguments more"
-holds other_arguments_are_refused "status $status" grep -q "pvmfw: not started: the boot arguments" out
-gz sign --key /guest/development.key --kernel /guest/testguest.Image --cmdline "$arguments" --version 0 --output old
-run old --cmdline "$arguments"
-holds old_is_refused "status $status" grep -q "pvmfw: not started: the payload is of version 0, and 1 is the oldest" out
-run /guest/testguest.Image --cmdline "$arguments"
-holds unsigned_is_refused "status $status" grep -q "pvmfw: not started: the kernel is not signed" out
+"#;
+
+const REFUSALS: &str = r#"
+arguments="hyp=gzvm filter=memory::set_way"
+# refused NAME KERNEL ARGUMENTS WHY
+refused() {
+    run $2 --cmdline "$3"
+    holds $1 "status $status" grep -q "pvmfw: not started: $4" out
+}
+sign "$arguments" signed --key $key
+refused other_arguments_are_refused signed "$arguments more" "the boot arguments"
+sign "$arguments" old --key $key --version 0
+refused old_is_refused old "$arguments" "the payload is of version 0, and 1 is the oldest"
+tr 0-9a-f 1-9a-f0 <$key >other.key
+sign "$arguments" others --key other.key
+refused other_key_is_refused others "$arguments" "the manifest's signature"
+refused unsigned_is_refused /guest/testguest.Image "$arguments" "the kernel is not signed"
 counters_return
 finish"#;

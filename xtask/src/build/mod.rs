@@ -21,7 +21,7 @@ use crate::{process, setup::rust::BARE};
 pub enum Part {
     /// The EL2 image: hypervisor.Image, hypervisor.elf; hypervisor-crash.Image, which tests make crash
     Hypervisor,
-    /// The firmware of protected VMs: firmware.Image
+    /// The firmware of protected VMs: firmware.Image; firmware-crash.Image, which makes mistakes for tests
     Firmware,
     /// Bare-metal guests: guest-NAME.Image
     Guests,
@@ -86,6 +86,10 @@ fn hypervisor(layout: &Layout) -> Result<()> {
 }
 
 fn firmware(layout: &Layout) -> Result<()> {
+    for (_, elf) in cargo::build_optimised(layout, BARE, FIRMWARE, "crash-test")? {
+        flatten(layout, &elf, "firmware-crash.Image")?;
+    }
+    // Last, as above.
     let programs = cargo::build_optimised(layout, BARE, FIRMWARE, "")?;
     let (_, elf) = programs.first().context("the firmware's crate has no program")?;
     copy_if_changed(elf, &layout.part("firmware.elf"))?;

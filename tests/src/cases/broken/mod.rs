@@ -2,10 +2,12 @@
 //! Tests of tests: a build that makes a mistake on purpose is found out, threat by threat.
 //!
 //! `broken::NN_name` is mistake `name`, against threat NN of `docs/threat-model.md`. The hypervisor's image of the feature
-//! `crash-test` makes one on demand (`core/src/broken.rs`): [`el2`], [`guest`]. So does the driver: [`driver`].
+//! `crash-test` makes one on demand (`core/src/broken.rs`): [`el2`], [`guest`]. So does the driver: [`driver`]. The firmware of
+//! protected VMs makes what its image says: [`firmware`].
 
 mod driver;
 mod el2;
+mod firmware;
 mod guest;
 
 use gzvm_core::broken::Mistake;
@@ -20,7 +22,7 @@ type Row = (u32, Mistake, &'static str);
 /// The tests of this folder.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    el2::cases().into_iter().chain(guest::cases()).chain(driver::cases()).collect()
+    el2::cases().into_iter().chain(guest::cases()).chain(driver::cases()).chain(firmware::cases()).collect()
 }
 
 /// `broken::NN_name_of_the_mistake`.
