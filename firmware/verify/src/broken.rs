@@ -26,6 +26,8 @@ pub enum Mistake {
     AnyDevice,
     /// CPUs need not be started by HVC.
     AnyConduit,
+    /// Channels may have any ports, and any names for them.
+    AnyRpc,
 }
 
 impl Mistake {
@@ -103,5 +105,6 @@ mod tests {
         is_found(Mistake::AnyPlace, tree::parts_are_in_memory_and_apart);
         is_found(Mistake::AnyDevice, tree::devices_are_no_memory);
         is_found(Mistake::AnyConduit, tree::cpus_start_by_psci);
+        is_found(Mistake::AnyRpc, tree::channels_are_as_documented);
     }
 }

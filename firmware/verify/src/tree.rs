@@ -10,6 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::Hash;
 
+mod rpc;
+
+pub use rpc::Rpc;
+
 /// Most devices with registers.
 pub const MAX_DEVICES: usize = 32;
 /// The page of stage 2 and of the MMIO guard.
@@ -101,6 +105,9 @@ pub enum BadTree {
     /// Kernel, initrd, device tree and shared pool are not in memory, or on top of each other.
     #[error("kernel, initrd, device tree and shared pool must be in memory, and apart")]
     Placement,
+    /// Channels: more than one node, or not as `docs/abi.md` has it.
+    #[error("/rpc must have a doorbell, and ports with names, and nothing else")]
+    Rpc,
     /// More than one pool to share, or not whole pages.
     #[error("there may be one shared pool, of whole pages")]
     Pool,
@@ -128,6 +135,8 @@ pub struct Plan<'a> {
     pub pool: Option<Range>,
     /// What the VMM emulates.
     pub devices: ArrayVec<Device, MAX_DEVICES>,
+    /// Where the payload finds its channels.
+    pub rpc: Option<Rpc<'a>>,
     /// Registers of a 16550, one byte each.
     pub uart: Option<u64>,
     /// Boot arguments.
@@ -147,7 +156,7 @@ pub struct Device {
 pub const MEASURED: [u8; 8] = *b"GZVMTREE";
 
 impl Plan<'_> {
-    /// What the VM's measurement is extended by: which devices there are, in the tree's order, how much memory, and what of it the host sees. Where
+    /// What the VM's measurement is extended by: which devices there are, in the tree's order, how much memory, what of it the host sees, and the ports and names of its channels. Where
     /// the host has put kernel, initrd and tree is not in it, nor what the payload's signature covers.
     pub fn digest(&self) -> Hash {
         let mut hash = Sha256::new_with_prefix(MEASURED);
@@ -164,6 +173,11 @@ impl Plan<'_> {
         for Device { kind, .. } in &self.devices {
             hash.update(kind);
             hash.update([0]);
+        }
+        if let Some(rpc) = &self.rpc {
+            hash.update((rpc.ports().count() as u64).to_le_bytes());
+            rpc.ports().for_each(|port| hash.update(u64::from(port).to_le_bytes()));
+            hash.update(rpc.all_names());
         }
         hash.finalize().into()
     }
@@ -221,6 +235,7 @@ pub fn read<'a>(fdt: &Fdt<'a>, given: &Given) -> Result<Plan<'a>, BadTree> {
         pool: found.pool,
         devices: found.devices,
         uart: found.uart,
+        rpc: found.rpc,
         bootargs: found.bootargs,
     })
 }
@@ -252,6 +267,7 @@ struct Found<'a> {
     pool: Option<Range>,
     devices: ArrayVec<Device, MAX_DEVICES>,
     uart: Option<u64>,
+    rpc: Option<Rpc<'a>>,
     bootargs: &'a str,
     psci: bool,
 }
@@ -290,6 +306,10 @@ impl<'a> Found<'a> {
     fn device(&mut self, node: &FdtNode<'a>) -> Result<(), BadTree> {
         if node.children().next().is_some() {
             return Err(BadTree::Unknown);
+        }
+        if is(node, "gzvm,rpc") {
+            let rpc = Rpc::read(node).ok_or(BadTree::Rpc)?;
+            return if self.rpc.replace(rpc).is_none() { Ok(()) } else { Err(BadTree::Rpc) };
         }
         if let Some(kind) = DEVICES.into_iter().find(|name| is(node, name)) {
             let registers = one_range(node).ok_or(BadTree::Device)?;

@@ -18,6 +18,8 @@ struct Tree {
     enable: &'static str,
     psci: &'static str,
     reservation: Option<u64>,
+    /// Nodes of channels: name, and its properties.
+    rpc: Vec<(&'static str, Vec<(&'static str, Vec<u8>)>)>,
 }
 
 fn good() -> Tree {
@@ -40,6 +42,7 @@ fn good() -> Tree {
         enable: "psci",
         psci: "arm,psci-0.2",
         reservation: None,
+        rpc: Vec::new(),
     }
 }
 
@@ -85,6 +88,13 @@ impl Tree {
             fdt.property_string("compatible", compatible).unwrap();
             fdt.property_array_u64("reg", &[*base, *size]).unwrap();
             fdt.end_node(device).unwrap();
+        }
+        for (name, properties) in &self.rpc {
+            let node = fdt.begin_node(name).unwrap();
+            for (name, value) in properties {
+                fdt.property(name, value).unwrap();
+            }
+            fdt.end_node(node).unwrap();
         }
         fdt.end_node(root).unwrap();
         fdt.finish().unwrap()
@@ -142,7 +152,7 @@ fn what_the_payload_is_given_is_measured() {
         let digest = read(&Fdt::new(&blob).unwrap(), given).unwrap().digest();
         digest.iter().map(|b| format!("{b:02x}")).collect::<String>()
     };
-    let changes: [fn(&mut Tree); 8] = [
+    let changes: [fn(&mut Tree); 12] = [
         |_| {},
         |t| t.memory = vec![vec![BASE, SIZE + 0x1000]],
         |t| t.pools.clear(),
@@ -151,9 +161,14 @@ fn what_the_payload_is_given_is_measured() {
         |t| t.devices[2].1 += 0x1000,
         |t| t.devices[2].0 = "arm,pl031",
         |t| t.devices.swap(0, 1),
+        |t| t.rpc.push(rpc(&[1], b"keys\0")),
+        |t| t.rpc.push(rpc(&[2], b"keys\0")),
+        |t| t.rpc.push(rpc(&[1], b"logs\0")),
+        |t| t.rpc.push(rpc(&[1, 2], b"keys\0keys\0")),
     ];
     let all = changes.map(|change| digest(change, &given()));
     assert_eq!(all[0], "3c921ea104567bc6d4d71d49288178877b4b10e82e5ec7780a2c3f2f4d689cc7");
+    assert_eq!(all[11], "c992fa6dd72ce773657bd0959257a40e39d78317e5da156eda833f3ccd923429");
     for (n, value) in all.iter().enumerate() {
         assert!(!all[..n].contains(value), "{n} is as another");
     }
@@ -184,6 +199,69 @@ pub(crate) fn unknown_things_are_refused() {
     refused(BadTree::Pool, |t| t.pools[0].0 = "shared-dma-pool");
     refused(BadTree::Pool, |t| t.pools.push(("restricted-dma-pool", BASE + 0x900_0000, 0x1000)));
     refused(BadTree::Pool, |t| t.pools[0].1 += 8);
+}
+
+fn cells(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+}
+
+fn rpc(ports: &[u32], names: &[u8]) -> (&'static str, Vec<(&'static str, Vec<u8>)>) {
+    let properties = vec![
+        ("compatible", b"gzvm,rpc\0".to_vec()),
+        ("interrupts", cells(&[0, 20, 1])),
+        ("gzvm,ports", cells(ports)),
+        ("gzvm,port-names", names.to_vec()),
+    ];
+    ("rpc", properties)
+}
+
+#[test]
+pub(crate) fn channels_are_as_documented() {
+    let read = |nodes: Vec<_>| {
+        let mut tree = good();
+        tree.rpc = nodes;
+        let blob = tree.build();
+        let fdt = Fdt::new(&blob).unwrap();
+        let plan = super::read(&fdt, &given())?;
+        Ok(plan.rpc.map(|rpc| rpc.ports().zip(rpc.all_names().split(|b| *b == 0)).count()))
+    };
+    assert_eq!(read(Vec::new()), Ok(None));
+    assert_eq!(read(vec![rpc(&[1], b"keys\0")]), Ok(Some(1)));
+    assert_eq!(read(vec![rpc(&[7, 1, 2], b"k\0a-9\0k\0")]), Ok(Some(3)));
+    let many: Vec<u32> = (0..17).collect();
+    assert_eq!(read(vec![rpc(&many[1..], &b"k\0".repeat(16))]), Ok(Some(16)));
+    let refused = |nodes: Vec<_>| assert_eq!(read(nodes), Err(BadTree::Rpc));
+    refused(vec![rpc(&[1], b"keys\0"), rpc(&[2], b"more\0")]);
+    refused(vec![rpc(&many, &b"k\0".repeat(17))]);
+    refused(vec![rpc(&[], b"")]);
+    refused(vec![rpc(&[1, 1], b"a\0b\0")]);
+    for names in
+        [&b"a"[..], b"a\0", b"a\0b", b"a\0b\0c\0", b"\0\0", b"a\0\0", b"a\0B\0", b"a\0-b\0", b"a\0b/\0", b""]
+    {
+        refused(vec![rpc(&[1, 2], names)]);
+    }
+    refused(vec![rpc(&[1], &[&b"x".repeat(32)[..], &[0]].concat())]);
+    let changed = |at: usize, value: Vec<u8>| {
+        let mut node = rpc(&[1], b"keys\0");
+        node.1[at].1 = value;
+        refused(vec![node]);
+    };
+    changed(0, b"gzvm,rpc\0virtio,mmio\0".to_vec());
+    for interrupts in [&[1, 20, 1][..], &[0, 988, 1], &[0, 20, 4], &[0, 20], &[0, 20, 1, 0, 21, 1], &[]] {
+        changed(1, cells(interrupts));
+    }
+    changed(2, vec![0, 0, 1]);
+    for missing in 1..4 {
+        let mut node = rpc(&[1], b"keys\0");
+        node.1.remove(missing);
+        refused(vec![node]);
+    }
+    let mut more = rpc(&[1], b"keys\0");
+    more.1.push(("reg", vec![0; 16]));
+    refused(vec![more]);
+    let mut other = rpc(&[1], b"keys\0");
+    other.0 = "calls";
+    refused(vec![other]);
 }
 
 #[test]
