@@ -10,15 +10,17 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
+use gzvm_abi::rpc::MOST_BYTES;
 use serde::Serialize;
 
-use crate::cli::{BalloonOptions, Which};
+use crate::cli::{BalloonOptions, CallOptions, Which};
 use crate::console::keys::{Command, Escape};
 use crate::control::client::{ANSWER, Client};
 use crate::control::names::Directory;
 use crate::control::schema::{Balloon, Info, Measurement, Reply, Request, State, StateName};
 use crate::exit::{CODE_SIGNAL, EndReason};
 use crate::progress::{self, Step};
+use crate::rpc;
 use crate::signals;
 use crate::terminal::{self, Input, RawMode};
 
@@ -279,6 +281,56 @@ pub fn balloon(options: &BalloonOptions) -> anyhow::Result<Balloon> {
     Ok(now)
 }
 
+/// What a service has answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answered(pub Vec<u8>);
+
+impl fmt::Display for Answered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Answered {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut answer = serializer.serialize_struct("Answered", 1)?;
+        answer.serialize_field("answer", &self.to_string())?;
+        answer.end()
+    }
+}
+
+/// The bytes that hexadecimal digits stand for.
+fn bytes(digits: &str) -> anyhow::Result<Vec<u8>> {
+    let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+        _ => None,
+    };
+    let bytes: Option<Vec<_>> = digits.as_bytes().chunks(2).map(byte).collect();
+    bytes.context("the message: pairs of hexadecimal digits")
+}
+
+/// `gz rpc`.
+///
+/// # Errors
+/// No such VM or service, it was refused, or no answer came in time.
+pub fn rpc(options: &CallOptions) -> anyhow::Result<Answered> {
+    let message = match &options.message {
+        Some(digits) => bytes(digits)?,
+        None => {
+            let mut message = Vec::new();
+            let most = MOST_BYTES as u64 + 1;
+            io::stdin().take(most).read_to_end(&mut message).context("standard input")?;
+            message
+        }
+    };
+    let name = &options.service;
+    let channel = rpc::open(&options.which.vm, name)?;
+    let answer = rpc::call(&channel, &message, Duration::from_millis(options.timeout.into()));
+    answer.map(Answered).with_context(|| format!("{}: {name}", options.which.vm))
+}
+
 /// `gz console`: until the user leaves it or the VM ends. The exit code.
 ///
 /// # Errors
@@ -373,6 +425,22 @@ fn show(first: Vec<u8>, mut from: &UnixStream) -> io::Result<()> {
         match from.read(&mut said) {
             Ok(0) | Err(_) => return Ok(()),
             Ok(count) => stdout.write_all(said.get(..count).unwrap_or_default())?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_digits() {
+        assert_eq!(bytes("00fFa5").unwrap(), [0, 0xFF, 0xA5]);
+        assert!(bytes("").unwrap().is_empty());
+        assert_eq!(Answered(vec![0, 0xFF, 0xA5]).to_string(), "00ffa5");
+        assert_eq!(serde_json::to_string(&Answered(vec![1])).unwrap(), r#"{"answer":"01"}"#);
+        for wrong in ["0", "0g", "+1", "a b", "ä"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -5,6 +5,7 @@ use vm_fdt::{Error, FdtWriter};
 
 use crate::devices::watchdog::{CLOCK_HZ, TIMEOUT_SECONDS};
 use crate::layout::{self, DeviceRange, Map, SerialKind, virt};
+use crate::rpc::options::Place;
 
 /// What varies from guest to guest.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Config<'a> {
     pub shared: Option<(u64, u64)>,
     /// Number of virtio-mmio devices.
     pub virtio_devices: u32,
+    /// Its channels.
+    pub rpc: &'a [Place],
     /// Entropy for the guest: 8 bytes place the kernel, the rest seeds its random numbers.
     pub seed: [u8; 64],
 }
@@ -72,6 +75,9 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
     }
     for index in 0..config.virtio_devices {
         virtio(&mut fdt, config, index)?;
+    }
+    if !config.rpc.is_empty() {
+        rpc(&mut fdt, config)?;
     }
     fdt.end_node(root)?;
     fdt.finish()
@@ -258,6 +264,17 @@ fn virtio(fdt: &mut FdtWriter, config: &Config, index: u32) -> Result<(), Error>
     fdt.end_node(node)
 }
 
+/// Channels that the hypervisor carries: their doorbell, and the ports by what is there (`docs/abi.md`, "RPC").
+fn rpc(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
+    let node = fdt.begin_node("rpc")?;
+    fdt.property_string("compatible", "gzvm,rpc")?;
+    fdt.property_array_u32("interrupts", &[GIC_SPI, config.map.rpc_spi, EDGE_RISING])?;
+    let (names, ports): (_, Vec<_>) = config.rpc.iter().map(|place| (place.name.clone(), place.port)).unzip();
+    fdt.property_array_u32("gzvm,ports", &ports)?;
+    fdt.property_string_list("gzvm,port-names", names)?;
+    fdt.end_node(node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,6 +293,7 @@ mod tests {
             initrd: Some((0x8400_0000, 0x1234)),
             shared: None,
             virtio_devices,
+            rpc: &[Place { name: "keys".into(), port: 1 }, Place { name: "log".into(), port: 9 }],
             seed,
         };
         build(&config).unwrap()
@@ -337,6 +355,15 @@ mod tests {
     }
 
     #[test]
+    fn channels_have_a_doorbell_and_places() {
+        let blob = tree(1, 0);
+        assert_eq!(property(&blob, "/rpc", "compatible"), b"gzvm,rpc\0");
+        assert_eq!(property(&blob, "/rpc", "interrupts"), cells(&[0, 20, 1]));
+        assert_eq!(property(&blob, "/rpc", "gzvm,ports"), cells(&[1, 9]));
+        assert_eq!(property(&blob, "/rpc", "gzvm,port-names"), b"keys\0log\0");
+    }
+
+    #[test]
     fn firmware_finds_qemus_machine() {
         let config = Config {
             map: &virt::VIRT,
@@ -347,6 +374,7 @@ mod tests {
             initrd: None,
             shared: None,
             virtio_devices: 1,
+            rpc: &[],
             seed: [0; 64],
         };
         let blob = build(&config).unwrap();
@@ -357,7 +385,8 @@ mod tests {
         assert_eq!(property(&blob, "/intc@8000000", "reg"), regs);
         assert_eq!(property(&blob, "/flash@4000000", "reg"), cells(&[0, 0x0400_0000, 0, 64 << 20]));
         assert_eq!(property(&blob, "/virtio_mmio@a000000", "interrupts"), cells(&[0, 16, 1]));
-        assert!(Fdt::new(&blob).unwrap().find_node("/test@90000").is_none());
+        let fdt = Fdt::new(&blob).unwrap();
+        assert!(fdt.find_node("/test@90000").is_none() && fdt.find_node("/rpc").is_none());
     }
 
     #[test]
@@ -371,6 +400,7 @@ mod tests {
             initrd: None,
             shared: None,
             virtio_devices: 0,
+            rpc: &[],
             seed: [0; 64],
         };
         assert!(build(&config).is_err());

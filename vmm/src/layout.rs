@@ -7,6 +7,7 @@
 //! 0x0000_3000  +0x1000           watchdogs, 0x10 a vCPU
 //! 0x0009_0000  +0x1000           test device (benchmarks, bare-metal tests)
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
+//!                                doorbell of RPC channels        SPI 20, edge
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
 //! 0x3FFF_0000  +0x1_0000         GICv3 distributor
 //! 0x7FC0_0000  +0x40_0000       firmware of a protected VM
@@ -70,6 +71,9 @@ pub const fn virtio_spi(index: u32) -> u32 {
     VIRTIO_SPI + index
 }
 
+/// SPI number of the doorbell of RPC channels.
+pub const RPC_SPI: u32 = VIRTIO_SPI + VIRTIO_MAX;
+
 /// GICv3 distributor.
 pub const GIC_DISTRIBUTOR: DeviceRange = DeviceRange { base: 0x3FFF_0000, size: 0x1_0000 };
 /// Bytes of one vCPU's redistributor: RD_base and SGI_base frames (GICv3, 12.10).
@@ -128,6 +132,8 @@ pub struct Map {
     pub ram_base: u64,
     virtio_base: u64,
     virtio_spi: u32,
+    /// SPI number of the doorbell of RPC channels.
+    pub rpc_spi: u32,
 }
 
 /// The two UARTs.
@@ -150,6 +156,7 @@ pub const CROSVM: Map = Map {
     ram_base: RAM_BASE,
     virtio_base: VIRTIO_BASE,
     virtio_spi: VIRTIO_SPI,
+    rpc_spi: RPC_SPI,
 };
 
 impl Map {
@@ -202,12 +209,12 @@ mod tests {
 
     #[test]
     fn every_interrupt_is_the_gics_and_used_once() {
-        let mut spis = vec![SERIAL_SPI, RTC_SPI];
+        let mut spis = vec![SERIAL_SPI, RTC_SPI, RPC_SPI];
         spis.extend((0..VIRTIO_MAX).map(virtio_spi));
         assert!(spis.iter().all(|spi| spi + 32 < GIC_INTERRUPTS));
         spis.sort_unstable();
         spis.dedup();
-        assert_eq!(spis.len(), 2 + VIRTIO_MAX as usize);
+        assert_eq!(spis.len(), 3 + VIRTIO_MAX as usize);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!            ├──► backends : what is behind virtio devices on the host
 //!            ├──► console, terminal, signals, events
 //!            ├──► sandbox : before anything else runs than the main thread
+//!            ├──► rpc : channels that the hypervisor carries, made for those who ask at the control socket
 //!            └──► control : name and socket  ◄── commands : gz ps, pause, console …
 //! ```
 //!
@@ -32,6 +33,7 @@ pub mod layout;
 pub mod loader;
 pub mod memory;
 pub mod progress;
+pub mod rpc;
 pub mod sandbox;
 pub mod sign;
 pub mod signals;

@@ -23,6 +23,10 @@ fn main() -> ExitCode {
         Command::Stop(which) => say(commands::stop(&which), json),
         Command::Kill(which) => say(commands::kill(&which), json),
         Command::Balloon(options) => say(commands::balloon(&options), json),
+        Command::Rpc(options) => match commands::rpc(&options) {
+            Ok(answer) if options.raw => write(&answer.0),
+            answer => say(answer, json),
+        },
         Command::Console(which) => match commands::console(&which) {
             Ok(code) => ExitCode::from(code),
             Err(error) => fail(&error, json),
@@ -70,6 +74,14 @@ fn say<T: Serialize + Display>(answer: anyhow::Result<T>, json: bool) -> ExitCod
             }
         }
         Err(error) => fail(&error, json),
+    }
+}
+
+/// Bytes as they are.
+fn write(bytes: &[u8]) -> ExitCode {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(CODE_VMM_ERROR),
     }
 }
 

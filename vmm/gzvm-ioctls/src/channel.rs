@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use gzvm_abi::ioctl;
 use gzvm_abi::rpc::{Header, MOST_BYTES, received};
@@ -99,6 +99,18 @@ fn fill<'a>(whole: &'a mut Whole, head: Header, message: &[u8]) -> Result<&'a [u
     front.copy_from_slice(head.as_bytes());
     back.copy_from_slice(message);
     Ok(used)
+}
+
+impl From<ChannelFd> for OwnedFd {
+    fn from(channel: ChannelFd) -> Self {
+        channel.file.into()
+    }
+}
+
+impl AsFd for ChannelFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl AsRawFd for ChannelFd {

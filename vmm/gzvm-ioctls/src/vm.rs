@@ -2,7 +2,7 @@
 //! A VM's file descriptor.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
@@ -98,11 +98,11 @@ impl VmFd {
         check(unsafe { ioctl_with_ref(&self.vm, ioctl::RPC_POLICY.into(), &request) }).map(drop)
     }
 
-    /// Makes a channel: between this VM, which finds it at `port`, and another with a port of its own; or the host.
+    /// Makes a channel: between this VM, which finds it at `port`, and another, by its file, with a port of its own; or the host.
     ///
     /// # Errors
     /// EINVAL: a policy is against it, a VM has no vCPU yet or is over, or the port is in use; ENOMEM: too many; ENOTTY.
-    pub fn connect(&self, port: u32, other: Option<(&VmFd, u32)>) -> Result<ChannelFd> {
+    pub fn connect(&self, port: u32, other: Option<(BorrowedFd<'_>, u32)>) -> Result<ChannelFd> {
         let (peer, peer_port) = other.map_or((-1, 0), |(vm, port)| (vm.as_raw_fd(), port));
         let request = RpcConnect { port, peer, peer_port, reserved: 0 };
         // SAFETY: RPC_CONNECT reads one structure.
@@ -292,6 +292,12 @@ impl VmFd {
         let file = unsafe { File::from_raw_fd(fd) };
         let mapped = matches!(self.check_extension(extension::RUN_MMAP), Ok(Some(1)));
         Ok(if mapped { VcpuFd::with_mapping(file) } else { VcpuFd::new(file) })
+    }
+}
+
+impl AsFd for VmFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.vm.as_fd()
     }
 }
 

@@ -11,7 +11,7 @@ mod size;
 use clap::{Parser, Subcommand};
 
 pub use generated::{CompletionOptions, ManOptions, Pages, Script, completions, man};
-pub use request::{BalloonOptions, Which};
+pub use request::{BalloonOptions, CallOptions, Which};
 pub use run::RunOptions;
 pub use sign::{KeyOptions, SignOptions};
 pub use size::MemSize;
@@ -53,6 +53,8 @@ pub enum Command {
     Console(Which),
     /// Tells the size of a guest's balloon; with SIZE, sets the size that it should have
     Balloon(BalloonOptions),
+    /// Calls a service of a guest, through a channel that the hypervisor carries, and prints the answer
+    Rpc(CallOptions),
     /// Signs a kernel, with its initrd and command line, for a protected VM
     Sign(SignOptions),
     /// Tells the public key of a secret one

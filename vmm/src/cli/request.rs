@@ -13,6 +13,26 @@ pub struct Which {
     pub vm: String,
 }
 
+/// Which service, and what to say to it.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct CallOptions {
+    /// Which VM.
+    #[command(flatten)]
+    pub which: Which,
+    /// Its service (gz run --rpc)
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// The message in hexadecimal digits; without it, the bytes of standard input
+    #[arg(value_name = "HEX")]
+    pub message: Option<String>,
+    /// The answer's bytes as they are, instead of hexadecimal digits
+    #[arg(long, conflicts_with = "json")]
+    pub raw: bool,
+    /// How long the answer may take, in ms
+    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    pub timeout: u32,
+}
+
 /// Which running VM, and how much of its memory it shall give back.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct BalloonOptions {

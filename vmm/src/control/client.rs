@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The other side of a control socket.
 
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,9 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::line::Lines;
+use super::line::{self, Lines};
 use super::names::{self, Directory};
-use super::schema::{Answer, Outcome, Question, Reply, Request, VERSION};
+use super::schema::{Answer, FailureKind, Outcome, Question, Reply, Request, VERSION};
 
 /// How long an answer may take.
 pub const ANSWER: Duration = Duration::from_secs(20);
@@ -50,20 +50,62 @@ impl Client {
         Ok(Self { vm: vm.to_owned(), stream, lines: Lines::default() })
     }
 
+    /// Connects to the VM whose socket is known.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn at(vm: &str, socket: &Path) -> anyhow::Result<Self> {
+        let stream = UnixStream::connect(socket).with_context(|| vm.to_owned())?;
+        Ok(Self { vm: vm.to_owned(), stream, lines: Lines::default() })
+    }
+
+    /// A channel to a service of the VM: for the host, or for another VM, by its file and its port. None: the VM is being made just now.
+    ///
+    /// # Errors
+    /// It was refused, or no answer came.
+    pub fn open(
+        &mut self,
+        service: &str,
+        peer: Option<(BorrowedFd<'_>, u32)>,
+    ) -> anyhow::Result<Option<OwnedFd>> {
+        let (file, port) = peer.unzip();
+        let request = Request::Rpc { service: service.into(), port };
+        let vm = self.vm.clone();
+        let open = || match self.exchange(request, file, ANSWER)? {
+            Outcome::Reply(Reply::Channel) => {
+                self.lines.file().context("the answer came without the channel").map(Some)
+            }
+            Outcome::Error(failure) if failure.kind == FailureKind::Busy => Ok(None),
+            Outcome::Error(failure) => Err(anyhow::Error::msg(failure.message)),
+            Outcome::Reply(other) => Err(anyhow::anyhow!("answers something else: {other:?}")),
+        };
+        open().context(vm)
+    }
+
     /// Asks for something; what came of it.
     ///
     /// # Errors
     /// It was refused, or no answer came within `patience`.
     pub fn ask(&mut self, request: Request, patience: Duration) -> anyhow::Result<Reply> {
-        self.exchange(request, patience).with_context(|| self.vm.clone())
+        let outcome = self.exchange(request, None, patience);
+        let reply = outcome.and_then(|outcome| match outcome {
+            Outcome::Reply(reply) => Ok(reply),
+            Outcome::Error(failure) => Err(anyhow::Error::msg(failure.message)),
+        });
+        reply.with_context(|| self.vm.clone())
     }
 
-    fn exchange(&mut self, request: Request, patience: Duration) -> anyhow::Result<Reply> {
+    fn exchange(
+        &mut self,
+        request: Request,
+        file: Option<BorrowedFd<'_>>,
+        patience: Duration,
+    ) -> anyhow::Result<Outcome> {
         let mut line = serde_json::to_vec(&Question { version: VERSION, request })?;
         line.push(b'\n');
         self.stream.set_write_timeout(Some(patience))?;
         // One that takes no more has said why.
-        let sent = self.stream.write_all(&line);
+        let sent = line::send(&self.stream, &line, file);
         let answer =
             self.lines.next(&self.stream, patience, patience).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::anyhow!("no answer"),
@@ -73,13 +115,8 @@ impl Client {
             sent?;
             anyhow::bail!("the VM has ended");
         };
-        match serde_json::from_slice::<Answer>(&answer)
-            .context("an answer that is none of this version")?
-            .outcome
-        {
-            Outcome::Reply(reply) => Ok(reply),
-            Outcome::Error(failure) => Err(anyhow::Error::msg(failure.message)),
-        }
+        let answer = serde_json::from_slice::<Answer>(&answer);
+        Ok(answer.context("an answer that is none of this version")?.outcome)
     }
 
     /// The process at the other end, while it lives: signals to it reach no other one.

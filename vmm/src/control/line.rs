@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Lines from a socket, of bounded length and in bounded time.
+//! Lines of a socket, of bounded length and in bounded time; with a line may come a file.
 
-use std::io::{self, Read};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 /// Longest line.
 const LONGEST: usize = 4096;
@@ -12,6 +19,36 @@ const LONGEST: usize = 4096;
 #[derive(Default, Debug)]
 pub struct Lines {
     rest: Vec<u8>,
+    file: Option<OwnedFd>,
+}
+
+/// Sends bytes, with a file if there is one.
+///
+/// # Errors
+/// The socket has failed.
+pub fn send(mut to: &UnixStream, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let Some(file) = file else { return to.write_all(bytes) };
+    let files = [file];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = sendmsg(to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    to.write_all(bytes.get(sent..).unwrap_or_default())
+}
+
+/// Reads what there is; a file that came with it replaces `file`.
+fn receive(from: &UnixStream, to: &mut [u8], file: &mut Option<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(from, &mut [IoSliceMut::new(to)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            *file = files.last().or(file.take());
+        }
+    }
+    Ok(got.bytes)
 }
 
 impl Lines {
@@ -22,7 +59,7 @@ impl Lines {
     /// It does not, is too long, or the socket has failed.
     pub fn next(
         &mut self,
-        mut from: &UnixStream,
+        from: &UnixStream,
         idle: Duration,
         patience: Duration,
     ) -> io::Result<Option<Vec<u8>>> {
@@ -47,7 +84,7 @@ impl Lines {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             from.set_read_timeout(Some(left))?;
-            match from.read(&mut chunk) {
+            match receive(from, &mut chunk, &mut self.file) {
                 Ok(0) if self.rest.is_empty() => return Ok(None),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.rest.extend(chunk.iter().take(count)),
@@ -55,6 +92,11 @@ impl Lines {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The last file that came with what was read so far.
+    pub fn file(&mut self) -> Option<OwnedFd> {
+        self.file.take()
     }
 
     /// What came behind the last line.
@@ -83,6 +125,22 @@ mod tests {
         assert_eq!(lines.rest(), b"rest");
         drop(to);
         assert_eq!(Lines::default().next(&from, SOON, SOON).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_comes_with_its_line() {
+        let (to, from) = UnixStream::pair().unwrap();
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let mut lines = Lines::default();
+        send(&to, b"with\n", Some(std::os::fd::AsFd::as_fd(&a))).unwrap();
+        send(&to, b"without\n", None).unwrap();
+        drop(a);
+        assert_eq!(lines.next(&from, SOON, SOON).unwrap().as_deref(), Some(&b"with"[..]));
+        let mut file = UnixStream::from(lines.file().unwrap());
+        file.write_all(b"x").unwrap();
+        std::io::Read::read_exact(&mut b, &mut [0]).unwrap();
+        assert_eq!(lines.next(&from, SOON, SOON).unwrap().as_deref(), Some(&b"without"[..]));
+        assert!(lines.file().is_none());
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Versioned {
 }
 
 /// What a client wants.
-#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// All about the VM: [`Reply::Info`].
@@ -51,6 +51,13 @@ pub enum Request {
     Balloon {
         /// Bytes that it should have.
         size: Option<u64>,
+    },
+    /// A channel to a service of the guest: [`Reply::Channel`].
+    Rpc {
+        /// Which.
+        service: String,
+        /// For another VM, which has it at this port, and whose file comes with the question. None: for the host.
+        port: Option<u32>,
     },
     /// [`Reply::Console`], and from there on the connection is the guest's console, both ways and no longer JSON.
     Console,
@@ -88,6 +95,8 @@ pub enum Reply {
     Accepted,
     /// The balloon's size.
     Balloon(Balloon),
+    /// The channel's file comes with this answer.
+    Channel,
     /// The console follows.
     Console,
 }
@@ -260,11 +269,15 @@ pub struct Facts {
     pub image: PathBuf,
     /// How far its gz is confined.
     pub sandbox: Confinement,
+    /// What it can be called for.
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Facts { name, pid, gz, hypervisor, protected, vcpus, memory, image, sandbox } = &self.facts;
+        let Facts { name, pid, gz, hypervisor, protected, vcpus, memory, image, sandbox, services } =
+            &self.facts;
         writeln!(f, "name        {name}")?;
         writeln!(f, "state       {}", self.state)?;
         writeln!(f, "process     {pid}, gz {gz}, {} s", self.uptime)?;
@@ -280,6 +293,9 @@ impl fmt::Display for Info {
         }
         writeln!(f, "image       {}", image.display())?;
         writeln!(f, "sandbox     {sandbox}")?;
+        if !services.is_empty() {
+            writeln!(f, "services    {}", services.join(", "))?;
+        }
         write!(f, "lives       {}", self.lives)
     }
 }
@@ -299,6 +315,9 @@ mod tests {
         round(Request::Info, r#"{"version":1,"request":"info"}"#);
         round(Request::Balloon { size: None }, r#"{"version":1,"request":{"balloon":{"size":null}}}"#);
         round(Request::Balloon { size: Some(4096) }, r#"{"version":1,"request":{"balloon":{"size":4096}}}"#);
+        let rpc = |port| Request::Rpc { service: "keys".into(), port };
+        round(rpc(None), r#"{"version":1,"request":{"rpc":{"service":"keys","port":null}}}"#);
+        round(rpc(Some(1)), r#"{"version":1,"request":{"rpc":{"service":"keys","port":1}}}"#);
         assert!(serde_json::from_str::<Question>(r#"{"version":1,"request":{"balloon":{}}}"#).is_ok());
         for wrong in [
             r#"{"version":1,"request":"fly"}"#,
@@ -321,6 +340,7 @@ mod tests {
                 Outcome::Reply(Reply::State(state)),
                 r#"{"version":1,"reply":{"state":{"state":"paused","exceptions":0}}}"#,
             ),
+            (Outcome::Reply(Reply::Channel), r#"{"version":1,"reply":"channel"}"#),
             (Outcome::Reply(Reply::Accepted), r#"{"version":1,"reply":"accepted"}"#),
             (
                 Outcome::Error(Failure { kind: FailureKind::Busy, message: "no".into() }),

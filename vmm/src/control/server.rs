@@ -4,8 +4,9 @@
 //! No client can hold up the VM, or another client: a thread waits for its own client only, with deadlines, and the guest's
 //! output goes past those that don't keep up ([`Followers`]). The socket's file is the user's alone.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::line::Lines;
+use super::line::{self, Lines};
 use super::names::Entry;
 use super::schema::{
     Answer, Balloon, Facts, Failure, FailureKind, Info, Measurement, Outcome, Question, Reply, Request,
@@ -26,10 +27,12 @@ use super::schema::{
 use crate::console::{self, Followers};
 use crate::exit::EndReason;
 use crate::hypervisor::Vm;
+use crate::rpc::Offer;
 use crate::sandbox::{self, Role};
 
 /// How many clients at a time.
 const CLIENTS: usize = 32;
+const MAKING: &str = "the VM is being made or unmade just now";
 /// How long one may say nothing.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long it may take for a line, either way.
@@ -45,6 +48,8 @@ pub struct Subject {
     pub vm: Arc<dyn Vm>,
     /// Its balloon, if it has one.
     pub balloon: Option<Resize>,
+    /// What it can be called for.
+    pub offer: Offer,
 }
 
 /// What all clients see.
@@ -184,7 +189,7 @@ impl Shared {
         let place = Place(self);
         if before >= CLIENTS {
             // A few bytes, for which a new socket has room.
-            let _ = say(&client, fail(FailureKind::Busy, "too many clients"));
+            let _ = say(&client, fail(FailureKind::Busy, "too many clients"), None);
             return;
         }
         let spawned = thread::Builder::new().name("gz-client".into()).spawn(move || {
@@ -201,12 +206,14 @@ impl Shared {
         client.set_write_timeout(Some(PATIENCE))?;
         let mut lines = Lines::default();
         while let Some(line) = lines.next(client, IDLE, PATIENCE)? {
-            let outcome = match parse(&line) {
-                Ok(request) => self.answer(request),
-                Err(failure) => Outcome::Error(failure),
+            let file = lines.file();
+            let (outcome, channel) = match parse(&line) {
+                Ok(Request::Rpc { service, port }) => self.channel(&service, file, port),
+                Ok(request) => (self.answer(request), None),
+                Err(failure) => (Outcome::Error(failure), None),
             };
             let attaches = outcome == Outcome::Reply(Reply::Console);
-            say(client, outcome)?;
+            say(client, outcome, channel)?;
             if attaches {
                 return self.attach(client, lines.rest());
             }
@@ -221,17 +228,33 @@ impl Shared {
             (Request::Console, _) => Ok(Reply::Console),
             (Request::Stop, _) => self.end(EndReason::Stopped),
             (Request::Reset, _) => self.end(EndReason::Reset),
-            (_, None) => return fail(FailureKind::Busy, "the VM is being made or unmade just now"),
+            (_, None) => return fail(FailureKind::Busy, MAKING),
             (Request::Pause, Some(subject)) => subject.vm.pause().map(|status| Reply::State(status.into())),
             (Request::Resume, Some(subject)) => subject.vm.resume().map(|status| Reply::State(status.into())),
             (Request::Balloon { size }, Some(subject)) => match subject.balloon {
                 Some(resize) => resize(size).map(Reply::Balloon),
                 None => Err(anyhow::anyhow!("this guest has no balloon (gz run --balloon)")),
             },
+            (Request::Rpc { .. }, _) => Err(anyhow::anyhow!("answered elsewhere")),
         };
         match done {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => fail(FailureKind::Refused, &format!("{error:#}")),
+        }
+    }
+
+    /// Makes a channel for the host, or for the VM whose file came along.
+    fn channel(&self, service: &str, vm: Option<OwnedFd>, port: Option<u32>) -> (Outcome, Option<OwnedFd>) {
+        let subject = self.subject.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let Some(subject) = subject else { return (fail(FailureKind::Busy, MAKING), None) };
+        let peer = match (&vm, port) {
+            (Some(vm), Some(port)) => Some((vm.as_fd(), port)),
+            (None, None) => None,
+            _ => return (fail(FailureKind::Malformed, "a VM's file and its port come together"), None),
+        };
+        match subject.offer.connect(subject.vm.as_ref(), service, peer) {
+            Ok(channel) => (Outcome::Reply(Reply::Channel), Some(channel)),
+            Err(error) => (fail(FailureKind::Refused, &format!("{error:#}")), None),
         }
     }
 
@@ -288,19 +311,22 @@ fn fail(kind: FailureKind, message: &str) -> Outcome {
     Outcome::Error(Failure { kind, message: message.to_owned() })
 }
 
-fn say(mut client: &UnixStream, outcome: Outcome) -> io::Result<()> {
+fn say(client: &UnixStream, outcome: Outcome, file: Option<OwnedFd>) -> io::Result<()> {
     let mut line = serde_json::to_vec(&Answer { version: VERSION, outcome })?;
     line.push(b'\n');
-    client.write_all(&line)
+    line::send(client, &line, file.as_ref().map(AsFd::as_fd))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::run::RpcOptions;
     use crate::control::client::Client;
     use crate::devices::serial::Terminal;
     use crate::hypervisor::{self, Kind, Power, Status};
-    use std::io::Read;
+    use crate::rpc::options::{Plan, With};
+    use std::io::{Read, Write};
+    use std::os::fd::BorrowedFd;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::sync::mpsc::{self, Receiver};
     use vmm_sys_util::eventfd::EventFd;
@@ -308,7 +334,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[derive(Default)]
-    struct Fake(AtomicBool);
+    struct Fake(AtomicBool, Mutex<Vec<(u32, Option<u32>)>>);
 
     impl Vm for Fake {
         fn register_irqfd(&self, _: &EventFd, _: u32) -> anyhow::Result<()> {
@@ -337,6 +363,23 @@ mod tests {
         fn status(&self) -> anyhow::Result<Status> {
             let power = if self.0.load(SeqCst) { Power::Paused } else { Power::Running };
             Ok(Status { power, events: 0 })
+        }
+        /// A port has one channel.
+        fn connect(
+            &self,
+            port: u32,
+            other: Option<(BorrowedFd<'_>, u32)>,
+        ) -> anyhow::Result<Option<OwnedFd>> {
+            let mut made = self.1.lock().unwrap();
+            if made.iter().any(|(its, _)| *its == port) {
+                return Ok(None);
+            }
+            made.push((port, other.map(|(_, port)| port)));
+            Ok(Some(match other {
+                // The file that was sent: what is written there is read by the test.
+                Some((file, _)) => file.try_clone_to_owned()?,
+                None => UnixStream::pair()?.0.into(),
+            }))
         }
         fn measurement(&self) -> Option<hypervisor::Measurement> {
             self.0.load(SeqCst).then_some(hypervisor::Measurement { value: [0xA5; 32], sealed: true })
@@ -380,6 +423,7 @@ mod tests {
                 memory: 1 << 20,
                 image: "Image".into(),
                 sandbox: sandbox::Confinement::None,
+                services: Vec::new(),
             };
             let server = Server::start(socket, facts, console.clone(), followers.clone(), end).unwrap();
             Self { path: path.to_str().unwrap().into(), server, reasons, console, followers }
@@ -399,7 +443,45 @@ mod tests {
     }
 
     fn subject() -> Option<Subject> {
-        Some(Subject { vm: Arc::new(Fake::default()), balloon: None })
+        Some(Subject { vm: Arc::new(Fake::default()), balloon: None, offer: Offer::default() })
+    }
+
+    #[test]
+    fn channels_are_made_for_those_who_ask() {
+        let served = Served::new("rpc");
+        let open = |service: &str, peer: Option<(BorrowedFd<'_>, u32)>| {
+            Client::at("vm", Path::new(&served.path)).unwrap().open(service, peer)
+        };
+        let refused = |service: &str, peer: Option<(BorrowedFd<'_>, u32)>| {
+            open(service, peer).unwrap_err().root_cause().to_string()
+        };
+        assert!(open("keys", None).unwrap().is_none(), "there is no VM yet");
+        served.server.set(subject());
+        assert!(refused("keys", None).contains("no service (gz run --rpc)"));
+        let vm = Arc::new(Fake::default());
+        let offer = |with| {
+            let services = vec!["keys,clients=2,port=5".parse().unwrap()];
+            Offer(Plan::of(&RpcOptions { services, peers: Vec::new(), with: vec![with] }).unwrap())
+        };
+        let set = |with| {
+            let subject = Subject { vm: vm.clone(), balloon: None, offer: offer(with) };
+            served.server.set(Some(subject));
+        };
+        set(With::Protected);
+        assert!(refused("keys", None).contains("policy is against channels with the host"));
+        set(With::Host);
+        assert!(refused("log", None).contains("no service log"));
+        let (file, mut end) = UnixStream::pair().unwrap();
+        drop(open("keys", None).unwrap().unwrap());
+        let channel = open("keys", Some((file.as_fd(), 9))).unwrap().unwrap();
+        drop(file);
+        UnixStream::from(channel).write_all(b"x").unwrap();
+        end.read_exact(&mut [0]).unwrap();
+        assert_eq!(end.read(&mut [0]).unwrap(), 0, "nobody else has kept the file");
+        assert!(refused("keys", None).contains("its 2 places are taken"));
+        assert_eq!(*vm.1.lock().unwrap(), [(5, None), (6, Some(9))]);
+        let half = Request::Rpc { service: "keys".into(), port: Some(1) };
+        assert!(served.ask(half).unwrap_err().root_cause().to_string().contains("come together"));
     }
 
     #[test]
@@ -447,7 +529,11 @@ mod tests {
             Some(9216) => anyhow::bail!("not so"),
             other => Ok(Balloon { target: other.unwrap_or(1), actual: 0 }),
         });
-        served.server.set(Some(Subject { balloon: Some(resize), vm: Arc::new(Fake::default()) }));
+        served.server.set(Some(Subject {
+            balloon: Some(resize),
+            vm: Arc::new(Fake::default()),
+            offer: Offer::default(),
+        }));
         let ask = |size| served.ask(Request::Balloon { size });
         assert_eq!(ask(None).unwrap(), Reply::Balloon(Balloon { target: 1, actual: 0 }));
         assert_eq!(ask(Some(8192)).unwrap(), Reply::Balloon(Balloon { target: 8192, actual: 0 }));

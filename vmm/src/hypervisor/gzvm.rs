@@ -2,7 +2,7 @@
 //! GenieZone: the sequence of ioctls that crosvm uses, so that any driver that serves crosvm serves
 //! us.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -16,8 +16,8 @@ use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, Vcp
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    BOOT_PSTATE, BootState, Exit, Kick, Machine, Measurement, NO_CONTROL, Parts, Power, Status, Vcpu, Vm,
-    open_error, system_event,
+    BOOT_PSTATE, BootState, Exit, Kick, Machine, Measurement, NO_CONTROL, NO_RPC, Parts, Power, Status, Vcpu,
+    Vm, open_error, system_event,
 };
 use crate::cli::run::Feature;
 use crate::exit::EndReason;
@@ -36,7 +36,7 @@ const SMCCC_NOT_SUPPORTED: u64 = u64::MAX;
 /// # Errors
 /// No driver, or a call that failed.
 pub fn create(parts: Parts) -> anyhow::Result<Machine> {
-    let Parts { map, memory, vcpus, features, spis, protected, firmware } = parts;
+    let Parts { map, memory, vcpus, features, spis, rpc, protected, firmware } = parts;
     let gzvm = Gzvm::new().map_err(|error| open_error(DEVICE_PATH, error.errno(), MISSING))?;
     let vm = gzvm.create_vm(0).context("gzvm: can't create a VM")?;
     let mask = features.iter().fold(0, |mask, feature| match feature {
@@ -60,6 +60,11 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
             anyhow::bail!("--spis {spis}: this driver or hypervisor has a fixed number");
         }
         vm.set_spis(spis.into()).with_context(|| format!("gzvm: can't give the VM {spis} SPIs"))?;
+    }
+    if let Some(policy) = rpc {
+        let known = vm.check_extension(extension::RPC).context("gzvm: can't ask for channels")?;
+        anyhow::ensure!(known.is_some(), "{NO_RPC}");
+        vm.set_rpc_policy(policy.with, policy.channels, map.rpc_spi).context("gzvm: --rpc")?;
     }
     let ram = memory.iter().map(|ram| (ram, purpose::GUEST_MEM));
     let slots = ram.chain(firmware.map(|firmware| (firmware, purpose::PROTECTED_FW)));
@@ -193,6 +198,18 @@ impl Vm for GuestVm {
 
     fn status(&self) -> anyhow::Result<Status> {
         self.control(control::STATUS, "status")
+    }
+
+    fn connect(&self, port: u32, other: Option<(BorrowedFd<'_>, u32)>) -> anyhow::Result<Option<OwnedFd>> {
+        match self.fd.connect(port, other) {
+            Ok(channel) => Ok(Some(channel.into())),
+            Err(error) if error.errno() == libc::EINVAL => Ok(None),
+            Err(error) => Err(error).context("gzvm: no channel"),
+        }
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
     }
 
     fn measurement(&self) -> Option<Measurement> {

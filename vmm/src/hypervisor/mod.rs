@@ -14,7 +14,7 @@ pub mod gzvm;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use gzvm_abi::run::system_event;
@@ -25,6 +25,7 @@ use crate::cli::run::Feature;
 use crate::exit::EndReason;
 use crate::layout::Map;
 use crate::memory::GuestRam;
+use crate::rpc::options::Policy;
 use crate::watch::{OnException, Watch};
 
 /// Which hypervisor.
@@ -180,12 +181,27 @@ pub trait Vm: Send + Sync {
         anyhow::bail!("{NO_CONTROL}")
     }
 
+    /// Makes a channel, which the guest finds at `port`: with the host, or with another VM, by its file and its port. None: a policy is against it,
+    /// or the port is in use.
+    ///
+    /// # Errors
+    /// The hypervisor can't.
+    fn connect(&self, _port: u32, _other: Option<(BorrowedFd<'_>, u32)>) -> anyhow::Result<Option<OwnedFd>> {
+        anyhow::bail!("{NO_RPC}")
+    }
+
+    /// Its file, where another VM's [`connect`](Self::connect) knows what to do with it.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Who it is: none of a plain VM, of one that has not run, and where nobody keeps it.
     fn measurement(&self) -> Option<Measurement> {
         None
     }
 }
 
+const NO_RPC: &str = "--rpc: this hypervisor (or its driver) has no channels";
 const NO_CONTROL: &str = "this hypervisor (or its driver) has no such control";
 
 /// Who a protected VM is.
@@ -250,6 +266,8 @@ pub struct Parts<'a> {
     pub features: &'a [Feature],
     /// How many SPIs its GIC has, if it matters.
     pub spis: Option<u16>,
+    /// Which channels it may have.
+    pub rpc: Option<Policy>,
     /// Its memory and registers are out of the host's reach.
     pub protected: bool,
     /// Room for the firmware of a protected VM, where the hypervisor has one.
@@ -265,6 +283,8 @@ pub fn create(kind: Kind, parts: Parts) -> anyhow::Result<Machine> {
         Kind::Gzvm => gzvm::create(parts),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm if !parts.features.is_empty() => anyhow::bail!("--features: for gzvm only"),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Kvm if parts.rpc.is_some() => anyhow::bail!("--rpc: for gzvm only"),
         #[cfg(target_arch = "aarch64")]
         Kind::Kvm => kvm::create(parts),
         #[cfg(not(target_arch = "aarch64"))]

@@ -10,6 +10,7 @@
 //! 0x0900_0000  +0x1000           PL011 UART                      SPI 1, edge
 //! 0x0901_0000  +0x1000           PL031 real-time clock           SPI 2, edge
 //! 0x0A00_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 16 + n, edge
+//!                                doorbell of RPC channels        SPI 3, edge
 //! 0x4000_0000  ..                RAM: device tree first, the rest is the firmware's
 //! ```
 //!
@@ -35,6 +36,7 @@ pub const VIRT: Map = Map {
     ram_base: 0x4000_0000,
     virtio_base: 0x0A00_0000,
     virtio_spi: 16,
+    rpc_spi: 3,
 };
 
 /// GICv3 redistributors of `vcpus` vCPUs, vCPU 0 first.
@@ -63,11 +65,12 @@ mod tests {
 
     #[test]
     fn every_interrupt_is_the_gics_and_used_once() {
-        let mut spis = vec![VIRT.serial_spi, VIRT.rtc_spi];
+        let mut spis = vec![VIRT.serial_spi, VIRT.rtc_spi, VIRT.rpc_spi];
         // The last virtio devices share nothing with the others: their SPIs follow one another.
         spis.extend((0..VIRTIO_MAX).map(|index| VIRT.virtio_spi(index)));
         assert!(spis.iter().all(|spi| spi + 32 < GIC_INTERRUPTS));
+        spis.sort_unstable();
         spis.dedup();
-        assert_eq!(spis.len(), 2 + VIRTIO_MAX as usize);
+        assert_eq!(spis.len(), 3 + VIRTIO_MAX as usize);
     }
 }

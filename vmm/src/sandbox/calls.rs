@@ -89,6 +89,9 @@ const CONTROL: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_recvfrom,
+    // With files: of VMs that call this one, and of channels.
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,

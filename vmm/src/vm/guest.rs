@@ -14,6 +14,7 @@ use crate::hypervisor::Kind;
 use crate::layout::{Map, virt};
 use crate::loader::Loaded;
 use crate::memory::GuestRam;
+use crate::rpc::options::Plan;
 use crate::{fdt, hypervisor, layout, loader};
 
 /// What is in the guest's memory before it runs.
@@ -85,7 +86,12 @@ impl Guest {
 
     /// Writes the device tree into RAM; returns where it is: at the end for a kernel, at the start
     /// for firmware, which looks there.
-    pub fn place_fdt(&self, options: &RunOptions, devices: &Devices) -> anyhow::Result<u64> {
+    pub fn place_fdt(
+        &self,
+        options: &RunOptions,
+        devices: &Devices,
+        rpc: Option<&Plan>,
+    ) -> anyhow::Result<u64> {
         let ram = self.ram()?;
         let blob = fdt::build(&fdt::Config {
             map: self.map,
@@ -96,6 +102,7 @@ impl Guest {
             initrd: self.loaded.initrd,
             shared: self.shared,
             virtio_devices: u32::try_from(devices.virtio.len()).unwrap_or(0),
+            rpc: rpc.map_or(&[], |plan| &plan.places),
             seed: seed(options.machine.seed)?,
         })
         .context("--cmdline: can't be put into a device tree")?;

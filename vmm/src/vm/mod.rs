@@ -12,6 +12,7 @@ mod devices;
 mod guest;
 
 use std::cell::{Cell, OnceCell};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use anyhow::Context;
@@ -28,6 +29,8 @@ use crate::control::server::{Server, Socket, Subject};
 use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts};
+use crate::rpc::options::Plan;
+use crate::rpc::{self, Offer};
 use crate::terminal::{self, Input, RawMode};
 use crate::vcpu::Threads;
 use crate::{console, layout, sandbox, signals};
@@ -50,6 +53,9 @@ struct Session {
     end: Sender<EndReason>,
     reasons: Receiver<EndReason>,
     backends: Backends,
+    /// Its channels, and where the VMs are that it calls.
+    rpc: Option<Plan>,
+    peers: Vec<PathBuf>,
     output: Output,
     /// What [`Session::begin`] starts, until then.
     prepared: Cell<Option<Prepared>>,
@@ -60,6 +66,8 @@ struct Session {
 }
 
 fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
+    let rpc = Plan::of(&options.rpc)?;
+    let peers = rpc::sockets(options)?;
     let (end, reasons) = mpsc::channel();
     let signals = signals::install().context("can't set up signals")?;
     let name = options.manage.name.clone().unwrap_or_else(|| format!("guest-{}", std::process::id()));
@@ -70,6 +78,8 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
         end,
         reasons,
         backends: Backends::open(&options.devices, &output)?,
+        rpc,
+        peers,
         output,
         prepared: Cell::new(Some(Prepared { signals, name, socket, followers })),
         control: OnceCell::new(),
@@ -101,7 +111,7 @@ impl Session {
         signals.start(self.end.clone()).context("can't set up signals")?;
         let Some(socket) = socket else { return Ok(()) };
         let (console, end) = (self.console.clone(), self.end.clone());
-        let server = Server::start(socket, facts(options, name), console, followers, end)
+        let server = Server::start(socket, facts(options, name, self.rpc.as_ref()), console, followers, end)
             .context("can't start the control socket")?;
         let _ = self.control.set(server);
         Ok(())
@@ -135,7 +145,13 @@ fn claim(options: &RunOptions, name: &str) -> anyhow::Result<Option<Entry>> {
 }
 
 /// What others are told about the VM.
-fn facts(options: &RunOptions, name: String) -> Facts {
+fn facts(options: &RunOptions, name: String, rpc: Option<&Plan>) -> Facts {
+    let mut services = Vec::new();
+    for place in rpc.into_iter().flat_map(|plan| plan.places.iter().take(plan.offered)) {
+        if services.last() != Some(&place.name) {
+            services.push(place.name.clone());
+        }
+    }
     Facts {
         name,
         pid: std::process::id(),
@@ -146,6 +162,7 @@ fn facts(options: &RunOptions, name: String) -> Facts {
         memory: options.machine.mem.0,
         image: options.boot.kernel.clone().or_else(|| options.boot.firmware.clone()).unwrap_or_default(),
         sandbox: sandbox::confinement(),
+        services,
     }
 }
 
@@ -161,6 +178,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
         vcpus: options.machine.cpus,
         features: &options.machine.features,
         spis: options.machine.spis,
+        rpc: session.rpc.as_ref().map(|plan| plan.policy),
         protected: options.boot.protected,
         firmware: guest.firmware.as_ref(),
     };
@@ -176,7 +194,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let others = session.backends.devices(&guest.device_memory()?)?;
     let extras = Extras { variables, disks, others, balloon, watchdog, output };
     let mut devices = Devices::new(vm.as_ref(), &guest, extras, options.machine.strict_mmio)?;
-    let fdt = guest.place_fdt(options, &devices)?;
+    let fdt = guest.place_fdt(options, &devices, session.rpc.as_ref())?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
     let boot = BootState { entry: guest.loaded.entry, fdt, size: guest.loaded.size };
     for (id, vcpu) in vcpus.iter_mut().enumerate() {
@@ -196,10 +214,19 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
             console::start(session.console.clone(), end.clone()).context("can't start the console")?;
         }
     }
+    // Closed with this life.
+    let _channels = match &session.rpc {
+        Some(plan) => rpc::join(options, plan, &session.peers, vm.as_ref())?,
+        None => Vec::new(),
+    };
     let threads =
         Threads::start(vcpus, &devices.bus, end, Some(&devices.watchdog)).context("can't start the vCPUs")?;
     if let Some(control) = session.control.get() {
-        control.set(Some(Subject { vm: vm.clone(), balloon: devices.resize.clone() }));
+        control.set(Some(Subject {
+            vm: vm.clone(),
+            balloon: devices.resize.clone(),
+            offer: Offer(session.rpc.clone()),
+        }));
     }
     // `end` lives, so that there is always a reason to come.
     let reason = session.reasons.recv().context("nobody is left to end the VM")?;

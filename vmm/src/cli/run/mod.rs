@@ -6,6 +6,7 @@ mod devices;
 mod life;
 mod machine;
 mod manage;
+mod rpc;
 
 use clap::Args;
 
@@ -14,6 +15,7 @@ pub use devices::{ConsoleKind, DeviceOptions};
 pub use life::{LifeOptions, OnReset};
 pub use machine::{Feature, MachineOptions};
 pub use manage::ManageOptions;
+pub use rpc::RpcOptions;
 
 const EXIT_CODES: &str = "\
 Console:
@@ -42,6 +44,7 @@ Examples:
   gz run --kernel Image --disk root.img --net passt,tcp=2222:22 --rng
   gz run --firmware u-boot.bin --disk root.img
   gz run --firmware QEMU_EFI.fd --variables vars.fd --disk root.img
+  gz run --name store --protected --kernel signed --rpc keys
   gz run --hypervisor kvm --kernel Image --disk root.img,ro --cmdline 'console=ttyS0 root=/dev/vda'";
 
 /// Options of `gz run`.
@@ -57,6 +60,9 @@ pub struct RunOptions {
     /// Its virtio devices.
     #[command(flatten)]
     pub devices: DeviceOptions,
+    /// Channels that the hypervisor carries.
+    #[command(flatten)]
+    pub rpc: RpcOptions,
     /// What its deeds come to.
     #[command(flatten)]
     pub life: LifeOptions,
