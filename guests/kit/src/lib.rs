@@ -10,7 +10,7 @@
 //! - [`exception`]: vectors; [`exception::expect`] runs code that may take an exception.
 //! - [`gic`], [`timer`]: GICv3 and generic timer. [`smp`]: closures on other CPUs.
 //! - [`smccc`], [`psci`], [`hypercall`]: calls by HVC or SMC. [`mmio`]: loads and stores of one
-//!   width. `bounce` (feature `virtio`): virtio in a protected VM. [`console`]: `println!`. [`measurement`]: who a protected VM is. [`user`]: code at EL0. [`stage1`]: pages of 16 and 64 KiB.
+//!   width. `bounce` (feature `virtio`): virtio in a protected VM. [`console`]: `println!`. [`measurement`]: who a protected VM is. [`rpc`]: calls to other VMs and the host, and theirs. [`trng`]: random numbers of the platform. [`user`]: code at EL0. [`stage1`]: pages of 16 and 64 KiB.
 //!
 //! Invariants: at most [`MAX_CPUS`] CPUs; TPIDR_EL1 holds the CPU's index; everything runs at EL1
 //! with SP_EL1; addresses are virtual = physical, the lowest GiB as device memory, the rest up to
@@ -35,10 +35,12 @@ pub mod measurement;
 pub mod mmio;
 pub mod psci;
 pub mod random;
+pub mod rpc;
 pub mod smccc;
 pub mod smp;
 pub mod stage1;
 pub mod timer;
+pub mod trng;
 pub mod user;
 
 pub use arrayvec::{ArrayString, ArrayVec};
