@@ -2,7 +2,7 @@
 //! The kernel's own map of all memory, as `/proc/kcore` shows it (an ELF core file).
 //!
 //! `gzvm-check search WORD NEXT...` reads all of it, and says how often it has WORD with each NEXT right behind it. They come
-//! apart, so that the program does not find its own arguments.
+//! apart, so that the program does not find its own arguments. With `search -x` they are bytes in hexadecimal digits.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -60,11 +60,16 @@ fn word(file: &File, at: u64) -> Option<u64> {
 
 /// `gzvm-check search`.
 pub fn main(words: &[String]) -> ExitCode {
-    let [first, next @ ..] = words else {
-        println!("search: WORD NEXT... must be given");
+    let (is_hex, words) = match words {
+        [option, words @ ..] if option == "-x" => (true, words),
+        words => (false, words),
+    };
+    let bytes = words.iter().map(|word| if is_hex { unhex(word) } else { Some(word.as_bytes().to_vec()) });
+    let (Some(bytes), [_, next @ ..]) = (bytes.collect::<Option<Vec<_>>>(), words) else {
+        println!("search: [-x] WORD NEXT... must be given");
         return ExitCode::FAILURE;
     };
-    match search(first.as_bytes(), next) {
+    match search(&bytes) {
         Ok((bytes, found)) => {
             println!("searched {} MiB", bytes >> 20);
             for (next, count) in next.iter().zip(found) {
@@ -79,10 +84,18 @@ pub fn main(words: &[String]) -> ExitCode {
     }
 }
 
+/// Bytes in hexadecimal digits.
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let pairs =
+        digits.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok().filter(|p| p.len() == 2));
+    pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect()
+}
+
 /// How many bytes were read, and how often each was there.
-fn search(first: &[u8], next: &[String]) -> Result<(u64, Vec<usize>), String> {
+fn search(words: &[Vec<u8>]) -> Result<(u64, Vec<usize>), String> {
+    let (first, next) = words.split_first().ok_or("no word")?;
     let map = KernelsMap::open()?;
-    let most = first.len() + next.iter().map(String::len).max().unwrap_or(0);
+    let most = first.len() + next.iter().map(Vec::len).max().unwrap_or(0);
     let mut chunk = vec![0; CHUNK];
     let finder = Finder::new(first);
     let (mut read, mut found) = (0, vec![0; next.len()]);
@@ -94,7 +107,7 @@ fn search(first: &[u8], next: &[String]) -> Result<(u64, Vec<usize>), String> {
             map.file.read_exact_at(chunk, segment.offset + at).map_err(|e| format!("kcore: {e}"))?;
             for place in finder.find_iter(chunk) {
                 for (next, count) in next.iter().zip(&mut found) {
-                    *count += usize::from(chunk[place + first.len()..].starts_with(next.as_bytes()));
+                    *count += usize::from(chunk[place + first.len()..].starts_with(next));
                 }
             }
             read += length as u64;

@@ -17,6 +17,7 @@ pub mod guests;
 pub mod guests_linux;
 pub mod hostile;
 mod instructions;
+mod keystore;
 pub mod linux;
 pub mod manage;
 pub mod power;
@@ -73,6 +74,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(manage::cases());
     cases.extend(sandbox::cases());
     cases.extend(protected::cases());
+    cases.extend(keystore::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());
     cases.extend(instructions::cases());

@@ -171,12 +171,12 @@ fn host_finds_nothing(context: &Context) -> Result<()> {
     machine.ram = Some(ram.clone());
     let mut console = context.start(&machine, "console")?;
     console.wait_for("SECRET-IS-PLANTED", BOOT_LIMIT + BOOT_LIMIT)?;
-    let there = occurrences(&ram)?;
+    let there = places(&ram, SECRET)?.len();
     ensure!(there > 500_000, "the guest has planted {there}: the search is no good");
     console.wait_for("HOST-HAS-LOOKED", Duration::from_secs(300))?;
     console.type_line("")?;
     console.wait_for("GUEST-IS-KILLED", Duration::from_secs(120))?;
-    let left = occurrences(&ram)?;
+    let left = places(&ram, SECRET)?.len();
     fs::remove_file(ram)?;
     ensure!(left == 0, "{left} times the guest's secret is left in memory");
     console.type_line("")?;
@@ -185,27 +185,27 @@ fn host_finds_nothing(context: &Context) -> Result<()> {
     Results::read(&console.text())?.check()
 }
 
-/// How often the secret is in the machine's RAM.
-fn occurrences(ram: &Path) -> Result<usize> {
+/// Where the machine's RAM has the secret.
+pub fn places(ram: &Path, secret: &[u8]) -> Result<Vec<u64>> {
     let mut file = File::open(ram)?;
     let mut chunk = vec![0; 8 << 20];
-    let (mut found, mut kept) = (0, 0);
+    let (mut found, mut kept, mut start) = (Vec::new(), 0, 0_u64);
     loop {
         let read = file.read(&mut chunk[kept..])?;
         if read == 0 {
             return Ok(found);
         }
         let end = kept + read;
-        found += memmem(&chunk[..end]);
+        let first = secret[0];
+        // The first byte is a rare one: most windows are passed at once.
+        let windows = chunk[..end].windows(secret.len()).enumerate();
+        let here = windows.filter(|(_, window)| window[0] == first && *window == secret);
+        found.extend(here.map(|(at, _)| start + at as u64));
         // What may be the start of one.
-        kept = end.min(SECRET.len() - 1);
+        kept = end.min(secret.len() - 1);
+        start += (end - kept) as u64;
         chunk.copy_within(end - kept..end, 0);
     }
-}
-
-fn memmem(bytes: &[u8]) -> usize {
-    // The first byte is a rare one: most windows are passed at once.
-    bytes.windows(SECRET.len()).filter(|window| window[0] == SECRET[0] && *window == SECRET).count()
 }
 
 const PLANT: &str = "mount -o remount,size=100% /tmp

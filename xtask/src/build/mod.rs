@@ -27,7 +27,7 @@ pub enum Part {
     Guests,
     /// The host's driver: gzvm.ko; gzvm-crash.ko, which makes mistakes for tests; gzvm-check, which checks it
     Driver,
-    /// The VMM, a static Linux program: gz
+    /// The VMM, a static Linux program: gz; and the example's: keystore
     Gz,
     /// Initial RAM disks and the guest's disk
     Rootfs,
@@ -41,6 +41,8 @@ pub const ALL: [Part; 6] =
 const HYPERVISOR: &str = "gzvm-hypervisor";
 const FIRMWARE: &str = "gzvm-firmware";
 const VMM: &str = "gz";
+/// Programs of the host, by their packages.
+const PROGRAMS: [(&str, &str); 2] = [(VMM, "gz"), ("keystore-client", "keystore")];
 
 /// Builds these parts.
 ///
@@ -115,10 +117,15 @@ fn guests(layout: &Layout, packages: &[Package]) -> Result<bool> {
 }
 
 fn vmm(layout: &Layout) -> Result<()> {
-    let programs = cargo::linux_programs(layout, &[VMM])?;
-    let (_, file) =
-        programs.iter().find(|(name, _)| name == VMM).context("the VMM's crate has no program gz")?;
-    strip(layout, file, "gz")
+    let built = cargo::linux_programs(layout, &PROGRAMS.map(|(package, _)| package))?;
+    for (package, program) in PROGRAMS {
+        let (_, file) = built
+            .iter()
+            .find(|(name, _)| name == program)
+            .with_context(|| format!("{package} has no program {program}"))?;
+        strip(layout, file, program)?;
+    }
+    Ok(())
 }
 
 /// A program without debug information, a tenth of the size: RAM disks hold it.

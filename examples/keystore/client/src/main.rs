@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Calls the key store from the host: one call a run. Exit code 1: it was refused, 2: wrong command line, 3: a bad signature.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Parser, Subcommand};
+use gz::rpc;
+use gzvm_ioctls::ChannelFd;
+use keystore::protocol::{Answer, Caller, MOST_BYTES, PublicKey, Reply, Request, Signature};
+
+/// A message's.
+const ROOM: usize = gzvm_abi::rpc::MOST_BYTES;
+/// How long the store may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Calls a key store in a VM
+#[derive(Parser)]
+#[command(name = "keystore")]
+struct Cli {
+    /// The VM: its name, or the path of its control socket
+    vm: String,
+    /// Its service
+    #[arg(long, default_value = "keys")]
+    service: String,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Tells who we are to the store
+    Whoami,
+    /// Lists all keys, and whose they are
+    List,
+    /// Makes a key
+    Make,
+    /// Signs standard input
+    Sign {
+        /// With this key
+        key: String,
+    },
+    /// Says whether a signature of standard input is good
+    Verify {
+        /// This key's
+        key: String,
+        /// The signature
+        signature: String,
+    },
+    /// Destroys a key
+    Forget {
+        /// This one
+        key: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("keystore: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let channel = rpc::open(&cli.vm, &cli.service)?;
+    let message = match cli.what {
+        What::Sign { .. } | What::Verify { .. } => standard_input()?,
+        _ => Vec::new(),
+    };
+    let request = match &cli.what {
+        What::Whoami => Request::WhoAmI,
+        What::List => Request::List,
+        What::Make => Request::Make,
+        What::Sign { key } => Request::Sign { key: bytes(key)?, message: &message },
+        What::Verify { key, signature } => {
+            let signature: [u8; 64] = bytes(signature)?;
+            let (r, s) = signature.split_at(32);
+            let signature: Signature = [r.try_into()?, s.try_into()?];
+            Request::Verify { key: bytes(key)?, message: &message, signature }
+        }
+        What::Forget { key } => Request::Forget { key: bytes(key)? },
+    };
+    match call(&channel, &request)? {
+        Reply::You(caller) => println!("{}", name(&caller)),
+        Reply::Keys(keys) => {
+            for listed in keys.iter().flatten() {
+                println!("{} {}", hex(&listed.key), name(&listed.owner));
+            }
+        }
+        Reply::Key(key) => println!("{}", hex(&key)),
+        Reply::Signature([r, s]) => println!("{}{}", hex(&r), hex(&s)),
+        Reply::Verified(true) => println!("good"),
+        Reply::Verified(false) => {
+            println!("bad");
+            return Ok(ExitCode::from(3));
+        }
+        Reply::Forgotten => println!("forgotten"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A typed call: this, and the enums of the protocol, is all there is to it.
+fn call(channel: &ChannelFd, request: &Request<'_>) -> anyhow::Result<Reply> {
+    let mut room = [0; ROOM];
+    let asked = postcard::to_slice(request, &mut room).context("the request does not fit")?;
+    let answer = rpc::call(channel, asked, PATIENCE)?;
+    match postcard::from_bytes::<Answer>(&answer).context("an answer that is none")? {
+        Ok(reply) => Ok(reply),
+        Err(refusal) => bail!("refused: {refusal:?}"),
+    }
+}
+
+fn standard_input() -> anyhow::Result<Vec<u8>> {
+    let mut message = Vec::new();
+    io::stdin().take(MOST_BYTES as u64 + 1).read_to_end(&mut message).context("standard input")?;
+    ensure!(message.len() <= MOST_BYTES, "the message has more than {MOST_BYTES} bytes: sign its hash");
+    Ok(message)
+}
+
+fn name(caller: &Caller) -> String {
+    match caller {
+        Caller::Host => "host".into(),
+        Caller::Plain { vm, generation } => format!("VM {vm}, the {generation}th"),
+        Caller::Protected(measurement) => format!("protected VM {}", hex(measurement)),
+    }
+}
+
+fn hex(bytes: &PublicKey) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes<const N: usize>(digits: &str) -> anyhow::Result<[u8; N]> {
+    let byte = |at: usize| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..N).map(byte).collect();
+    let bytes =
+        bytes.filter(|_| digits.len() == 2 * N).with_context(|| format!("not {N} bytes: {digits}"))?;
+    bytes.try_into().map_err(|_| anyhow::anyhow!("not {N} bytes"))
+}
