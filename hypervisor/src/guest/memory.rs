@@ -213,7 +213,7 @@ impl VmMemory {
         // The guest may look with its caches off at what the VMM wrote with caches on.
         barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
         barrier::ic_ialluis();
-        let named = if broken(Mistake::MailboxAgain) { self.named_by_now(ipa.start()) } else { None };
+        let named = if broken(Mistake::MailboxAgain) { self.named_by_now() } else { None };
         let root = self.stage2.root();
         let mut tables = Tables { account: &mut self.account };
         let target = named.unwrap_or(pa.start());
@@ -227,10 +227,9 @@ impl VmMemory {
         })
     }
 
-    /// What the mailbox names for `ipa` now, of a call for a whole block: a mistake.
-    fn named_by_now(&self, ipa: Ipa) -> Option<Pa> {
-        let index = ipa.0.wrapping_shr(PAGE_SHIFT) % BLOCK_PAGES;
-        Pa::from_frame(self.mailbox.as_ref()?.load(index.wrapping_mul(8)))
+    /// What the mailbox names first by now: a mistake.
+    fn named_by_now(&self) -> Option<Pa> {
+        Pa::from_frame(self.mailbox.as_ref()?.load(0))
     }
 
     /// One step of taking a protected VM's memory apart: what was taken before is scrubbed and returned first, each run of it as one.
