@@ -85,6 +85,8 @@ counters! {
     PagesPrivate = "pages_private",
     /// Accesses of devices that an SMMU aborted and told of.
     DmaFaults = "dma_faults",
+    /// Pages of the hypervisor's own: those from the start, and what hosts gave it; and those that it takes from a VM just now.
+    PagesHypervisor = "pages_hypervisor",
 }
 
 /// How many counters there are.

@@ -105,6 +105,9 @@ functions! {
     RpcMessage = 0x56,
     /// Ours. x1 = handle. Results x1, x2 = masks of the vCPUs to wake, as of [`RpcConnect`](Self::RpcConnect).
     RpcClose = 0x57,
+    /// Ours. x1 = VM id, x2 = first PFN of an aligned block of 2 MiB, which is the host's alone: it is for the VM's tables until that
+    /// goes. Result x1 = how many such blocks it has. x1 = x2 = 0 only asks: how many a VM may have.
+    GiveMemory = 0x5C,
 }
 
 /// A fast call's function ID without the hint that SVE state need not be kept (SMCCC 1.3, bit 16).

@@ -96,6 +96,8 @@ pub mod extension {
     pub const MEASUREMENT: u64 = 0x475A_000A;
     /// Channels that a VM may have at the most: [`RPC_POLICY`](super::RPC_POLICY), [`RPC_CONNECT`](super::RPC_CONNECT).
     pub const RPC: u64 = 0x475A_000C;
+    /// Blocks of 2 MiB that the driver gives the hypervisor for a VM's tables at the most, when that has no more memory for them.
+    pub const TABLE_MEMORY: u64 = 0x475A_000D;
     /// [`MAX_SPIS`](crate::MAX_SPIS): [`VGIC_SPIS`](super::VGIC_SPIS).
     pub const VGIC_SPIS: u64 = 0x475A_0020;
 }

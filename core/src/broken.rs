@@ -46,6 +46,10 @@ mistakes! {
     LostTables,
     /// Nobody pays for the tables of the host's that a donation makes necessary.
     UnpaidTables,
+    /// A VM has no page of the pool for its tables.
+    NoTables,
+    /// What the host gave for a VM's tables does not come back.
+    KeepGiven,
     /// The pages of a vCPU stay marked as shared.
     LeakShared,
     /// A VM's book of loans stays.

@@ -18,8 +18,9 @@
 //!    |  |     | give_back (scrubbed)  v                       |
 //!    |  |     +------------------- +-------+ <----------------+
 //!    |  | HypervisorToHost         | Dirty |
-//!    |  +------------ +------------+-------+
-//!    +--------------->| Hypervisor |
+//!    |  |             |            |   ^
+//!    |  +------------ +------------+   |
+//!    +--------------->| Hypervisor |---+ spare
 //!     HostToHypervisor+------------+
 //!
 //!  +-------+ VmLend(l)    +---------+ VmRetrieve(l)   +--------------+
@@ -114,7 +115,7 @@ pub enum Transition {
     VmReclaim(Loan),
 }
 
-/// What a run of granules goes through: a [`Transition`], or a step of the way back from a VM, which
+/// What a run of granules goes through: a [`Transition`], or a step of the way back from a VM or the hypervisor, which
 /// only the tokens of [`super::ownership`] can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -123,6 +124,8 @@ pub(super) enum Step {
     Take(VmId),
     /// The page has been scrubbed.
     GiveBack,
+    /// The hypervisor does not need the page any more, which was the host's before.
+    Spare,
 }
 
 /// Why a granule can't make a step.
@@ -163,6 +166,7 @@ pub(super) fn next(state: State, step: Step) -> Result<State, Refused> {
             Ok(VmShared(loan.owner))
         }
         (Step::Take(vm), Vm(owner) | VmShared(owner)) if owner == vm => Ok(Dirty),
+        (Step::Spare, Hypervisor) => Ok(Dirty),
         (Step::GiveBack, Dirty) => Ok(Host),
         _ => Err(Refused::State),
     }

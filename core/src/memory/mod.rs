@@ -3,6 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`given`] | pages for a VM's tables that the host gave for this VM |
 //! | [`range`] | runs of pages, checked once |
 //! | [`loans`] | what a protected VM lends to others, and has borrowed |
 //! | [`ownership`] | who owns RAM, and what may become of it |
@@ -13,6 +14,7 @@
 //! Ownership decides, stage 2 follows: a mapping is only made for memory that the VM may reach.
 //! Lock order for all of it: vCPU, then VM, then loans, then the host's stage 2, then ownership, then the pool.
 
+pub mod given;
 mod granule;
 pub mod loans;
 pub mod ownership;

@@ -17,8 +17,8 @@
 //!   [`Permit`], which borrows the table, so that nothing can change before [`Permit::commit`]. In
 //!   between, the caller changes the stage-2 tables, which may still fail for want of memory.
 //! * What is not RAM is refused ([`OwnershipError::NotRam`]), also a run that only touches it.
-//! * A page leaves a VM by [`Ownership::take`] and returns to the host as [`Scrubbed`]; there is no
-//!   other way. The VM's stage-2 mapping is gone, TLB included, before `take`: a return from
+//! * A page leaves a VM by [`Ownership::take`], or the hypervisor by [`Ownership::spare`], and returns to the host as [`Scrubbed`];
+//!   there is no other way but at boot. The VM's stage-2 mapping is gone, TLB included, before `take`: a return from
 //!   `Stage2::unmap`, or the call of the visitor in `Stage2::teardown_step`, says so.
 //!
 //! Lock order: vCPU, VM, host's stage 2, then this table, then the pool.
@@ -257,6 +257,15 @@ impl<'m> Ownership<'m> {
         Ok(Dirty { all: range, left: range })
     }
 
+    /// The hypervisor has no use any more for `range`, which the host gave it. Nobody can reach it then.
+    ///
+    /// # Errors
+    /// See [`OwnershipError`].
+    pub fn spare(&mut self, range: PaRange) -> Result<Dirty, OwnershipError> {
+        self.permit(range, Step::Spare)?.commit();
+        Ok(Dirty { all: range, left: range })
+    }
+
     /// Return scrubbed memory to the host, which may map it again after this.
     ///
     /// # Errors
@@ -443,7 +452,7 @@ impl Permit<'_, '_> {
     }
 }
 
-/// Memory taken from a VM. All of it stays nobody's until the last page is scrubbed ([`Dirty::scrub`]), so that it comes
+/// Memory taken from a VM, or that the hypervisor can spare. All of it stays nobody's until the last page is scrubbed ([`Dirty::scrub`]), so that it comes
 /// back as one run ([`Ownership::give_back`]).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the memory would be lost until reset"]

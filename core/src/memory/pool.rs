@@ -10,6 +10,7 @@
 //! is free.
 
 use super::PaRange;
+use super::given::{BLOCK_PAGES, Given};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pa};
 
 const BITS: u64 = 64;
@@ -230,12 +231,14 @@ pub struct Account {
     limit: u64,
     /// Of `used`: tables of others that are there because of this one.
     caused: u64,
+    /// What the host gave for its tables. It is paid for.
+    given: Given,
 }
 
 impl Account {
     /// An empty account that may grow to `limit` pages.
     pub const fn new(limit: u64) -> Self {
-        Self { used: 0, limit, caused: 0 }
+        Self { used: 0, limit, caused: 0, given: Given::new() }
     }
 
     /// Pages charged.
@@ -248,9 +251,10 @@ impl Account {
         self.limit
     }
 
-    /// Allow more: the host gave memory for it.
-    pub fn raise_limit(&mut self, pages: u64) {
-        self.limit = self.limit.saturating_add(pages);
+    /// What the host gave for its tables. A block's pages are as many tables of its own, which so much less has to come from the
+    /// pool for; hence it may cause as many of others.
+    pub const fn given(&mut self) -> &mut Given {
+        &mut self.given
     }
 
     /// Pay for `pages`.
@@ -258,8 +262,12 @@ impl Account {
     /// # Errors
     /// [`AllocError::OverLimit`]; nothing was charged.
     pub fn charge(&mut self, pages: u64) -> Result<(), AllocError> {
+        self.charge_up_to(pages, self.limit)
+    }
+
+    fn charge_up_to(&mut self, pages: u64, limit: u64) -> Result<(), AllocError> {
         match self.used.checked_add(pages) {
-            Some(used) if used <= self.limit => {
+            Some(used) if used <= limit => {
                 self.used = used;
                 Ok(())
             }
@@ -270,9 +278,10 @@ impl Account {
     /// Pay for `pages` that another's tables took because of this one.
     ///
     /// # Errors
-    /// As [`charge`](Self::charge).
+    /// As [`charge`](Self::charge), but that what was [`given`](Self::given) counts too.
     pub fn charge_caused(&mut self, pages: u64) -> Result<(), AllocError> {
-        self.charge(pages)?;
+        let more = self.given.blocks().saturating_mul(BLOCK_PAGES);
+        self.charge_up_to(pages, self.limit.saturating_add(more))?;
         self.caused = self.caused.saturating_add(pages);
         Ok(())
     }
@@ -357,8 +366,18 @@ mod tests {
         assert_eq!(pool.free_for(&mut b, four), Err(FreeError::NotCharged));
         pool.free_for(&mut a, four).unwrap();
         assert_eq!((a.used(), pool.free_pages()), (0, 8));
-        a.raise_limit(u64::MAX);
-        a.charge(u64::MAX).unwrap();
+    }
+
+    #[test]
+    fn what_was_given_allows_as_many_pages_of_others() {
+        let mut a = Account::new(4);
+        a.given().add(range(512, 512)).unwrap();
+        a.charge_caused(512).unwrap();
+        assert_eq!(a.charge(1), Err(AllocError::OverLimit));
+        a.charge_caused(4).unwrap();
+        assert_eq!(a.charge_caused(1), Err(AllocError::OverLimit));
+        a.refund_caused(513);
+        a.charge(1).unwrap();
         assert_eq!(a.charge(1), Err(AllocError::OverLimit));
     }
 

@@ -25,6 +25,8 @@ pub static GUEST_MEMORY_PAGES: Gauge = Gauge(AtomicU64::new(0));
 pub static PRIVATE_PAGES: Gauge = Gauge(AtomicU64::new(0));
 /// Accesses of user space, or of a system call for it, to pages that are a protected VM's.
 pub static PRIVATE_FAULTS: Gauge = Gauge(AtomicU64::new(0));
+/// Pages that the hypervisor was given for VMs' tables.
+pub static TABLE_PAGES: Gauge = Gauge(AtomicU64::new(0));
 /// irqfds.
 pub static IRQFDS: Gauge = Gauge(AtomicU64::new(0));
 /// Page faults of guests that brought pages in.
@@ -62,6 +64,7 @@ pub fn show(out: &mut SeqFile) {
         ("driver_pinned_pages", &PINNED_PAGES),
         ("driver_guest_memory_pages", &GUEST_MEMORY_PAGES),
         ("driver_private_pages", &PRIVATE_PAGES),
+        ("driver_table_pages", &TABLE_PAGES),
         ("driver_irqfds", &IRQFDS),
         ("driver_faults", &FAULTS),
         ("driver_private_faults", &PRIVATE_FAULTS),

@@ -137,6 +137,9 @@ pub fn check_extension(arg: u64) -> Result<i64> {
         extension::GUEST_MEMORY if has_function(Function::HostAccess) => 1,
         extension::RPC if has_function(Function::RpcConnect) => call(Function::RpcPolicy, [0])?.x1,
         extension::MEASUREMENT if has_function(Function::Measurement) => 1,
+        extension::TABLE_MEMORY if has_function(Function::GiveMemory) => {
+            call(Function::GiveMemory, [0, 0])?.x1
+        }
         extension::DISCARD if has_function(Function::UnmapGuest) => 1,
         cap::VM_FEATURES if has_function(Function::VmFeatures) => call(Function::VmFeatures, [0, 0])?.x1,
         _ => return Err(code::EOPNOTSUPP),

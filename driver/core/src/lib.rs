@@ -44,6 +44,7 @@ mod sys;
 #[path = "fake/mod.rs"]
 #[expect(unsafe_code, reason = "stands in for C")]
 mod sys;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod vcpu;

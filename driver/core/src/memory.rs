@@ -26,6 +26,7 @@ use crate::kernel::page::Pages;
 use crate::kernel::print::pr_warn;
 use crate::kernel::{KVec, Result, code, mm, task};
 use crate::pins::{Pins, Source};
+use crate::tables::Tables;
 
 /// Most pages in a slot.
 const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
@@ -75,16 +76,25 @@ impl Slot {
 }
 
 /// The VM as calls name it.
-#[derive(Clone, Copy)]
 struct Target {
     id: u16,
     /// What it is given leaves the host.
     protected: bool,
+    tables: Tables,
 }
 
 impl Target {
+    /// Makes a call that gives it pages of the slot; of a block at the most, so that it needs few tables. Where the hypervisor has none
+    /// left it is given memory for more, and asked again.
+    fn map(&mut self, slot: &Slot, gfn: u64, pages: u64, mut f: impl FnMut() -> Result) -> Result {
+        match self.give(slot, gfn, pages, &mut f) {
+            Err(code::ENOMEM) if self.tables.grow(self.id).is_ok() => self.give(slot, gfn, pages, f),
+            other => other,
+        }
+    }
+
     /// Makes a call that gives it pages of the slot, or takes them from the host's sight.
-    fn give(self, slot: &Slot, gfn: u64, pages: u64, f: impl FnOnce() -> Result) -> Result {
+    fn give(&self, slot: &Slot, gfn: u64, pages: u64, f: impl FnOnce() -> Result) -> Result {
         match slot.pins.file(gfn) {
             Some((file, page)) if self.protected => file.give(page, pages, f),
             _ => f(),
@@ -136,7 +146,7 @@ impl Memory {
     /// No slots. Allocates the mailbox.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            vm: Target { id: 0, protected: false },
+            vm: Target { id: 0, protected: false, tables: Tables::new() },
             paging: Paging::Eager,
             slots: KVec::new(),
             streams: Streams::default(),
@@ -219,7 +229,7 @@ impl Memory {
         // From here on the slot stays whatever happens: the hypervisor may hold pages of it.
         let slot = self.slots.get_mut(place).ok_or(code::EINVAL)?;
         if self.paging == Paging::Eager {
-            populate(self.vm, slot, &mut buffer, &mut self.mailbox)
+            populate(&mut self.vm, slot, &mut buffer, &mut self.mailbox)
         } else {
             Ok(())
         }
@@ -229,7 +239,7 @@ impl Memory {
     pub fn populate_all(&mut self) -> Result {
         let mut buffer = Pages::new()?;
         for slot in self.slots.iter_mut() {
-            populate(self.vm, slot, &mut buffer, &mut self.mailbox)?;
+            populate(&mut self.vm, slot, &mut buffer, &mut self.mailbox)?;
         }
         self.paging = Paging::Eager;
         Ok(())
@@ -243,7 +253,7 @@ impl Memory {
     /// A guest touched `gpa`, which is not mapped. ERESTARTSYS: a signal came first, let the guest try again.
     pub fn fault(&mut self, gpa: u64) -> Result {
         let gfn = gpa / PAGE_SIZE;
-        let (paging, vm) = (self.paging, self.vm);
+        let (paging, vm) = (self.paging, &mut self.vm);
         let removed = self.removed;
         let Some(slot) = slot_of(&mut self.slots, gfn) else {
             // What was a slot when the guest touched it is device space now: let it see that.
@@ -254,7 +264,7 @@ impl Memory {
             Paging::Single => {
                 let pfn = one_page(slot, gfn)?;
                 let args = [vm.id.into(), slot.id.into(), pfn, gfn, 1];
-                vm.give(slot, gfn, 1, || patiently(|| call(Function::MapGuest, args).map(drop)))
+                vm.map(slot, gfn, 1, || patiently(|| call(Function::MapGuest, args).map(drop)))
             }
             Paging::Block => {
                 if slot.pins.block_is_empty(gfn) && map_window(vm, slot, gfn, self.mailbox.as_mut_array())? {
@@ -285,7 +295,7 @@ impl Memory {
             return;
         }
         let gfn = gpa / PAGE_SIZE;
-        let vm = self.vm;
+        let vm = &self.vm;
         let Some(slot) = slot_of(&mut self.slots, gfn).filter(|s| s.pins.get(gfn).is_some()) else { return };
         let gone = vm.give(slot, gfn, 1, || {
             let take = || call(Function::HostAccess, [host_access::UNSHARE, vcpu.to_reg()]).map(drop);
@@ -351,9 +361,9 @@ fn patiently(f: impl FnMut() -> Result) -> Result {
     })
 }
 
-fn map_block(vm: Target, slot: &Slot, gfn: u64, pages: u64) -> Result {
+fn map_block(vm: &mut Target, slot: &Slot, gfn: u64, pages: u64) -> Result {
     let args = [vm.id.into(), slot.id.into(), gfn, pages];
-    vm.give(slot, gfn, pages, || patiently(|| call(Function::MapGuestBlock, args).map(drop)))
+    vm.map(slot, gfn, pages, || patiently(|| call(Function::MapGuestBlock, args).map(drop)))
 }
 
 /// The PFN under `gfn`, taken now if it was not.
@@ -369,7 +379,7 @@ fn one_page(slot: &mut Slot, gfn: u64) -> Result<u64> {
 
 /// Maps the block around `fault`, of which no page is pinned. Did that include `fault`?
 fn map_window(
-    vm: Target,
+    vm: &mut Target,
     slot: &mut Slot,
     fault: u64,
     mailbox: &mut [u64; BLOCK_PAGES as usize],
@@ -401,7 +411,7 @@ fn map_window(
 
 /// Maps `gfn`, and up to `wanted` pages from there on as far as none is pinned and they lie in the same block. How many.
 fn map_run(
-    vm: Target,
+    vm: &mut Target,
     slot: &mut Slot,
     gfn: u64,
     wanted: u64,
@@ -425,7 +435,7 @@ fn map_run(
 }
 
 /// Brings in all pages of a slot that are not there, through the region buffer.
-fn populate(vm: Target, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages<0>) -> Result {
+fn populate(vm: &mut Target, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pages<0>) -> Result {
     let mut gfn = slot.gfn;
     while gfn < slot.end() {
         if task::signal_pending() {
@@ -463,7 +473,7 @@ fn populate(vm: Target, slot: &mut Slot, buffer: &mut Pages<1>, scratch: &mut Pa
             gpa: gfn.saturating_mul(PAGE_SIZE),
         };
         let args = [vm.id.into(), REGION_BUFFER_SIZE, buffer.pa()];
-        vm.give(slot, gfn, at - gfn, || patiently(|| call(Function::SetMemregion, args).map(drop)))?;
+        vm.map(slot, gfn, at - gfn, || patiently(|| call(Function::SetMemregion, args).map(drop)))?;
         task::cond_resched();
         gfn = at;
     }

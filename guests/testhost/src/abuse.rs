@@ -27,9 +27,15 @@ pub const CASES: &[Case] = cases!["abuse":
 ];
 
 /// What must be as before once a test is over.
-pub fn counters() -> Result<[(Counter, u64); 5], Verdict> {
-    let names =
-        [Counter::Vms, Counter::Vcpus, Counter::PoolUsed, Counter::PagesShared, Counter::PagesPrivate];
+pub fn counters() -> Result<[(Counter, u64); 6], Verdict> {
+    let names = [
+        Counter::Vms,
+        Counter::Vcpus,
+        Counter::PoolUsed,
+        Counter::PagesShared,
+        Counter::PagesPrivate,
+        Counter::PagesHypervisor,
+    ];
     let mut all = names.map(|c| (c, 0));
     for (counter, value) in &mut all {
         let Some(now) = hypercall::counter(*counter) else { fail!("no counter {counter:?}") };

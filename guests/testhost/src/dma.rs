@@ -2,6 +2,7 @@
 //! A host that reaches for what is not its own through a device (`threats.md` 11). Needs a machine with an SMMUv3 and QEMU's `edu`.
 
 use gzvm_abi::counter::Counter;
+use gzvm_abi::hypercall::Function;
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::{cases, check, check_eq, exception, fail, machine, mmio, skip, smp};
 
@@ -11,8 +12,8 @@ use crate::vm::{self, Vm};
 use crate::{host, pages, programs};
 
 pub const CASES: &[Case] = cases!["dma":
-    own_memory, hypervisor_memory, a_protected_vms_pages, pages_come_back, a_split_block, smmu_is_not_the_hosts,
-    gic_has_no_tables, blocked_altogether,
+    own_memory, hypervisor_memory, a_protected_vms_pages, pages_come_back, a_split_block, memory_for_tables,
+    smmu_is_not_the_hosts, gic_has_no_tables, blocked_altogether,
 ];
 
 const JUNK: u64 = 0x0BAD_0BAD_0BAD_0BAD;
@@ -150,6 +151,30 @@ fn a_split_block() -> Outcome {
         check!(loads(&edu, neighbour, PATTERN, own)?, "a load from the neighbour, afterwards");
         vm.destroy()?;
         check!(loads(&edu, page, 0, own)?, "a load from a page that came back");
+    }
+    pages::reset();
+    Ok(())
+}
+
+/// What the host gave for a VM's tables is the hypervisor's, for devices too.
+fn memory_for_tables() -> Outcome {
+    let edu = device()?;
+    let own = pages::take(1, 4096);
+    let vm = Vm::new(programs::spins(), 1)?;
+    let block = pages::take(512, 2 << 20);
+    let words = [block, block + 0x10_0000, block + 0x1F_FFF8];
+    for word in words {
+        put(word, PATTERN);
+        check!(loads(&edu, word, PATTERN, own)?, "a load from {word:#x} before it is given");
+    }
+    check!(vm.call(Function::GiveMemory, &[block >> 12]).ok(), "GIVE_MEMORY");
+    for word in words {
+        check!(!loads(&edu, word, PATTERN, own)?, "a load from {word:#x}");
+        check!(!stores(&edu, word, own)?, "a store to {word:#x}");
+    }
+    vm.destroy()?;
+    for word in words {
+        check!(loads(&edu, word, 0, own)?, "a load from {word:#x}, which came back");
     }
     pages::reset();
     Ok(())

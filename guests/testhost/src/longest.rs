@@ -12,7 +12,7 @@ use crate::pages;
 use crate::vm;
 
 pub const CASES: &[Case] =
-    cases!["longest": maps_of_plain_vms, maps_of_protected_vms, a_protected_vm_of_4_gib];
+    cases!["longest": maps_of_plain_vms, maps_of_protected_vms, a_protected_vm_of_4_gib, memory_for_tables];
 
 /// Instructions that a call may take.
 pub const MOST_INSTRUCTIONS: u64 = 100_000;
@@ -204,6 +204,20 @@ fn a_protected_vm_of_4_gib() -> Outcome {
     }
     longest.end()?;
     vm.destroy("DESTROY_VM of 4 GiB")?;
+    pages::reset();
+    Ok(())
+}
+
+fn memory_for_tables() -> Outcome {
+    timed()?;
+    let vm = bare(true, BLOCK)?;
+    let mut longest = Longest::of("GIVE_MEMORY", MOST_INSTRUCTIONS);
+    for block in 0..16 {
+        let pfn = (MEMORY >> 12) + 2 * block * BLOCK;
+        vm::must(longest.call(Function::GiveMemory, &[vm.id, pfn]), "GIVE_MEMORY")?;
+    }
+    longest.end()?;
+    vm.destroy("DESTROY_VM of memory for tables")?;
     pages::reset();
     Ok(())
 }

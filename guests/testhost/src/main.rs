@@ -56,6 +56,8 @@ mod random;
 #[cfg(target_os = "none")]
 mod rpc;
 #[cfg(target_os = "none")]
+mod tables;
+#[cfg(target_os = "none")]
 mod tree;
 #[cfg(target_os = "none")]
 mod unmap;
@@ -92,6 +94,7 @@ fn host_vm() {
         addresses::CASES,
         levels::CASES,
         protected::CASES,
+        tables::CASES,
         lending::CASES,
         rpc::CASES,
         host_access::CASES,

@@ -106,9 +106,10 @@ impl VmMemory {
             pool::free(root, root_pages);
             return Err(Exhausted);
         };
+        let limit = if broken(Mistake::NoTables) { 0 } else { TABLE_LIMIT.min(pool::usage().1 / 2) };
         Ok(Self {
             stage2,
-            account: Account::new(TABLE_LIMIT.min(pool::usage().1 / 2)),
+            account: Account::new(limit),
             slots: Slots::new(bits),
             mailbox: None,
             root_pages,
@@ -138,8 +139,9 @@ impl VmMemory {
     }
 
     /// Pages that the hypervisor spends on it.
-    pub fn table_pages(&self) -> u64 {
-        self.account.used().saturating_add(self.root_pages as u64)
+    pub fn table_pages(&mut self) -> u64 {
+        let given = self.account.given().blocks().wrapping_mul(BLOCK_PAGES);
+        self.account.used().saturating_add(self.root_pages as u64).saturating_add(given)
     }
 
     /// One step of taking it apart, with nobody inside the VM.
@@ -160,10 +162,33 @@ impl VmMemory {
                 })
             }
         };
-        if progress == Progress::Done {
-            pool::free(root, self.root_pages);
+        if progress == Progress::More || self.return_given(budget.min(SCRUB_PAGES)) == Progress::More {
+            return Progress::More;
         }
-        progress
+        pool::free(root, self.root_pages);
+        Progress::Done
+    }
+
+    /// One step of giving back what the host gave for tables, all of which are gone.
+    fn return_given(&mut self, budget: u64) -> Progress {
+        let _ = self.scrub_step(budget);
+        if self.dirty.is_empty() {
+            if broken(Mistake::KeepGiven) {
+                return Progress::Done;
+            }
+            let Some(block) = private::spare_block(&mut self.account) else { return Progress::Done };
+            self.keep_dirty(Some(block));
+        }
+        Progress::More
+    }
+
+    /// Memory of the host's for the tables of this VM, a block of 2 MiB; how many such it has then.
+    pub fn take_for_tables(&mut self, block: PaRange) -> Result<u64, MapFailure> {
+        if self.stage2.is_dying() {
+            return Err(MapFailure::Invalid);
+        }
+        private::take_for_tables(block, &mut self.account)?;
+        Ok(self.account.given().blocks())
     }
 
     /// Maps host memory at `ipa`, which lies in a slot. Mapping the same again is fine.
@@ -236,16 +261,7 @@ impl VmMemory {
     fn dismantle(&mut self, vm: VmId, tlb: &mut VmTlb, budget: u64) -> Progress {
         let mut left = budget;
         loop {
-            while left > 0
-                && let Some(dirty) = self.dirty.pop()
-            {
-                let pages = left.min(dirty.left().pages());
-                left = left.saturating_sub(pages);
-                match private::give_back(dirty, pages, &mut self.account) {
-                    None => left = left.saturating_sub(GIVE_BACK_COST),
-                    rest => self.keep_dirty(rest),
-                }
-            }
+            left = self.scrub_step(left);
             if left == 0 {
                 return Progress::More;
             }
@@ -266,6 +282,21 @@ impl VmMemory {
                 return Progress::Done;
             }
         }
+    }
+
+    /// Scrubs and gives back, as far as `left` goes; what is left of that.
+    fn scrub_step(&mut self, mut left: u64) -> u64 {
+        while left > 0
+            && let Some(dirty) = self.dirty.pop()
+        {
+            let pages = left.min(dirty.left().pages());
+            left = left.saturating_sub(pages);
+            match private::give_back(dirty, pages, &mut self.account) {
+                None => left = left.saturating_sub(GIVE_BACK_COST),
+                rest => self.keep_dirty(rest),
+            }
+        }
+        left
     }
 
     fn keep_dirty(&mut self, dirty: Option<Dirty>) {

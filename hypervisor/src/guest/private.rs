@@ -12,6 +12,8 @@
 //! entry is gone, TLB included, before a page counts as the VM's; a page that is the host's again may be missing in the
 //! host's tables, and is put there when the host touches it ([`crate::host::repair`]).
 //!
+//! A block that the host gives for a VM's tables ([`take_for_tables`]) goes the same ways, and is the hypervisor's in between.
+//!
 //! A donation that splits a block of the host's takes a page for the host's table. The host's account has it, and the VM's
 //! pays for it too, until a return joins the block again.
 //!
@@ -19,6 +21,7 @@
 
 use gzvm_core::addr::VmId;
 use gzvm_core::memory::PaRange;
+use gzvm_core::memory::given::Unusable;
 use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, State, Transition};
 
@@ -34,6 +37,35 @@ pub fn donate(vm: VmId, memory: PaRange, account: &mut Account) -> Result<(), Ma
     leave_host(memory, Transition::DonateToVm(vm), |pages| {
         broken(Mistake::UnpaidTables) || account.charge_caused(pages).is_ok()
     })
+}
+
+/// A block of the host's becomes one for the tables of this account's VM.
+pub fn take_for_tables(block: PaRange, account: &mut Account) -> Result<(), MapFailure> {
+    account.given().add(block).map_err(|e| match e {
+        Unusable::Full => MapFailure::NoMemory,
+        Unusable::NoBlock => MapFailure::Invalid,
+    })?;
+    let gone = leave_host(block, Transition::HostToHypervisor, |pages| account.charge_caused(pages).is_ok());
+    if gone.is_err() {
+        // Nothing was taken from it.
+        let _ = account.given().remove();
+    }
+    gone
+}
+
+/// The next block that the host gave for tables, which are gone, to be scrubbed.
+pub fn spare_block(account: &mut Account) -> Option<Dirty> {
+    loop {
+        let (block, free) = account.given().remove()?;
+        if !free {
+            log::error!("tables are left in {block:?}, which stays the hypervisor's");
+            continue;
+        }
+        match platform::ownership().lock().spare(block) {
+            Ok(dirty) => return Some(dirty),
+            Err(e) => log::error!("spare {block:?}: {e} (hypervisor bug)"),
+        }
+    }
 }
 
 /// A protected VM lets the host see its page.

@@ -28,7 +28,8 @@ const EXTENSIONS: u64 = Function::ExtInfo.extension_bit()
     | Function::RpcPolicy.extension_bit()
     | Function::RpcConnect.extension_bit()
     | Function::RpcMessage.extension_bit()
-    | Function::RpcClose.extension_bit();
+    | Function::RpcClose.extension_bit()
+    | Function::GiveMemory.extension_bit();
 
 /// PROBE: x1..x3 = the driver's version, which may be any: generations before F send zeros. A driver begins with it, so what an
 /// earlier one knew is forgotten.
@@ -60,6 +61,9 @@ pub fn counter([index, ..]: Args) -> Result<Results, Error> {
     } else if is(Counter::PagesPrivate) {
         let counts = platform::ownership().lock().counts();
         counts.vm.saturating_add(counts.vm_shared).saturating_add(counts.lent)
+    } else if is(Counter::PagesHypervisor) {
+        let counts = platform::ownership().lock().counts();
+        counts.hypervisor.saturating_add(counts.dirty)
     } else if is(Counter::DmaFaults) {
         dma::faults()
     } else {

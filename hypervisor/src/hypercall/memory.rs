@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! SET_MEMREGION, MEMREGION_PURPOSE, MAP_GUEST, MAP_GUEST_BLOCK, UNMAP_GUEST, REMOVE_MEMREGION, SET_DTB_CONFIG.
+//! SET_MEMREGION, MEMREGION_PURPOSE, MAP_GUEST, MAP_GUEST_BLOCK, UNMAP_GUEST, REMOVE_MEMREGION, GIVE_MEMORY, SET_DTB_CONFIG.
 
 use gzvm_abi::hypercall::REGION_BUFFER_SIZE;
-use gzvm_core::addr::{Ipa, PAGE_SIZE, Pa};
+use gzvm_core::addr::{BLOCK_2M, Ipa, PAGE_SIZE, Pa};
 use gzvm_core::broken::{Mistake, broken};
-use gzvm_core::memory::IpaRange;
+use gzvm_core::memory::given::MOST_BLOCKS;
 use gzvm_core::memory::slots::{RegionBuffer, SetRegion};
 use gzvm_core::memory::stage2::Progress;
+use gzvm_core::memory::{IpaRange, PaRange};
+use gzvm_core::vm::lifecycle::Gate;
 
 use super::{Args, Error, Results};
 use crate::guest::memory::VmMemory;
@@ -110,6 +112,22 @@ fn map_runs(memory: &mut VmMemory, ipa: IpaRange, frames: &[u64]) -> Result<(), 
         at = at.wrapping_add(bytes);
     }
     Ok(())
+}
+
+/// GIVE_MEMORY: x1 = VM, x2 = first PFN of 2 MiB of the host's, for the VM's tables. Results: how many such blocks it has; with
+/// x1 = x2 = 0, how many a VM may have.
+pub fn give([id, pfn, ..]: Args) -> Result<Results, Error> {
+    if (id, pfn) == (0, 0) {
+        return Ok([MOST_BLOCKS as u64, 0, 0]);
+    }
+    let block = Pa::from_frame(pfn).and_then(|pa| PaRange::new(pa, BLOCK_2M).ok()).ok_or(Error::Invalid)?;
+    let vm = registry::get(id)?;
+    let vm = vm.vm().ok_or(Error::Invalid)?;
+    if vm.life.gate() == Gate::Gone {
+        return Err(Error::Invalid);
+    }
+    let blocks = vm.memory.lock().take_for_tables(block)?;
+    Ok([blocks, 0, 0])
 }
 
 /// UNMAP_GUEST: x1 = VM, x2 = first GFN, x3 = pages, all in one slot. Busy: the same call again goes on. When

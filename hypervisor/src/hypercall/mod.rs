@@ -125,6 +125,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         Function::MapGuestBlock => memory::map_block(args),
         Function::UnmapGuest => memory::unmap(args),
         Function::RemoveMemregion => memory::remove_region(args),
+        Function::GiveMemory => memory::give(args),
         Function::SetDtbConfig => memory::device_tree(args),
         Function::GetStatistics => vm::statistics(args),
         Function::InformExit => vm::inform_exit(args),

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use gzvm_core::addr::Pa;
+use gzvm_core::addr::{PAGE_SIZE, Pa};
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::stage2::{OutOfTables, TableMemory, Tlb};
@@ -15,7 +15,7 @@ use crate::arch::{barrier, cpu, sysreg};
 /// still read them.
 pub static STALE_WALKS: AtomicBool = AtomicBool::new(false);
 
-/// Table pages from the pool, charged to an account.
+/// Table pages from the pool, charged to an account; where there are none, from what the host gave for it.
 pub struct Tables<'a> {
     /// Who pays.
     pub account: &'a mut Account,
@@ -40,19 +40,30 @@ impl TableMemory for Tables<'_> {
     }
 
     fn alloc_table(&mut self) -> Result<Pa, OutOfTables> {
-        self.account.charge(1).map_err(|_| OutOfTables)?;
-        pool::alloc(1, 1).map_err(|_| {
-            self.refund();
-            OutOfTables
-        })
+        if self.account.charge(1).is_ok() {
+            match pool::alloc(1, 1) {
+                Ok(table) => return Ok(table),
+                Err(_) => self.refund(),
+            }
+        }
+        let table = self.account.given().take().ok_or(OutOfTables)?;
+        // SAFETY: a page that the host gave, which is the hypervisor's by now, mapped RAM; it has just been free.
+        unsafe { super::zero(table.0, PAGE_SIZE) };
+        Ok(table)
     }
 
     fn free_table(&mut self, table: Pa) {
         if STALE_WALKS.load(Ordering::SeqCst) || broken(Mistake::LostTables) {
             return;
         }
-        pool::free(table, 1);
-        self.refund();
+        match self.account.given().put_back(table) {
+            Ok(true) => {}
+            Ok(false) => {
+                pool::free(table, 1);
+                self.refund();
+            }
+            Err(e) => log::error!("tables: {e} (hypervisor bug; the page is lost)"),
+        }
     }
 }
 

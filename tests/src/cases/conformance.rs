@@ -140,6 +140,7 @@ pub const IOCTL_LEVEL: &[&str] = &[
     "extension::watch_0x475a0010",
     "extension::measurement_0x475a000a",
     "extension::vm_features_0x475a0018",
+    "extension::table_memory_0x475a000d",
     "extension::vgic_spis_0x475a0020",
     "extension::unknown",
     "extension::number_as_pointer",

@@ -25,6 +25,7 @@ mod protected;
 pub mod rpc;
 pub mod sandbox;
 pub mod stress;
+mod tables;
 pub mod walkthrough;
 pub mod watch;
 
@@ -75,6 +76,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(sandbox::cases());
     cases.extend(protected::cases());
     cases.extend(keystore::cases());
+    cases.extend(tables::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());
     cases.extend(instructions::cases());

@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
 const SEARCHED: &[&str] = &["hypervisor.Image", "gzvm.ko", "gz", "host-initrd.cpio", "gzvm-check"];
 
 /// The key that the firmware is built with, unless told otherwise.
-const KEY: &str = include_str!("../../../firmware/keys/development.key");
+pub const KEY: &str = include_str!("../../../firmware/keys/development.key");
 
 /// Kernel and manifest, signed with that key, as `/guest/signed.Image`.
 pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Extra> {

@@ -60,6 +60,7 @@ struct Spec(BTreeMap<u64, Granule>);
 enum Ask {
     Transition(Transition),
     Take(u16),
+    Spare,
     GiveBack,
 }
 
@@ -112,6 +113,7 @@ impl Spec {
             Ask::Transition(Transition::VmRelinquish(loan)) => mapped(as_lent(&loan, true)?, false),
             Ask::Transition(Transition::VmReclaim(loan)) => as_lent(&loan, false).and(g(granule.owner, 0)),
             Ask::Take(vm) if granule.owner == Owner::Vm(vm) && granule.lent.is_none() => g(Owner::Nobody, 0),
+            Ask::Spare if granule.owner == Owner::Hypervisor => g(Owner::Nobody, 0),
             Ask::GiveBack if granule.owner == Owner::Nobody => g(Owner::Host, 0),
             _ => None,
         }
@@ -189,6 +191,7 @@ fn asks() -> impl Strategy<Value = Ask> {
         1 => vm().prop_map(|v| Ask::Transition(Transition::VmUnshare(v))),
         4 => lending.prop_map(Ask::Transition),
         2 => vm().prop_map(|v| Ask::Take(v.0)),
+        1 => Just(Ask::Spare),
         2 => Just(Ask::GiveBack),
     ]
 }
@@ -235,6 +238,7 @@ proptest! {
             let did = match ask {
                 Ask::Transition(t) => table.apply(*range, *t).is_ok(),
                 Ask::Take(vm) => table.take(*range, VmId(*vm)).map(|dirty| drop(dirty.scrub(u64::MAX, |_| {}))).is_ok(),
+                Ask::Spare => table.spare(*range).map(|dirty| drop(dirty.scrub(u64::MAX, |_| {}))).is_ok(),
                 // As if some token had been kept; the state of each granule is what counts.
                 Ask::GiveBack => table.give_back(Scrubbed(*range)).is_ok(),
             };
@@ -272,7 +276,7 @@ fn whole_transition_table() {
                 .map(Ask::Transition),
         );
     }
-    asks.push(Ask::GiveBack);
+    asks.extend([Ask::Spare, Ask::GiveBack]);
     for &state in &states {
         assert_eq!(State::decode(state.encode()), Some(state));
         assert_ne!(state.encode(), MIXED);
@@ -280,6 +284,7 @@ fn whole_transition_table() {
             let step = match ask {
                 Ask::Transition(t) => Step::Ordinary(*t),
                 Ask::Take(vm) => Step::Take(VmId(*vm)),
+                Ask::Spare => Step::Spare,
                 Ask::GiveBack => Step::GiveBack,
             };
             let got = next(state, step).ok().map(granule);

@@ -66,6 +66,13 @@ pub fn measurement() -> Check {
     Ok(())
 }
 
+/// Ours: blocks that the driver gives for a VM's tables.
+pub fn table_memory() -> Check {
+    let answer = ask(&device()?, 0x475A_000D);
+    ensure!(answer == (0, 16), "{answer:?}");
+    Ok(())
+}
+
 /// Ours: how many SPIs a VM may have.
 pub fn vgic_spis() -> Check {
     let answer = ask(&device()?, 0x475A_0020);

@@ -55,6 +55,7 @@ pub const CHECKS: &[Named] = &[
     ("extension::watch_0x475a0010", watch::extension),
     ("extension::measurement_0x475a000a", extensions::measurement),
     ("extension::vm_features_0x475a0018", extensions::vm_features),
+    ("extension::table_memory_0x475a000d", extensions::table_memory),
     ("extension::vgic_spis_0x475a0020", extensions::vgic_spis),
     ("extension::unknown", extensions::unknown),
     ("extension::number_as_pointer", extensions::number_as_pointer),

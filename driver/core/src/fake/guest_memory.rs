@@ -68,14 +68,20 @@ impl Memories {
 impl Fake {
     /// Is the page in no state in which the host aborts?
     pub fn host_may_access(&self, pfn: u64) -> bool {
-        self.vms.values().all(|vm| {
-            !vm.protected || vm.shared.contains(&pfn) || !vm.mapped.values().any(|mapped| *mapped == pfn)
-        })
+        !self.is_given(pfn)
+            && self.vms.values().all(|vm| {
+                !vm.protected || vm.shared.contains(&pfn) || !vm.mapped.values().any(|mapped| *mapped == pfn)
+            })
     }
 
     /// Is it no VM's at all?
     pub fn is_hosts_own(&self, pfn: u64) -> bool {
-        self.vms.values().all(|vm| !vm.mapped.values().any(|mapped| *mapped == pfn))
+        !self.is_given(pfn) && self.vms.values().all(|vm| !vm.mapped.values().any(|mapped| *mapped == pfn))
+    }
+
+    /// Is it in a block that is for a VM's tables?
+    fn is_given(&self, pfn: u64) -> bool {
+        self.vms.values().flat_map(|vm| &vm.given).any(|first| (*first..*first + 512).contains(&pfn))
     }
 }
 

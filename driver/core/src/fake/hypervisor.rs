@@ -60,6 +60,9 @@ pub struct FakeVm {
     pub shared: BTreeSet<u64>,
     /// HOST_ACCESS, ANNOUNCE.
     pub announces: bool,
+    /// Calls that mapped something, and blocks for tables.
+    pub maps: u64,
+    pub given: Vec<u64>,
     /// vCPUs that stop sharing a page: its GFN.
     pub unsharing: BTreeMap<u16, u64>,
 }
@@ -71,6 +74,16 @@ impl Fake {
         let done = (Status::Success, [0; 3]);
         let invalid = (Status::InvalidArgs, [0; 3]);
         let vm_of = a1 as u16;
+        let maps = match function {
+            Function::MapGuest | Function::MapGuestBlock => true,
+            Function::SetMemregion => {
+                self.vms[&vm_of].slots.contains_key(&Shared(a3 as *mut u8).get::<u32>(0))
+            }
+            _ => false,
+        };
+        if maps && !self.pays_for_tables(vm_of) {
+            return (Status::NoMemory, [0; 3]);
+        }
         match function {
             Function::Probe => (Status::Success, [16, 0, 0]),
             Function::ExtInfo if self.extensions == 0 => (Status::NotSupported, [0; 3]),
@@ -267,6 +280,20 @@ impl Fake {
                 _ => invalid,
             },
             Function::VgicSpis => invalid,
+            Function::GiveMemory if a1 | a2 == 0 => (Status::Success, [MOST_BLOCKS as u64, 0, 0]),
+            Function::GiveMemory => {
+                let block = a2..a2 + 512;
+                assert!(a2.is_multiple_of(512) && block.clone().all(|pfn| self.is_hosts_own(pfn)));
+                assert!(block.clone().all(|pfn| self.memories.frames.contains(&pfn)), "not allocated");
+                assert!(!block.clone().any(|pfn| self.memories.is_exposed(pfn)), "the kernel reads it");
+                assert!(!self.memories.hiding(), "a hypercall while readers of memory wait");
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                if vm.given.len() == MOST_BLOCKS {
+                    return (Status::NoMemory, [0; 3]);
+                }
+                vm.given.push(a2);
+                (Status::Success, [vm.given.len() as u64, 0, 0])
+            }
             Function::GetOneReg => (Status::Success, [0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00, 0]),
             Function::SetOneReg
             | Function::CreateDevice
@@ -278,7 +305,19 @@ impl Fake {
     }
 }
 
+/// Blocks that a VM may be given.
+pub const MOST_BLOCKS: usize = 4;
+
 impl Fake {
+    /// Is there memory for the tables of one call more that maps something?
+    fn pays_for_tables(&mut self, vm: u16) -> bool {
+        let (first, more) = (self.tables, self.tables_of_a_block);
+        let vm = self.vms.get_mut(&vm).unwrap();
+        let enough = vm.maps < first.saturating_add(more * vm.given.len() as u64);
+        vm.maps += u64::from(enough);
+        enough
+    }
+
     /// What user space has mapped, the host may access; what it may not, nobody reads.
     fn check_mappings(&self) {
         assert!(!self.memories.hiding(), "a hypercall while readers of memory wait");

@@ -20,7 +20,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use gzvm_abi::hypercall::Function;
 
-use crate::counters::{GUEST_MEMORY_PAGES, Gauge, IRQFDS, PINNED_PAGES, PRIVATE_PAGES, VCPUS, VMS};
+use crate::counters::{
+    GUEST_MEMORY_PAGES, Gauge, IRQFDS, PINNED_PAGES, PRIVATE_PAGES, TABLE_PAGES, VCPUS, VMS,
+};
 
 pub use channel::*;
 pub use eventfd::*;
@@ -97,6 +99,9 @@ pub struct Fake {
     pub no_demand_paging: bool,
     pub no_blocks: bool,
     pub batch: u64,
+    /// Calls that map something before there is no memory for tables, for each VM; and for how many a block lasts that was given.
+    pub tables: u64,
+    pub tables_of_a_block: u64,
     /// EXT_INFO's mask, and how many pages one step of UNMAP_GUEST or REMOVE_MEMREGION takes back.
     pub extensions: u64,
     pub unmap_batch: usize,
@@ -107,7 +112,8 @@ pub struct Fake {
 }
 
 /// What the driver says it holds.
-static GAUGES: [&Gauge; 6] = [&VMS, &VCPUS, &PINNED_PAGES, &IRQFDS, &GUEST_MEMORY_PAGES, &PRIVATE_PAGES];
+static GAUGES: [&Gauge; 7] =
+    [&VMS, &VCPUS, &PINNED_PAGES, &IRQFDS, &GUEST_MEMORY_PAGES, &PRIVATE_PAGES, &TABLE_PAGES];
 
 /// A test's kernel. Checks at its end that everything was given back.
 pub struct Session {
@@ -125,6 +131,8 @@ impl Session {
             next_vm: 1,
             next_handle: 0x1000,
             batch: 512,
+            tables: u64::MAX,
+            tables_of_a_block: 3,
             extensions: u64::MAX,
             unmap_batch: 300,
             sleepers: u64::MAX,

@@ -11,6 +11,7 @@ mod measurement;
 mod memory;
 mod run;
 mod spis;
+mod tables;
 
 use std::ffi::c_void;
 

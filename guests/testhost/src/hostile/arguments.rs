@@ -28,6 +28,8 @@ pub enum Kind {
     Capability,
     /// An endpoint's handle.
     Channel,
+    /// The first frame of 2 MiB.
+    Block,
     Anything,
     /// The address of a buffer that was just filled for this call.
     Buffer,
@@ -36,8 +38,8 @@ pub enum Kind {
 }
 
 use Kind::{
-    Address, Anything, Buffer, BufferSize, Bytes, Capability, Channel, Frame, GuestAddress, GuestFrame,
-    Pages, Register, Small, Spis, Tuple, Vm,
+    Address, Anything, Block, Buffer, BufferSize, Bytes, Capability, Channel, Frame, GuestAddress,
+    GuestFrame, Pages, Register, Small, Spis, Tuple, Vm,
 };
 
 /// Functions by what they take; those that are to come more often stand here more often.
@@ -88,9 +90,10 @@ pub const SHAPES: &[(Function, &[Kind])] = &[
     (Function::RpcMessage, &[Channel, Small, Buffer]),
     (Function::RpcMessage, &[Channel, Small, Anything]),
     (Function::RpcClose, &[Channel]),
+    (Function::GiveMemory, &[Vm, Block]),
 ];
 
-const ALL: [Kind; 14] = [
+const ALL: [Kind; 15] = [
     Vm,
     Tuple,
     Address,
@@ -104,6 +107,7 @@ const ALL: [Kind; 14] = [
     Register,
     Capability,
     Channel,
+    Block,
     Anything,
 ];
 
@@ -273,6 +277,8 @@ impl Source {
                 2 => self.below(1 << 16),
                 _ => self.random.next(),
             },
+            // Of what calls name alone: all the rest of a block is the test's.
+            Block => (self.page() & !0x1F_FFFF) >> 12 | if self.one_in(16) { 1 << self.below(9) } else { 0 },
             Buffer => self.buffer,
             BufferSize => REGION_BUFFER_SIZE,
             Channel => {

@@ -16,17 +16,16 @@ mod guard;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use gzvm_abi::counter::Counter;
 use gzvm_abi::hypercall::{Function, Status};
-use gzvm_guest_kit::case::{Case, Outcome, Verdict};
-use gzvm_guest_kit::hypercall::{self, call};
+use gzvm_guest_kit::case::{Case, Outcome};
+use gzvm_guest_kit::hypercall::call;
 use gzvm_guest_kit::machine::{self, Range};
 use gzvm_guest_kit::spin::Mutex;
 use gzvm_guest_kit::{boot, cases, check, check_eq, exception, fail, gic, println, smp, timer};
 
 use crate::host::hypervisor_memory;
 use crate::longest::MOST_INSTRUCTIONS;
-use crate::pages;
+use crate::{abuse, pages};
 use guard::Guard;
 
 pub const CASES: &[Case] = cases!["hostile": random_calls];
@@ -63,17 +62,6 @@ fn argument(name: &str, default: u64) -> u64 {
     machine::get().arg(name).and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
-fn counters() -> Result<[(Counter, u64); 5], Verdict> {
-    let mut all =
-        [Counter::Vms, Counter::Vcpus, Counter::PagesShared, Counter::PagesPrivate, Counter::PoolUsed]
-            .map(|c| (c, 0));
-    for (counter, value) in &mut all {
-        let Some(now) = hypercall::counter(*counter) else { fail!("no counter {counter:?}") };
-        *value = now;
-    }
-    Ok(all)
-}
-
 fn work() {
     gic::init_cpu();
     gic::enable(machine::get().timer_intid);
@@ -85,7 +73,7 @@ fn work() {
 }
 
 fn random_calls() -> Outcome {
-    let before = counters()?;
+    let before = abuse::counters()?;
     let cpus = smp::count().min(MOST_CPUS);
     let calls = argument("calls", 20_000);
     let seed = argument("seed", timer::now());
@@ -142,7 +130,7 @@ fn random_calls() -> Outcome {
         guard.vm.destroy()?;
     }
     destroy_all()?;
-    check_eq!(counters()?, before, "counters afterwards");
+    check_eq!(abuse::counters()?, before, "counters afterwards");
     check!(attack::longest() <= MOST_INSTRUCTIONS, "a call took {} instructions", attack::longest());
     // All memory is the host's again, and holds nothing of the guests'.
     for place in places {

@@ -14,7 +14,8 @@ use gzvm_core::broken::Mistake;
 
 use crate::harness::Case;
 
-const CRASH_IMAGE: &str = "hypervisor-crash.Image";
+/// The hypervisor that makes mistakes on demand.
+pub const CRASH_IMAGE: &str = "hypervisor-crash.Image";
 
 /// A threat by its number, a mistake, and the case that finds it: that passes without, and fails with it.
 type Row = (u32, Mistake, &'static str);

@@ -100,6 +100,7 @@ fn calls(granules: usize) -> Vec<Call> {
     for v in 0..VMS {
         for g in 0..granules {
             calls.extend([Call::Map(v, g), Call::Share(v, g), Call::Unshare(v, g), Call::Unmap(v, g)]);
+            calls.push(Call::Give(v, g));
             calls.extend([
                 Call::Lend(v, g),
                 Call::Retrieve(v, g),
@@ -114,7 +115,8 @@ fn calls(granules: usize) -> Vec<Call> {
 }
 
 /// Both VMs protected, with loans between them.
-const LENDING: World = World { broken: Broken::Nothing, protected: [true; VMS], loans: true, granules: 1 };
+const LENDING: World =
+    World { broken: Broken::Nothing, protected: [true; VMS], loans: true, gives: false, granules: 1 };
 /// A protected and a plain one.
 const MIXED_VMS: World = World { protected: [true, false], loans: false, ..LENDING };
 
@@ -136,11 +138,18 @@ fn a_protected_and_a_plain_vm() {
     holds(World { granules: 2, ..MIXED_VMS });
 }
 
+#[test]
+fn pages_for_tables() {
+    holds(World { gives: true, ..LENDING });
+    holds(World { gives: true, ..MIXED_VMS });
+}
+
 /// `cargo test --release -p gzvm-core interleavings -- --ignored --nocapture`: the figures in docs/threat-model.md.
 #[test]
 #[ignore = "takes minutes and gigabytes"]
 fn more_granules() {
     holds(World { granules: 2, ..LENDING });
+    holds(World { loans: false, gives: true, granules: 2, ..LENDING });
     holds(World { loans: false, granules: 3, ..LENDING });
     holds(World { granules: 3, ..MIXED_VMS });
 }

@@ -31,6 +31,8 @@ pub struct Granule {
     pub vm_tlb: [bool; VMS],
     /// Taken by a VM's destruction and not given back.
     pub dirty: [bool; VMS],
+    /// For a VM's tables.
+    pub given: [bool; VMS],
 }
 
 /// One step of a call, the first of those that are left.
@@ -56,6 +58,11 @@ pub enum Step {
     UnmapVm(usize, usize),
     FlushVm(usize, usize),
     Take(usize, usize),
+    /// Go on where the VM is not being taken apart.
+    Alive(usize),
+    /// The page is one of those for the VM's tables.
+    Keep(usize, usize),
+    Spare(usize),
     Scrub(usize),
     GiveBack(usize),
     /// The list of all loans, which is locked after the memory of the VM that calls.
@@ -99,6 +106,7 @@ impl Machine {
             vm: [false; VMS],
             vm_tlb: [false; VMS],
             dirty: [false; VMS],
+            given: [false; VMS],
         };
         let host = State::Host.encode();
         Self {

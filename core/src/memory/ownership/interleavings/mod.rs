@@ -54,6 +54,8 @@ enum Call {
     Relinquish(usize, usize),
     Reclaim(usize, usize),
     DestroyStep(usize),
+    /// GIVE_MEMORY.
+    Give(usize, usize),
     /// A fault of the host's.
     Repair(usize),
 }
@@ -65,6 +67,8 @@ struct World {
     protected: [bool; VMS],
     /// Protected VMs lend to each other.
     loans: bool,
+    /// The host gives pages for VMs' tables.
+    gives: bool,
     granules: usize,
 }
 
@@ -110,6 +114,11 @@ impl World {
             }
             Call::Reclaim(v, g) if m.lends(v, g) => {
                 steps.extend([LockVm(v), LockBooks, Reclaim(v, g), UnlockBooks, UnlockVm(v)]);
+            }
+            Call::Give(v, g) if self.gives => {
+                steps.extend([LockVm(v), Alive(v)]);
+                self.leave_host(&mut steps, g, T::HostToHypervisor);
+                steps.extend([Keep(v, g), UnlockVm(v)]);
             }
             Call::DestroyStep(v) => steps.extend([LockVm(v), EndNext(v), UnlockVm(v)]),
             Call::Repair(g) if !m.granules[g].host && !m.granules[g].host_tlb => {
@@ -239,6 +248,15 @@ impl World {
                 let dirty = m.table(|o| o.take(page(g), vm_id(v)));
                 assert_eq!(dirty.expect("a page that the VM has").left(), page(g));
             }
+            Step::Alive(v) if m.dying[v] => m.give_up(cpu),
+            Step::Alive(_) => {}
+            Step::Keep(v, g) => m.granules[g].given[v] = true,
+            Step::Spare(g) => {
+                free(&mut m.table_lock)?;
+                m.table_lock = false;
+                let dirty = m.table(|o| o.spare(page(g)));
+                assert_eq!(dirty.expect("a page that was given").left(), page(g));
+            }
             Step::Scrub(g) => {
                 if self.broken != Broken::NoScrub {
                     m.granules[g].content = Content::Public;
@@ -269,6 +287,10 @@ impl World {
                     m.granules[g].dirty[v] = self.protected[v];
                     let plain = Step::Apply(g, Transition::UnshareWithVm);
                     m.then(cpu, &[if self.protected[v] { Step::Take(v, g) } else { plain }]);
+                } else if let Some(g) = m.granules.iter().position(|g| g.given[v]) {
+                    m.granules[g].given[v] = false;
+                    m.granules[g].dirty[v] = true;
+                    m.then(cpu, &[Step::Spare(g)]);
                 } else {
                     // Gone; another of the same id comes.
                     m.dying[v] = false;
