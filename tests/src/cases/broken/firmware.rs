@@ -17,7 +17,7 @@ use gzvm_firmware_verify::broken::{Mistake, Mistake::*, PLACE};
 use super::snake;
 use crate::{
     cases::{BOOT_LIMIT, WHOLE, boot, protected, results},
-    harness::{Case, Context, Tier},
+    harness::{Body, Case, Context, Tier},
 };
 
 const CRASH_FIRMWARE: &str = "firmware-crash.Image";
@@ -40,7 +40,7 @@ type Fine = Arc<OnceLock<std::result::Result<(), String>>>;
 /// The tests of this file; the first of each table starts the machine without a mistake for all of it.
 pub fn cases() -> Vec<Case> {
     let (trees, payloads) = (Fine::default(), Fine::default());
-    let case = |tier, needs, mistake: Mistake, body: Box<dyn Fn(&Context) -> Result<()> + Send>| {
+    let case = |tier, needs, mistake: Mistake, body: Body| {
         Case::new(tier, format!("broken::10_firmware{}", snake(&format!("{mistake:?}"))), needs, body)
     };
     let tree = |&mistake: &Mistake| {
@@ -85,7 +85,7 @@ pub fn cases() -> Vec<Case> {
 
 fn once(fine: &Fine, check: impl FnOnce() -> Result<()>) -> Result<()> {
     let known = fine.get_or_init(|| check().map_err(|e| format!("{e:#}")));
-    known.as_ref().map(|()| ()).map_err(|why| anyhow!("{why}"))
+    known.as_ref().copied().map_err(|why| anyhow!("{why}"))
 }
 
 /// The image that makes this mistake, or none.
