@@ -15,6 +15,8 @@ const HOST_SESSION: &str = include_str!("../rootfs/host-session");
 const GUEST_COMMAND: &str = include_str!("../rootfs/guest-command");
 const RUN_GZ: &str = include_str!("../rootfs/run_gz");
 const TEST_LIBRARY: &str = include_str!("../rootfs/test-library");
+/// Published: whoever follows docs/rpc.md signs with it.
+const KEY: &str = include_str!("../../firmware/keys/development.key");
 const GUEST_SESSION: &str = include_str!("../rootfs/guest-session");
 
 /// Modules of the stock kernel that go in, in loading order.
@@ -88,9 +90,11 @@ pub fn host(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
     archive.file("guest/Image", 0o644, &read(&layout.kernel())?);
     archive.file("bin/run_gz", 0o755, RUN_GZ.as_bytes());
     archive.file("etc/test-library", 0o644, TEST_LIBRARY.as_bytes());
+    archive.file("guest/development.key", 0o644, KEY.as_bytes());
     let parts = [
         ("lib/modules/gzvm.ko", 0o644, "gzvm.ko"),
         ("bin/gz", 0o755, "gz"),
+        ("bin/keystore", 0o755, "keystore"),
         ("guest/initrd.cpio", 0o644, "guest-initrd.cpio"),
         ("guest/disk.img", 0o644, "guest-disk.img"),
     ];

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What it may do, and what not.
 
+use core::fmt::Write;
 use core::time::Duration;
 
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
 use gzvm_guest_kit::rpc::{self, Channel, Doorbell, Error, Message, PeerKind};
 use gzvm_guest_kit::spin::Mutex;
-use gzvm_guest_kit::{cases, check, check_eq, fail, measurement, timer};
+use gzvm_guest_kit::{ArrayString, cases, check, check_eq, fail, machine, measurement, timer};
 use keystore::protocol::{Answer, Caller, Listed, PublicKey, Refusal, Reply, Request};
 use keystore::store::verify;
 
@@ -56,9 +57,15 @@ fn keys() -> Result<impl Iterator<Item = Listed>, Verdict> {
     }
 }
 
+/// Before it is told anything: a VM that only says so has another measurement than the one that this guest was signed with.
 fn peer_is_the_store() -> Outcome {
     let peer = with_channel(|channel, _| error(channel.peer(), "PEER"))?;
-    check!(matches!(peer.kind, PeerKind::Protected(_)), "{peer:?}");
+    let PeerKind::Protected(measurement) = peer.kind else { fail!("{peer:?}") };
+    if let Some(expected) = machine::get().arg("store") {
+        let mut digits = ArrayString::<64>::new();
+        let written = measurement.iter().try_for_each(|byte| write!(digits, "{byte:02x}"));
+        check!(written.is_ok() && *digits == *expected, "the peer is {digits}, not {expected}");
+    }
     Ok(())
 }
 

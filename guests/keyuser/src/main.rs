@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A guest that calls the key store in another VM, and looks whether it has the rights that it should have: in a protected VM
 //! those of its measurement, in a plain one hardly any. Wants `gz run --rpc-to keys@VM`, and a key of the host's in the store.
+//! `store=MEASUREMENT` among the boot arguments: who the store has to be.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 // A failure carries its text: there is no heap, and failures are rare.

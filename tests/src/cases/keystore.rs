@@ -45,9 +45,6 @@ fn keystore(context: &Context) -> Result<()> {
     };
     let extras = [
         image("/guest/store.Image", "guest-keystore.Image")?,
-        image("/guest/user.Image", "guest-keyuser.Image")?,
-        Extra::file("/guest/plain.Image", 0o644, &part("guest-keyuser.Image"))?,
-        Extra::file("/bin/keystore", 0o755, &part("keystore"))?,
         Extra::file("/bin/gzvm-check", 0o755, &part("gzvm-check"))?,
     ];
     let mut machine = scripted(context, Host::Gzvm, SCRIPT, &extras)?;
@@ -154,23 +151,33 @@ ends no_such_service 1 'no service log' gz rpc store log 00
 ends a_message_is_digits 1 'hexadecimal' gz rpc store keys 0x
 ends a_message_is_a_page 1 '4096 at the most' sh -c 'head -c 4097 /dev/zero | gz rpc store keys'
 
-# user NAME OPTIONS...: a guest that calls the store; its cases pass.
+# user NAME ARGUMENTS OPTIONS...: a guest that calls the store.
 user() {
-    user=$1
-    shift
-    timeout -s KILL 120 gz run --cmdline "" --mem 64M --rpc-to keys@store "$@" >user.out 2>&1 </dev/null
+    user=$1 arguments=$2
+    shift 2
+    timeout -s KILL 120 gz run --cmdline "$arguments" --mem 64M --rpc-to keys@store --rpc-with protected "$@" >user.out 2>&1 </dev/null
     status=$?
     sed 's/^/    | /; s/\[\([A-Z]*\)\] /<> /' user.out
-    holds ${user}_calls "exit status $status" grep -q "^\[DONE\] passed=7 failed=0" user.out
 }
-user protected --protected --kernel /guest/user.Image --rpc-with protected
-user plain --kernel /guest/plain.Image --rpc-with protected
+calls() { holds $1 "exit status $status" grep -q "^\[DONE\] passed=7 failed=0" user.out; }
+# The protected one knows whom it calls, and is signed along with that.
+identity=$(gz status store | sed -n 's/.*measurement \([0-9a-f]*\), sealed$/\1/p')
+sign() { gz sign --key /guest/development.key --kernel /guest/keyuser.Image --cmdline "$1" --output user; }
+sign "store=$identity"
+user protected "store=$identity" --protected --kernel user
+calls protected_calls
+other=$(echo $identity | tr 0-9a-f 1-9a-f0)
+sign "store=$other filter=peer_is"
+user mistaken "store=$other filter=peer_is" --protected --kernel user
+holds another_store_is_noticed "exit status $status" grep -q "the peer is $identity, not $other" user.out
+user plain "" --kernel /guest/keyuser.Image
+calls plain_calls
 guests=$(keystore store list | grep "protected VM" | cut -d ' ' -f 1)
 holds guests_key_is_listed "$(keystore store list)" [ ${#guests} = 64 ]
 ends guests_key_is_not_the_hosts 1 'refused: NotYours' sh -c "keystore store sign $guests <words"
 ends guests_key_is_not_forgotten 1 'refused: NotYours' keystore store forget $guests
-ends policies_are_kept 1 'policy' gz run --kernel /guest/plain.Image --cmdline "" --mem 64M --rpc-to keys@store --rpc-with host
-ends nobody_there 1 'no VM of this name' gz run --kernel /guest/plain.Image --cmdline "" --mem 64M --rpc-to keys@nobody
+ends policies_are_kept 1 'policy' gz run --kernel /guest/keyuser.Image --cmdline "" --mem 64M --rpc-to keys@store --rpc-with host
+ends nobody_there 1 'no VM of this name' gz run --kernel /guest/keyuser.Image --cmdline "" --mem 64M --rpc-to keys@nobody
 for n in 1 2 3 4 5; do keystore store make; done >made
 ends nobody_takes_all_the_room 1 'refused: Full' keystore store make
 says forgets forgotten keystore store forget $(head -n 1 made)
