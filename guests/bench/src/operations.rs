@@ -24,7 +24,7 @@ static READY: AtomicBool = AtomicBool::new(false);
 
 /// What iterations cost.
 #[derive(Clone, Copy)]
-struct Cost {
+pub struct Cost {
     sum: u64,
     min: u64,
     max: u64,
@@ -74,7 +74,8 @@ fn told(n: u64, mut f: impl FnMut() -> u64) -> Cost {
     cost
 }
 
-struct Bench {
+/// How often, and less what.
+pub struct Bench {
     n: u64,
     /// An empty iteration.
     empty: u64,
@@ -85,7 +86,13 @@ impl Bench {
         machine::get().arg("filter").is_none_or(|f| f.split(',').any(|part| name.contains(part)))
     }
 
-    fn report(&self, name: &str, cost: Cost, overhead: u64) {
+    /// Times an operation of two VMs, of which each iteration is long.
+    pub fn time(&self, f: impl FnMut()) -> Cost {
+        time(self.n, f)
+    }
+
+    /// Prints a line.
+    pub fn report(&self, name: &str, cost: Cost, overhead: u64) {
         let less = |ticks: u64| ticks.saturating_sub(overhead);
         println!(
             "[BENCH] operation={name} instructions={} min={} max={} iterations={}",
@@ -273,9 +280,13 @@ pub fn main() {
             "[NOTE] the counter runs at {frequency} Hz: its ticks are not instructions, not even under -icount"
         );
     }
+    let bench = Bench { n, empty: time(n, || {}).mean() };
+    if let Some(part) = machine::get().arg("calls") {
+        super::calls::main(part, &bench);
+        return println!("[DONE] benchmark");
+    }
     gic::init_distributor();
     gic::init_cpu();
-    let bench = Bench { n, empty: time(n, || {}).mean() };
     type Operation = (&'static str, fn(&Bench));
     let operations: [Operation; 6] = [
         ("hypercall", Bench::hypercall),

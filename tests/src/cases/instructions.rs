@@ -25,31 +25,60 @@ const SCRIPT: &str = ". /etc/profile
 sleep 20
 gz run --kernel /guest/bench.Image --cmdline console=ttyS0 --cpus 2 --mem 64M </dev/null
 ";
+const CALLS_BASELINE: &str = include_str!("../../instructions-calls.txt");
+/// Two guests, of which one calls the other.
+const CALLS: &str = ". /etc/profile
+sleep 20
+gz run --name echo --kernel /guest/bench.Image --cmdline calls=serve --mem 64M --rpc echo,clients=1 --rpc-with plain </dev/null >/dev/null &
+until [ \"$(gz status echo)\" = running ]; do sleep 1; done
+sleep 1
+gz run --kernel /guest/bench.Image --cmdline calls=call --mem 64M --rpc-to echo@echo --rpc-with plain </dev/null
+gz kill echo
+";
 /// What boot is called in the file: thousands of instructions until the host's kernel is entered.
 const BOOT: &str = "boot-thousands";
 
 /// The tests of this file.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    vec![Case::new(Tier::System, "instructions::plain_vm", WHOLE, plain_vm)]
+    vec![
+        Case::new(Tier::System, "instructions::plain_vm", WHOLE, plain_vm),
+        Case::new(Tier::System, "instructions::calls", WHOLE, calls),
+    ]
 }
 
 fn plain_vm(context: &Context) -> Result<()> {
-    let mut machine = scripted(context, Host::Gzvm, SCRIPT, &[])?;
+    let text = console(context, SCRIPT)?;
+    compare(BASELINE, &figures(&text)?)
+}
+
+fn calls(context: &Context) -> Result<()> {
+    let text = console(context, CALLS)?;
+    compare(CALLS_BASELINE, &operations(&text)?)
+}
+
+fn console(context: &Context, script: &str) -> Result<String> {
+    let mut machine = scripted(context, Host::Gzvm, script, &[])?;
     machine.icount = true;
     machine.smp = 2;
     let mut console = context.start(&machine, "console")?;
     console.wait_power_off(LIMIT)?;
-    compare(BASELINE, &figures(&console.text())?)
+    Ok(console.text())
 }
 
-/// What a console reports.
-fn figures(text: &str) -> Result<BTreeMap<String, u64>> {
+/// The operations that a console reports.
+fn operations(text: &str) -> Result<BTreeMap<String, u64>> {
     let mut figures = BTreeMap::new();
     for operation in text.lines().filter_map(benchmark::operation) {
         let operation = operation?;
         figures.insert(operation.name.to_owned(), operation.least);
     }
+    Ok(figures)
+}
+
+/// These, and what the boot took.
+fn figures(text: &str) -> Result<BTreeMap<String, u64>> {
+    let mut figures = operations(text)?;
     // A nanosecond is an instruction, so the microseconds in front of the line are thousands of them.
     let started = text.lines().find(|line| line.contains("host: kernel") && line.ends_with("starting"));
     let stamp = started.and_then(|line| line.split_once("gzvm [")?.1.split_once(']'));
