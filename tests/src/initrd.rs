@@ -95,6 +95,7 @@ pub fn host(layout: &Layout, extras: &[Extra]) -> Result<Vec<u8>> {
         ("lib/modules/gzvm.ko", 0o644, "gzvm.ko"),
         ("bin/gz", 0o755, "gz"),
         ("bin/keystore", 0o755, "keystore"),
+        ("bin/gzvm-check", 0o755, "gzvm-check"),
         ("guest/initrd.cpio", 0o644, "guest-initrd.cpio"),
         ("guest/disk.img", 0o644, "guest-disk.img"),
     ];
