@@ -26,13 +26,16 @@ sleep 20
 gz run --kernel /guest/bench.Image --cmdline console=ttyS0 --cpus 2 --mem 64M </dev/null
 ";
 const CALLS_BASELINE: &str = include_str!("../../instructions-calls.txt");
-/// Two guests, of which one calls the other.
+/// Two guests, of which one calls the other: on the same CPU, then on another one. The scheduler's choice would decide between the
+/// two, and half as much again.
 const CALLS: &str = ". /etc/profile
 sleep 20
-gz run --name echo --kernel /guest/bench.Image --cmdline calls=serve --mem 64M --rpc echo,clients=1 --rpc-with plain </dev/null >/dev/null &
+taskset 1 gz run --name echo --kernel /guest/bench.Image --cmdline calls=serve --mem 64M --rpc echo,clients=1 --rpc-with plain </dev/null >/dev/null &
 until [ \"$(gz status echo)\" = running ]; do sleep 1; done
 sleep 1
-gz run --kernel /guest/bench.Image --cmdline calls=call --mem 64M --rpc-to echo@echo --rpc-with plain </dev/null
+call=\"gz run --kernel /guest/bench.Image --cmdline calls=call --mem 64M --rpc-to echo@echo --rpc-with plain\"
+taskset 1 $call </dev/null
+taskset 2 $call </dev/null | sed s/=rpc-/=rpc-far-/
 gz kill echo
 ";
 /// What boot is called in the file: thousands of instructions until the host's kernel is entered.
