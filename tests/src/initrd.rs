@@ -126,8 +126,8 @@ fn base(layout: &Layout, name: &str, session: &str, modules: &str) -> Result<Arc
     archive.file("etc/session", 0o755, session.as_bytes());
     archive.file("etc/profile", 0o644, PROFILE.as_bytes());
     archive.file("etc/hostname", 0o644, format!("{name}\n").as_bytes());
-    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
-    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
     archive.file("etc/modules", 0o644, format!("{modules}\n").as_bytes());
     for module in MODULES {
         let name = module.rsplit('/').next().unwrap_or(module);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What is behind a guest's virtio devices on the host, except for its disks: opened once, and kept when the guest starts again.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use vm_memory::GuestMemoryMmap;
@@ -81,6 +81,7 @@ impl Backends {
     pub fn devices(&self, memory: &GuestMemoryMmap) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(self.count());
         for (cable, mac) in &self.cables {
+            cable.lock().unwrap_or_else(PoisonError::into_inner).check()?;
             devices.push(Box::new(Net::new(cable.clone(), *mac)));
         }
         if self.rng {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Network: a tap interface of the host.
+//! Network: a tap interface of the host, and passt.
 
-use super::Pair;
+use super::{Pair, peers};
 use crate::{
     cases::WHOLE,
     harness::{Case, Context, Tier},
@@ -20,7 +20,20 @@ pub fn cases() -> Vec<Case> {
             pair.run(context)
         }
     };
+    let passt = |protected| {
+        move |context: &Context| {
+            let pair = Pair {
+                protected,
+                guest: (&["virtio_net"], PASST_INSIDE, Vec::new()),
+                host: (&["dummy"], PASST, peers(context, &["passt"])?),
+                ..Pair::default()
+            };
+            pair.run(context)
+        }
+    };
     vec![
+        Case::new(Tier::System, "devices::net::passt", WHOLE, passt(false)),
+        Case::new(Tier::System, "devices::net::passt_of_a_protected_guest", WHOLE, passt(true)),
         Case::new(Tier::System, "devices::net::tap", WHOLE, tap(false)),
         Case::new(Tier::System, "devices::net::tap_of_a_protected_guest", WHOLE, tap(true)),
     ]
@@ -61,3 +74,49 @@ holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
 notified=$(($(counter driver_ioevents) - before))
 holds queues_notify_by_ioeventfd "$notified times" [ $notified -gt 50 ]
 guest_ends"#;
+
+/// An address by DHCP, which is the host's; the gateway's address is the host to the guest. 4 MiB each way.
+const PASST_INSIDE: &str = r#"ip link set eth0 up
+cat >/tmp/lease <<'END'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add $ip/$mask dev eth0
+ip route add default via $router
+echo LEASE-$ip-$router
+END
+chmod 755 /tmp/lease
+udhcpc -i eth0 -s /tmp/lease -n -q -t 20 -T 3
+mkfifo /tmp/open
+exec 3<>/tmp/open
+nc 10.7.0.1 1000 <&3 >/tmp/data
+echo SUM-$(md5sum </tmp/data | cut -c 1-32)
+nc -l -p 22 </tmp/data >/dev/null
+echo SENT"#;
+
+/// The host's one interface leads nowhere; passt takes address and route from it all the same.
+const PASST: &str = r#"ip link set lo up
+ip addr add 10.7.0.2/24 dev dummy0
+ip link set dummy0 up
+ip route add default via 10.7.0.1
+head -c 4194304 /dev/urandom >/tmp/data
+sum=$(md5sum </tmp/data | cut -c 1-32)
+nc -l -p 1000 </tmp/data >/dev/null &
+guest --name vm --net passt,tcp=2222:22
+holds guest_has_a_lease "none" said LEASE-10.7.0.2-10.7.0.1
+holds guest_receives "not $sum" said SUM-$sum
+holds confined "$(gz info vm)" [ "$(gz info vm | sed -n 's/^sandbox *//p')" = 'files and system calls' ]
+mkfifo /tmp/open
+exec 3<>/tmp/open
+n=0
+until nc 127.0.0.1 2222 <&3 >/tmp/came && [ -s /tmp/came ] || [ $n = 60 ]; do n=$((n + 1)); sleep 1; done
+holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
+guest_ends
+holds passt_ends "$(pidof passt)" [ -z "$(pidof passt)" ]
+# Its end, when it can't begin.
+mv /etc/passwd /etc/others
+guest --net passt
+wait $gz
+status=$?
+mv /etc/others /etc/passwd
+holds an_end_of_passt_is_told "exit status $status: $(tail -n 3 /tmp/gz.out)" grep -q 'passt has ended' /tmp/gz.out
+holds it_ends_as_our_own_failure "exit status $status" [ $status = 1 ]"#;

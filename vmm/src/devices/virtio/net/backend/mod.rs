@@ -16,6 +16,14 @@ pub const BUFFER_SIZE: usize = HEADER_SIZE + MOST;
 
 /// The other end of the guest's cable. Every buffer is a virtio-net header and a frame. An error means that it is gone.
 pub trait Backend: Send {
+    /// Is it still there? Asked before each life of the guest.
+    ///
+    /// # Errors
+    /// What is known of its end.
+    fn check(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Does it compute checksums and cut segments, and let the guest do so?
     fn offloads(&self) -> bool;
 

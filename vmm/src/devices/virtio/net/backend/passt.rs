@@ -94,6 +94,16 @@ impl Passt {
 }
 
 impl Backend for Passt {
+    fn check(&mut self) -> anyhow::Result<()> {
+        // What it can't do it finds out in its first moments: no user `nobody` (as root), no file system whose root it can change.
+        if let Some(program) = &mut self.program
+            && let Some(status) = program.try_wait().context("--net passt")?
+        {
+            anyhow::bail!("--net passt: passt has ended ({status}); what it said is above");
+        }
+        Ok(())
+    }
+
     fn offloads(&self) -> bool {
         false
     }
@@ -216,6 +226,17 @@ mod tests {
         }
         assert_eq!(got.len(), sent * 60_004);
         assert!(got.chunks(60_004).all(|f| f[..4] == 60_000_u32.to_be_bytes() && f[4..] == [9; 60_000]));
+    }
+
+    #[test]
+    fn its_end_is_told() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let program = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut passt = Passt::new(ours, Some(program)).unwrap();
+        passt.check().unwrap();
+        passt.program.as_mut().unwrap().kill().unwrap();
+        passt.program.as_mut().unwrap().wait().unwrap();
+        assert!(passt.check().unwrap_err().to_string().contains("signal: 9"));
     }
 
     #[test]
