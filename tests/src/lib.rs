@@ -18,4 +18,5 @@ pub mod initrd;
 pub mod layout;
 pub mod machine;
 pub mod modules;
+pub mod qcow2;
 pub mod results;

@@ -12,7 +12,7 @@ use crate::devices::serial::Terminal;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::console::backend::{Slot, Socket, Stdio};
 use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
-use crate::devices::virtio::fs::{Fs, options::FsOption};
+use crate::devices::virtio::fs::{Fs, Program};
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
 use crate::devices::virtio::net::options::{End, Mac};
 use crate::devices::virtio::net::{Cable, Net};
@@ -27,7 +27,7 @@ pub struct Backends {
     console: Option<(Slot, Arc<dyn Terminal>)>,
     ports: Vec<Port>,
     vsock: Option<u64>,
-    folders: Vec<FsOption>,
+    folders: Vec<Program>,
 }
 
 impl Backends {
@@ -64,7 +64,7 @@ impl Backends {
             console,
             ports,
             vsock: options.vsock,
-            folders: options.folders.clone(),
+            folders: options.folders.iter().map(Program::connect).collect::<Result<_, _>>()?,
         })
     }
 
@@ -97,7 +97,7 @@ impl Backends {
             devices.push(Box::new(Vsock::open(cid, memory)?));
         }
         for folder in &self.folders {
-            devices.push(Box::new(Fs::connect(folder)?));
+            devices.push(Box::new(Fs::new(folder.clone())));
         }
         Ok(devices)
     }

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ fn child() {
     files.read(folder.join("read"));
     files.write(folder.join("write"));
     files.remove(&folder.join("gone/socket"));
+    let open = File::options().write(true).open(folder.join("write")).unwrap();
     sandbox::enter(&files).unwrap();
     let (role, case) = case.split_once(' ').unwrap();
     let role = match role {
@@ -42,7 +44,7 @@ fn child() {
     let done = std::thread::spawn(move || {
         sandbox::narrow(role);
         // A thread of a thread, as devices' are.
-        std::thread::spawn(move || attempt(&case)).join().unwrap()
+        std::thread::spawn(move || attempt(&case, &open)).join().unwrap()
     });
     match done.join().unwrap() {
         Ok(()) => println!("DONE"),
@@ -50,7 +52,7 @@ fn child() {
     }
 }
 
-fn attempt(case: &str) -> std::io::Result<()> {
+fn attempt(case: &str, open: &File) -> std::io::Result<()> {
     let folder = folder();
     match case {
         "read" => fs::read(folder.join("read")).map(drop),
@@ -86,6 +88,17 @@ fn attempt(case: &str) -> std::io::Result<()> {
                 libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_EXEC, flags, -1, 0)
             };
             Ok(())
+        }
+        // What a qcow2 image's file needs: while the guest writes, and when it is opened again.
+        "grow" => open.set_len(1 << 20),
+        "file-system" => {
+            // SAFETY: zeros are a valid statfs.
+            let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+            // SAFETY: the file is open, and `about` outlives the call.
+            match unsafe { libc::fstatfs(open.as_raw_fd(), &raw mut about) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         }
         "exec" => Err(Command::new("/bin/true").exec()),
         "tcp" => TcpListener::bind("127.0.0.1:0").map(drop),
@@ -148,7 +161,7 @@ impl Drop for Home {
 #[test]
 fn threads_have_what_they_need() {
     let home = Home::new("needs");
-    for case in ["main read", "main write", "main remove", "main memory"] {
+    for case in ["main read", "main write", "main remove", "main memory", "main file-system", "device grow"] {
         home.does(case);
     }
     let text = String::from_utf8_lossy(&home.child("main unix").stdout).into_owned();
@@ -165,9 +178,12 @@ fn other_calls_end_the_process() {
         home.ends(&format!("main {call}"));
     }
     for role in ["vcpu", "device", "control", "helper"] {
-        for call in ["read", "remove", "exec", "unix"] {
+        for call in ["read", "remove", "exec", "unix", "file-system"] {
             home.ends(&format!("{role} {call}"));
         }
+    }
+    for role in ["control", "helper"] {
+        home.ends(&format!("{role} grow"));
     }
 }
 

@@ -68,6 +68,8 @@ const DATA: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
+    // A qcow2 image grows by clusters.
+    libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_pread64,
     libc::SYS_preadv,
@@ -108,7 +110,7 @@ const MAKING: &[c_long] = &[
     libc::SYS_dup3,
     libc::SYS_flock,
     libc::SYS_fstat,
-    libc::SYS_ftruncate,
+    libc::SYS_fstatfs,
     libc::SYS_getcwd,
     // Back ends that gz has started end with it.
     libc::SYS_kill,

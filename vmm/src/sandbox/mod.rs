@@ -48,7 +48,7 @@ pub enum Confinement {
     Full,
     /// System calls; this kernel has no Landlock.
     CallsOnly,
-    /// `--no-sandbox`, or not yet.
+    /// `--no-sandbox`.
     None,
 }
 

@@ -26,6 +26,7 @@ use crate::console::{Followers, Output};
 use crate::control::names::{Directory, Entry};
 use crate::control::schema::Facts;
 use crate::control::server::{Server, Socket, Subject};
+use crate::devices::virtio::vsock;
 use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
 use crate::hypervisor::{self, BootState, Machine, Parts};
@@ -103,8 +104,6 @@ impl Session {
         let Some(Prepared { signals, name, socket, followers }) = self.prepared.take() else { return Ok(()) };
         if options.manage.no_sandbox {
             eprintln!("gz: WARNING: --no-sandbox: a guest that takes gz over has all that its user has");
-        } else if let Some(device) = options.devices.beyond_sandbox() {
-            eprintln!("gz: WARNING: not confined: {device} is not known to work in the sandbox yet");
         } else {
             sandbox::enter(&files(options, socket.as_ref()))?;
         }
@@ -128,6 +127,10 @@ fn files(options: &RunOptions, socket: Option<&Socket>) -> sandbox::Files {
         if disk.read_only { files.read(&disk.path) } else { files.write(&disk.path) }
     }
     files.write(options.machine.hypervisor.device());
+    if options.devices.vsock.is_some() {
+        files.write(vsock::KERNEL);
+    }
+    options.devices.ports.iter().for_each(|port| files.remove(&port.socket));
     socket.into_iter().flat_map(Socket::files).for_each(|path| files.remove(&path));
     files
 }

@@ -2,13 +2,13 @@
 //! Disks.
 
 use anyhow::Result;
-use imago::{FormatCreateBuilder, Storage, StorageCreateOptions, file::File, qcow2::Qcow2};
 
 use super::Pair;
 use crate::{
     cases::WHOLE,
     harness::{Case, Context, Tier},
     initrd::Extra,
+    qcow2,
 };
 
 /// The tests of this file.
@@ -29,10 +29,9 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// An empty qcow2 image of 64 MiB.
-fn image(context: &Context) -> Result<Extra> {
+pub fn image(context: &Context) -> Result<Extra> {
     let path = context.write("disk.qcow2", &[])?;
-    let storage = File::create_open(StorageCreateOptions::new().filename(&path).overwrite(true))?;
-    Qcow2::<File>::create_builder(storage).size(64 << 20).create()?;
+    qcow2::create(&path, 64 << 20)?;
     Extra::file("/guest/disk.qcow2", 0o644, &path)
 }
 

@@ -7,6 +7,7 @@ mod console;
 mod folder;
 mod net;
 mod rng;
+mod sandbox;
 mod vsock;
 
 use std::{fs, time::Duration};
@@ -30,6 +31,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(console::cases());
     cases.extend(vsock::cases());
     cases.extend(rng::cases());
+    cases.extend(sandbox::cases());
     cases
 }
 
@@ -92,7 +94,7 @@ impl Pair<'_> {
 }
 
 /// Programs that others wrote, and the libraries of all of these.
-fn peers(context: &Context, programs: &[&str]) -> Result<Vec<Extra>> {
+pub fn peers(context: &Context, programs: &[&str]) -> Result<Vec<Extra>> {
     const LOADER: &str = "ld-linux-aarch64.so.1";
     let folder = context.layout.peers_folder();
     let lib = folder.join("lib");

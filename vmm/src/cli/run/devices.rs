@@ -4,7 +4,7 @@
 use clap::Args;
 
 use crate::cli::MemSize;
-use crate::devices::virtio::blk::options::{DiskOption, Format};
+use crate::devices::virtio::blk::options::DiskOption;
 use crate::devices::virtio::console::options::PortOption;
 use crate::devices::virtio::fs::options::FsOption;
 use crate::devices::virtio::net::options::NetOption;
@@ -52,20 +52,6 @@ pub struct DeviceOptions {
     /// reports as free. `gz balloon` changes it
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
-}
-
-impl DeviceOptions {
-    /// An option whose device may need more than the sandbox leaves.
-    pub fn beyond_sandbox(&self) -> Option<&'static str> {
-        let options = [
-            (self.disks.iter().any(|disk| disk.format != Format::Raw), "--disk format=qcow2"),
-            (self.console == ConsoleKind::Virtio, "--console virtio"),
-            (!self.ports.is_empty(), "--port"),
-            (self.vsock.is_some(), "--vsock"),
-            (!self.folders.is_empty(), "--fs"),
-        ];
-        options.into_iter().find_map(|(is_there, option)| is_there.then_some(option))
-    }
 }
 
 /// A device for standard input and output.

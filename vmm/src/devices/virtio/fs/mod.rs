@@ -4,8 +4,11 @@
 //!
 //! - [`options`]: what the command line says of it.
 //!
+//! One connection serves all lives of the guest: virtiofsd ends with its first. A next life brings its own memory; the program keeps
+//! that of the life before until the new driver starts.
+//!
 //! The program can't be started again under a running guest: open files and what the guest has looked up are its own state. Where
-//! it ends, the guest's accesses wait until the guest is reset.
+//! it ends, the guest's accesses wait for ever, and the next life's driver finds a device that fails.
 
 pub mod options;
 
@@ -30,16 +33,15 @@ const TAG_SIZE: usize = 36;
 /// How long an answer of the program's may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A shared folder as a virtio device.
-pub struct Fs {
-    program: Frontend,
+/// The program that serves a folder.
+#[derive(Clone)]
+pub struct Program {
+    connection: Frontend,
     tag: String,
     features: u64,
-    /// How many queues the program serves now.
-    serves: usize,
 }
 
-impl Fs {
+impl Program {
     /// Connects to the program at its socket.
     ///
     /// # Errors
@@ -50,19 +52,34 @@ impl Fs {
             .with_context(|| format!("{} (is virtiofsd running?)", place()))?;
         socket.set_read_timeout(Some(PATIENCE)).with_context(place)?;
         socket.set_write_timeout(Some(PATIENCE)).with_context(place)?;
-        let mut program = Frontend::from_stream(socket, QUEUES.len() as u64);
-        let features = negotiate(&mut program).with_context(place)?;
-        Ok(Self { program, tag: option.tag.clone(), features, serves: 0 })
+        let mut connection = Frontend::from_stream(socket, QUEUES.len() as u64);
+        let features = negotiate(&mut connection).with_context(place)?;
+        Ok(Self { connection, tag: option.tag.clone(), features })
+    }
+}
+
+/// A shared folder as a virtio device.
+pub struct Fs {
+    program: Program,
+    /// How many queues the program serves now.
+    serves: usize,
+}
+
+impl Fs {
+    /// A device without a driver.
+    pub fn new(program: Program) -> Self {
+        Self { program, serves: 0 }
     }
 
     fn start(&mut self, activation: Activation) -> vhost::Result<()> {
         let Activation { memory, features, interrupt, queues } = activation;
-        self.program.set_features(features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
-        self.program.set_mem_table(&handover::regions(&memory))?;
+        let program = &mut self.program.connection;
+        program.set_features(features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
+        program.set_mem_table(&handover::regions(&memory))?;
         for ready in queues {
             let index = usize::from(ready.index);
-            handover::hand_over(&self.program, Some(&memory), &interrupt, &ready)?;
-            self.program.set_vring_enable(index, true)?;
+            handover::hand_over(program, Some(&memory), &interrupt, &ready)?;
+            program.set_vring_enable(index, true)?;
             self.serves = index + 1;
         }
         Ok(())
@@ -87,7 +104,7 @@ impl VirtioDevice for Fs {
     }
 
     fn features(&self) -> u64 {
-        self.features
+        self.program.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -98,7 +115,7 @@ impl VirtioDevice for Fs {
         // tag, num_request_queues.
         let mut config = [0; TAG_SIZE + 4];
         let (tag, queues) = config.split_at_mut(TAG_SIZE);
-        tag.iter_mut().zip(self.tag.bytes()).for_each(|(to, from)| *to = from);
+        tag.iter_mut().zip(self.program.tag.bytes()).for_each(|(to, from)| *to = from);
         queues.copy_from_slice(&1_u32.to_le_bytes());
         read_bytes(&config, offset, data);
     }
@@ -111,8 +128,8 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) {
         for index in 0..std::mem::take(&mut self.serves) {
             // The answer comes when no request is in flight.
-            if let Err(error) = self.program.get_vring_base(index) {
-                tracing::warn!("virtio-fs {}: {error}", self.tag);
+            if let Err(error) = self.program.connection.get_vring_base(index) {
+                tracing::warn!("virtio-fs {}: {error}", self.program.tag);
             }
         }
     }

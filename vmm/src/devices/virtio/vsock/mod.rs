@@ -27,6 +27,9 @@ const QUEUES: [u16; 3] = [QUEUE_SIZE, QUEUE_SIZE, 16];
 /// Those that the kernel serves.
 const SERVED: u16 = 2;
 
+/// The kernel's device, opened for each life.
+pub const KERNEL: &str = "/dev/vhost-vsock";
+
 /// Lowest address of a guest: those below are the hypervisor's, the host's, and reserved.
 pub const CID_MIN: u64 = 3;
 /// Highest: the next one means any.
