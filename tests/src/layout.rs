@@ -72,6 +72,12 @@ impl Layout {
         self.cache.join("peers")
     }
 
+    /// A whole Debian as a guest, for tests: a disk with the guest's image in it (`host.img`), and the key for its root (`key`).
+    #[must_use]
+    pub fn debian_folder(&self) -> PathBuf {
+        self.cache.join("debian")
+    }
+
     /// The kernel's release string (`uname -r`).
     ///
     /// # Errors

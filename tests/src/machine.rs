@@ -64,6 +64,13 @@ impl Boot {
         }
     }
 
+    /// Another initial RAM disk for the host.
+    pub fn set_initrd(&mut self, other: PathBuf) {
+        if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {
+            kernel.initrd = Some(other);
+        }
+    }
+
     /// Another kernel for the host.
     pub fn set_kernel(&mut self, other: PathBuf) {
         if let Self::Hypervisor { host: Some(kernel), .. } | Self::Direct(kernel) = self {

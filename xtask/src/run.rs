@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use gzvm_tests::{
-    cases::{Host, walkthrough},
+    cases::{Host, debian, walkthrough},
     layout::Layout,
     machine::{Boot, Machine},
 };
@@ -37,6 +37,10 @@ pub struct Options {
     /// Only the EL2 image, without a host VM
     #[arg(long, conflicts_with_all = ["kvm", "check", "no_guest"])]
     pub bare: bool,
+    /// A whole Debian as the guest, with systemd and a way to the network (the first time it is made, in minutes). Its changes are
+    /// forgotten; in the host, `debian` starts it again
+    #[arg(long, conflicts_with_all = ["kvm", "check", "bare", "no_guest"])]
+    pub debian: bool,
     /// The peer: the host's Linux itself at EL2 with KVM, the same VMM and guest
     #[arg(long)]
     pub kvm: bool,
@@ -76,7 +80,8 @@ pub fn command(layout: &Layout, options: &Options) -> Result<Command> {
 
 fn prepare(layout: &Layout, options: &Options) -> Result<Machine> {
     if !options.no_build {
-        setup::ensure(layout, &setup::Options::default())?;
+        let (tests, debian) = (options.debian, options.debian);
+        setup::ensure(layout, &setup::Options { tests, debian, ..setup::Options::default() })?;
         // The peer needs neither hypervisor nor driver.
         let peer = [Part::Guests, Part::Gz, Part::Rootfs];
         build::build(layout, if options.kvm { &peer } else { &build::ALL })?;
@@ -105,7 +110,13 @@ fn machine(layout: &Layout, options: &Options) -> Result<Machine> {
         if host == Host::Gzvm {
             need("hypervisor.Image")?;
         }
-        let mode = if options.no_guest || layout.built("gz").is_none() { "shell" } else { "guest" };
+        let mode = if options.debian {
+            "debian"
+        } else if options.no_guest || layout.built("gz").is_none() {
+            "shell"
+        } else {
+            "guest"
+        };
         host.boot(layout, need("host-initrd.cpio")?, &format!("gz.mode={mode} {}", options.append))
     };
     let mut machine = Machine::new(boot);
@@ -114,6 +125,9 @@ fn machine(layout: &Layout, options: &Options) -> Result<Machine> {
     machine.memory.clone_from(&options.memory);
     machine.gdb = options.gdb;
     machine.extra = options.qemu.iter().map(Into::into).collect();
+    if options.debian {
+        debian::add(layout, &mut machine, layout.part("debian-host-initrd.cpio"))?;
+    }
     Ok(machine)
 }
 

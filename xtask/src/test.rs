@@ -72,12 +72,17 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         .map_or_else(|| vec![Tier::Unit, Tier::Boot, Tier::System, Tier::Abuse], |tier| vec![tier]);
     // Other kernels as guests.
     let tests = tiers.contains(&Tier::System) || tiers.contains(&Tier::Soak);
+    // A whole Debian, which takes minutes to make: only for who runs it.
+    let debian = tiers.contains(&Tier::Soak)
+        && cases::debian::cases().iter().any(|case| {
+            options.filter.is_empty() || options.filter.iter().any(|word| case.name.contains(word.as_str()))
+        });
     let mut total = Summary::default();
     let mut prepared = false;
     for tier in tiers {
         let begin = Instant::now();
         if !prepared {
-            setup::ensure(layout, &setup::Options { tests, ..setup::Options::default() })?;
+            setup::ensure(layout, &setup::Options { tests, debian, ..setup::Options::default() })?;
             build::build(layout, &build::ALL)?;
             prepared = true;
         }

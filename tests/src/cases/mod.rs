@@ -7,6 +7,7 @@ pub mod boot;
 pub mod broken;
 pub mod conformance;
 pub mod crosvm;
+pub mod debian;
 pub mod devices;
 pub mod dma;
 pub mod driver;
@@ -70,6 +71,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(crosvm::cases());
     cases.extend(balloon::cases());
     cases.extend(devices::cases());
+    cases.extend(debian::cases());
     cases.extend(failures::cases());
     cases.extend(power::cases());
     cases.extend(manage::cases());

@@ -28,7 +28,8 @@ pub struct Source {
 }
 
 impl Source {
-    fn render(&self) -> String {
+    /// Its text.
+    pub fn render(&self) -> String {
         let mut text = format!(
             "Types: deb\nURIs: {}\nSuites: {}\nComponents: {}\n",
             self.uri,
@@ -198,6 +199,29 @@ impl State {
             options.extend(["-o".to_owned(), option]);
         }
         options
+    }
+
+    /// Downloads `packages`, and all that they need on a machine where nothing is installed; returns all their paths.
+    ///
+    /// # Errors
+    /// If one does not exist, they contradict each other, or can't be fetched.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let nothing = self.folder.join("nothing-installed");
+        fs::write(&nothing, "")?;
+        let install = |option: &str| {
+            let mut command = self.command("apt-get");
+            command.args(["-o", &format!("Dir::State::status={}", nothing.display())]);
+            command.args(["-q", "-y", "--no-install-recommends", option, "install"]).args(packages);
+            command
+        };
+        // 'URI' file-name size hash; only of those that are not there yet, so of a folder of their own.
+        let archives = self.folder.join("cache/archives");
+        drop(fs::remove_dir_all(&archives));
+        fs::create_dir_all(archives.join("partial"))?;
+        let uris = process::output(&mut install("--print-uris"))?;
+        process::run(&mut install("--download-only"))?;
+        let names = uris.lines().filter(|line| line.starts_with('\''));
+        Ok(names.filter_map(|line| line.split_whitespace().nth(1)).map(|name| archives.join(name)).collect())
     }
 
     /// Every version of a package: pairs of version and dependencies.

@@ -5,9 +5,10 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`guests`] and [`peers`] for what only tests run (both by [`programs`]), [`rust`] for the compiler's Arm targets.
+//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`rust`] for the compiler's Arm targets.
 
 pub mod apt;
+mod debian;
 mod guests;
 mod host;
 mod kernel;
@@ -34,14 +35,17 @@ pub struct Options {
     /// Look for newer packages and prepare everything again
     #[arg(long)]
     pub refresh: bool,
-    /// Also what tests run as guests, and at the other end of their devices: kernels of other series, U-Boot, socat, virtiofsd (`cargo xtask test` fetches it by itself)
+    /// Also what tests run as guests, and at the other end of their devices: kernels of other series, U-Boot, socat, virtiofsd, passt, ssh, iperf3 (`cargo xtask test` fetches it by itself)
     #[arg(long)]
     pub tests: bool,
+    /// Also a whole Debian as a guest, for the soak tier (`cargo xtask test soak` makes it by itself)
+    #[arg(long)]
+    pub debian: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { toolchain: Route::Auto, refresh: false, tests: false }
+        Self { toolchain: Route::Auto, refresh: false, tests: false, debian: false }
     }
 }
 
@@ -56,6 +60,7 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
             && kernel::complete(layout)
             && rust::complete(layout, &compiler, options.toolchain)
             && (!options.tests || (guests::complete(layout) && peers::complete(layout)))
+            && (!options.debian || debian::complete(layout))
     };
     if complete() && !options.refresh {
         return Ok(());
@@ -81,6 +86,9 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
     }
     if options.tests && (!peers::complete(layout) || options.refresh) {
         peers::install(layout, &codename)?;
+    }
+    if options.debian && (!debian::complete(layout) || options.refresh) {
+        debian::install(layout, &codename)?;
     }
     if !complete() {
         bail!(

@@ -19,7 +19,7 @@ pub fn cases() -> Vec<Case> {
             let pair = Pair {
                 protected,
                 guest: (&[], PORTS_INSIDE, Vec::new()),
-                host: (&[], PORTS, peers(context, &["socat1"])?),
+                host: (&[], PORTS, peers(&context.layout, &["socat1"])?),
                 ..Pair::default()
             };
             pair.run(context)

@@ -12,7 +12,7 @@ pub fn cases() -> Vec<Case> {
     vec![Case::new(Tier::System, "devices::fs::virtiofsd", WHOLE, |context| {
         let pair = Pair {
             guest: (&[], INSIDE, Vec::new()),
-            host: (&[], HOST, peers(context, &["virtiofsd"])?),
+            host: (&[], HOST, peers(&context.layout, &["virtiofsd"])?),
             ..Pair::default()
         };
         pair.run(context)

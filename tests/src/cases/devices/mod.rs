@@ -18,6 +18,7 @@ use super::{Host, protected, results, scripted};
 use crate::{
     harness::{Case, Context},
     initrd::{self, Extra},
+    layout::Layout,
     machine::Machine,
     modules,
 };
@@ -94,9 +95,9 @@ impl Pair<'_> {
 }
 
 /// Programs that others wrote, and the libraries of all of these.
-pub fn peers(context: &Context, programs: &[&str]) -> Result<Vec<Extra>> {
+pub fn peers(layout: &Layout, programs: &[&str]) -> Result<Vec<Extra>> {
     const LOADER: &str = "ld-linux-aarch64.so.1";
-    let folder = context.layout.peers_folder();
+    let folder = layout.peers_folder();
     let lib = folder.join("lib");
     let mut extras = Vec::new();
     for program in programs {

@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
             let pair = Pair {
                 protected,
                 guest: (&["virtio_net"], PASST_INSIDE, Vec::new()),
-                host: (&["dummy"], PASST, peers(context, &["passt"])?),
+                host: (&["dummy"], PASST, peers(&context.layout, &["passt"])?),
                 ..Pair::default()
             };
             pair.run(context)

@@ -13,7 +13,7 @@ pub fn cases() -> Vec<Case> {
         .map(|(name, protected)| {
             Case::new(Tier::System, name, WHOLE, move |context| {
                 let image = super::blk::image(context)?;
-                let mut files = peers(context, &["socat1", "virtiofsd"])?;
+                let mut files = peers(&context.layout, &["socat1", "virtiofsd"])?;
                 files.push(image);
                 // Not for protected guests.
                 let folder = if protected { "folder=''" } else { "folder='--fs shared=/tmp/fs.sock'" };
@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
                     guest: (
                         &["virtio_net", "virtio_rng", "vmw_vsock_virtio_transport"],
                         INSIDE,
-                        peers(context, &["socat1"])?,
+                        peers(&context.layout, &["socat1"])?,
                     ),
                     host: (&["tun", "vhost_vsock"], &host, files),
                 };

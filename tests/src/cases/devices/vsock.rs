@@ -14,8 +14,8 @@ pub fn cases() -> Vec<Case> {
             Case::new(Tier::System, name, WHOLE, move |context| {
                 let pair = Pair {
                     protected,
-                    guest: (&["vmw_vsock_virtio_transport"], INSIDE, peers(context, &["socat1"])?),
-                    host: (&["vhost_vsock"], HOST, peers(context, &["socat1"])?),
+                    guest: (&["vmw_vsock_virtio_transport"], INSIDE, peers(&context.layout, &["socat1"])?),
+                    host: (&["vhost_vsock"], HOST, peers(&context.layout, &["socat1"])?),
                     ..Pair::default()
                 };
                 pair.run(context)
