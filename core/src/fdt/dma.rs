@@ -6,10 +6,11 @@
 //! GICv3 ITSs (`arm,gic-v3-its`, named by `msi-map` and `msi-parent`).
 
 use arrayvec::ArrayVec;
+use dtoolkit::Property;
 use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 
-use super::machine::{Region, compatible, disabled, property_u32, regions, u32_at, walk};
+use super::device::{Device, walk};
+use super::machine::{Region, u32_at};
 use crate::addr::PAGE_SIZE;
 use crate::smmu::registers::FRAME_SIZE;
 use crate::smmu::stream_table::{StreamRange, Streams};
@@ -52,16 +53,16 @@ impl Dma {
         let mut dma = Self::default();
         walk(fdt.root(), 8, &mut |node| {
             if is_its(node)
-                && let Some(phandle) = property_u32(node, "phandle")
+                && let Some(phandle) = node.u32("phandle")
             {
                 dma.truncated |= dma.its.try_push(phandle).is_err();
             }
             if is_smmu(node)
-                && !disabled(node)
-                && let Some(region) = regions(node).next()
+                && !node.disabled()
+                && let Some(region) = node.regions().next()
             {
                 let region = Region { base: region.base, size: region.size.max(FRAME_SIZE) };
-                let phandle = property_u32(node, "phandle");
+                let phandle = node.u32("phandle");
                 let smmu = SmmuNode { region, phandle, streams: Streams::default() };
                 dma.truncated |= dma.smmus.try_push(smmu).is_err();
             }
@@ -78,7 +79,11 @@ impl Dma {
 
     /// Whether the host's tree goes without this node.
     pub(super) fn leaves_out(&self, node: &FdtNode<'_>) -> bool {
-        !self.smmus.is_empty() && (is_smmu(node) || self.is_unguarded(node))
+        if self.smmus.is_empty() {
+            return false;
+        }
+        let device = Device::of(node);
+        is_smmu(&device) || self.is_unguarded(&device)
     }
 
     /// Whether the host's tree goes without this property, for it names an SMMU or ITS that is not there.
@@ -92,8 +97,8 @@ impl Dma {
         !self.smmus.is_empty() && (its || REFERENCES.contains(&name))
     }
 
-    fn master(&mut self, node: &FdtNode<'_>) {
-        if disabled(node) || is_smmu(node) {
+    fn master(&mut self, node: &Device<'_, '_>) {
+        if node.disabled() || is_smmu(node) {
             return;
         }
         streams(node, &mut |phandle, streams| {
@@ -102,7 +107,7 @@ impl Dma {
             }
         });
         if self.is_unguarded(node) {
-            for region in regions(node) {
+            for region in node.regions() {
                 let base = region.base & !PAGE_SIZE.wrapping_sub(1);
                 let end = region.end().checked_next_multiple_of(PAGE_SIZE).unwrap_or(base);
                 self.unguarded(Region { base, size: end.saturating_sub(base) });
@@ -111,11 +116,10 @@ impl Dma {
     }
 
     /// A bus master that is behind none of the SMMUs. What another kind of IOMMU does for it is the host's business.
-    fn is_unguarded(&self, node: &FdtNode<'_>) -> bool {
+    fn is_unguarded(&self, node: &Device<'_, '_>) -> bool {
         let mut guarded = is_smmu(node);
         streams(node, &mut |phandle, _| guarded |= self.smmus.iter().any(|s| s.phandle == Some(phandle)));
-        let has = |name| node.property(name).is_some();
-        !guarded && (is_its(node) || has("dma-coherent") || has("iommus") || has("iommu-map"))
+        !guarded && (is_its(node) || node.dma_coherent || node.iommus.is_some() || node.iommu_map.is_some())
     }
 
     /// Adds pages; many small devices share one, and stand side by side.
@@ -133,19 +137,21 @@ impl Dma {
     }
 }
 
-fn is_smmu(node: &FdtNode<'_>) -> bool {
-    compatible(node, "arm,smmu-v3")
+fn is_smmu(node: &Device<'_, '_>) -> bool {
+    node.is("arm,smmu-v3")
 }
 
-fn is_its(node: &FdtNode<'_>) -> bool {
-    compatible(node, "arm,gic-v3-its")
+fn is_its(node: &Device<'_, '_>) -> bool {
+    node.is("arm,gic-v3-its")
 }
 
 /// The IOMMU's phandle and the streams of each entry of `iommus` and `iommu-map`.
-fn streams(node: &FdtNode<'_>, f: &mut dyn FnMut(u32, StreamRange)) {
+fn streams(node: &Device<'_, '_>, f: &mut dyn FnMut(u32, StreamRange)) {
     // Cells of an entry, and where in it stand phandle, first stream, and count.
-    for (name, cells, phandle, first, count) in [("iommus", 2, 0, 1, None), ("iommu-map", 4, 1, 2, Some(3))] {
-        let Some(property) = node.property(name) else { continue };
+    for (property, cells, phandle, first, count) in
+        [(node.iommus, 2, 0, 1, None), (node.iommu_map, 4, 1, 2, Some(3))]
+    {
+        let Some(property) = property else { continue };
         for entry in property.value().chunks_exact(usize::saturating_mul(cells, 4)) {
             let count = count.map_or(Some(1), |at| u32_at(entry, at));
             if let (Some(phandle), Some(first), Some(count)) =
@@ -161,6 +167,7 @@ fn streams(node: &FdtNode<'_>, f: &mut dyn FnMut(u32, StreamRange)) {
 mod tests {
     use super::*;
     use crate::fdt::writer::Writer;
+    use dtoolkit::Node;
 
     fn words(cells: &[u32]) -> Vec<u8> {
         cells.iter().flat_map(|c| c.to_be_bytes()).collect()

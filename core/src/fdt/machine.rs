@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
+use super::device::{Device, walk};
 use super::dma::Dma;
 
 /// Most RAM banks.
@@ -155,20 +156,8 @@ pub(super) fn u32_at(value: &[u8], index: usize) -> Option<u32> {
     value.get(start..start.checked_add(4)?)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-pub(super) fn property_u32(node: &FdtNode<'_>, name: &str) -> Option<u32> {
-    u32_at(node.property(name)?.value(), 0)
-}
-
-fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
+pub(super) fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
     value.split(|b| *b == 0).filter(|s| !s.is_empty()).filter_map(|s| core::str::from_utf8(s).ok())
-}
-
-pub(super) fn compatible(node: &FdtNode<'_>, name: &str) -> bool {
-    node.property("compatible").is_some_and(|p| strings(p.value()).any(|s| s == name))
-}
-
-pub(super) fn disabled(node: &FdtNode<'_>) -> bool {
-    node.property("status").is_some_and(|p| !strings(p.value()).any(|s| s == "okay" || s == "ok"))
 }
 
 pub(super) fn regions<'a>(node: &FdtNode<'a>) -> impl Iterator<Item = Region> + use<'a> {
@@ -188,28 +177,14 @@ fn module_region(node: &FdtNode<'_>) -> Option<Region> {
     Some(Region { base: cells(base)?, size: cells(size)? })
 }
 
-/// Calls `f` for every node of the tree, parents first. Bounded by the blob's size; trees deeper
-/// than `depth` are cut.
-pub(super) fn walk<'a>(node: FdtNode<'a>, depth: u32, f: &mut dyn FnMut(&FdtNode<'a>)) {
-    f(&node);
-    if let Some(depth) = depth.checked_sub(1) {
-        for child in node.children() {
-            walk(child, depth, f);
-        }
-    }
-}
-
-fn uart_of(node: &FdtNode<'_>) -> Option<Uart> {
-    let kind = if compatible(node, "arm,pl011") {
+fn uart_of(node: &Device<'_, '_>) -> Option<Uart> {
+    let kind = if node.is("arm,pl011") {
         UartKind::Pl011
-    } else if ["ns16550a", "ns16550", "mediatek,mt6577-uart", "snps,dw-apb-uart"]
-        .iter()
-        .any(|c| compatible(node, c))
-    {
+    } else if ["ns16550a", "ns16550", "mediatek,mt6577-uart", "snps,dw-apb-uart"].iter().any(|c| node.is(c)) {
         // MediaTek's UARTs have 32-bit registers and say so in the compatible string only.
-        let mediatek = compatible(node, "mediatek,mt6577-uart");
-        let shift = property_u32(node, "reg-shift").unwrap_or(if mediatek { 2 } else { 0 });
-        let width = property_u32(node, "reg-io-width").unwrap_or(if mediatek { 4 } else { 1 });
+        let mediatek = node.is("mediatek,mt6577-uart");
+        let shift = node.u32("reg-shift").unwrap_or(if mediatek { 2 } else { 0 });
+        let width = node.u32("reg-io-width").unwrap_or(if mediatek { 4 } else { 1 });
         if shift > 4 || !matches!(width, 1 | 4) {
             return None;
         }
@@ -217,7 +192,7 @@ fn uart_of(node: &FdtNode<'_>) -> Option<Uart> {
     } else {
         return None;
     };
-    Some(Uart { kind, region: regions(node).next()? })
+    Some(Uart { kind, region: node.regions().next()? })
 }
 
 /// INTID of entry `index` of an `interrupts` property with three cells an entry (GICv3 binding).
@@ -261,7 +236,9 @@ impl<'a> Machine<'a> {
             machine.truncated |= machine.reserved.try_push(region).is_err();
         }
         for node in root.children() {
-            if node.property("device_type").is_some_and(|p| p.value() == b"memory\0") && !disabled(&node) {
+            if node.property("device_type").is_some_and(|p| p.value() == b"memory\0")
+                && !Device::of(&node).disabled()
+            {
                 for region in regions(&node).filter(|r| r.size > 0) {
                     machine.truncated |= machine.memory.try_push(region).is_err();
                 }
@@ -287,13 +264,14 @@ impl<'a> Machine<'a> {
                 _ => {}
             }
         }
-        machine.uart = stdout_node(fdt).as_ref().and_then(uart_of);
+        machine.uart = stdout_node(fdt).and_then(|node| uart_of(&Device::of(&node)));
         walk(root, 8, &mut |node| machine.device(node));
         machine
     }
 
     fn cpus(&mut self, cpus: &FdtNode<'a>) {
-        for cpu in cpus.children().filter(|n| n.name_without_address() == "cpu" && !disabled(n)) {
+        for cpu in cpus.children().filter(|n| n.name_without_address() == "cpu" && !Device::of(n).disabled())
+        {
             if let Some(mpidr) = cpu.property("reg").and_then(|p| cells(p.value())) {
                 let _ = self.cpus.try_push(mpidr & 0xFF_00FF_FFFF);
             }
@@ -302,15 +280,19 @@ impl<'a> Machine<'a> {
 
     fn chosen(&mut self, fdt: Fdt<'a>, chosen: &FdtNode<'a>) {
         let mut initrd = None;
-        for module in chosen.children().filter(|n| compatible(n, "multiboot,module")) {
+        for module in chosen.children() {
+            let kind = Device::of(&module);
+            if !kind.is("multiboot,module") {
+                continue;
+            }
             let bootargs = first_string(fdt, &module, "bootargs").unwrap_or("");
-            if compatible(&module, "gzvm,pvmfw") || bootargs == PVMFW {
+            if kind.is("gzvm,pvmfw") || bootargs == PVMFW {
                 self.pvmfw = module_region(&module);
-            } else if compatible(&module, "multiboot,kernel") {
+            } else if kind.is("multiboot,kernel") {
                 if let Some(kernel) = module_region(&module) {
                     self.host = Some(HostImage { kernel, initrd: None, bootargs });
                 }
-            } else if compatible(&module, "multiboot,ramdisk") {
+            } else if kind.is("multiboot,ramdisk") {
                 initrd = module_region(&module);
             }
         }
@@ -319,34 +301,34 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn device(&mut self, node: &FdtNode<'a>) {
-        if disabled(node) {
+    fn device(&mut self, node: &Device<'_, 'a>) {
+        if node.disabled() {
             return;
         }
         if self.uart.is_none() {
             self.uart = uart_of(node);
         }
-        if self.gic.is_none() && compatible(node, "arm,gic-v3") {
-            let mut regions = regions(node);
+        if self.gic.is_none() && node.is("arm,gic-v3") {
+            let mut regions = node.regions();
             if let Some(dist) = regions.next() {
-                let count = property_u32(node, "#redistributor-regions").unwrap_or(1) as usize;
+                let count = node.u32("#redistributor-regions").unwrap_or(1) as usize;
                 let redist = regions.take(count.min(MAX_GICR)).collect();
                 let stride =
-                    node.property("redistributor-stride").and_then(|p| cells(p.value())).unwrap_or(0);
-                self.gic = Some(Gic { dist, redist, stride, maintenance: interrupt(node, 0) });
+                    node.node.property("redistributor-stride").and_then(|p| cells(p.value())).unwrap_or(0);
+                self.gic = Some(Gic { dist, redist, stride, maintenance: interrupt(node.node, 0) });
             }
         }
-        if self.timer.is_none() && compatible(node, "arm,armv8-timer") {
+        if self.timer.is_none() && node.is("arm,armv8-timer") {
             // Order of the binding: secure, non-secure physical, virtual, hypervisor.
             if let (Some(physical), Some(virt), Some(hyp)) =
-                (interrupt(node, 1), interrupt(node, 2), interrupt(node, 3))
+                (interrupt(node.node, 1), interrupt(node.node, 2), interrupt(node.node, 3))
             {
                 self.timer = Some(TimerPpis { physical, virt, hyp });
             }
         }
         if self.psci.is_none()
-            && ["arm,psci-1.0", "arm,psci-0.2"].iter().any(|c| compatible(node, c))
-            && let Some(method) = node.property("method")
+            && ["arm,psci-1.0", "arm,psci-0.2"].iter().any(|c| node.is(c))
+            && let Some(method) = node.node.property("method")
         {
             self.psci = strings(method.value()).next().and_then(|m| match m {
                 "smc" => Some(PsciMethod::Smc),

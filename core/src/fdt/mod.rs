@@ -5,6 +5,7 @@
 //! The tree comes from the boot loader and is trusted as far as the boot loader is; malformed ones
 //! are errors, not panics (`dtoolkit` validates the whole blob before anything here reads it).
 
+mod device;
 pub mod dma;
 pub mod host_tree;
 pub mod machine;

@@ -10,6 +10,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::barrier::isb;
 use super::id::Features;
 use super::sysreg::{read, write};
 use crate::mem::boxed::PageBox;
@@ -64,6 +65,23 @@ pub fn note_vector_length(features: &Features) {
 /// Whether all CPUs started so far have SVE.
 pub fn sve_everywhere() -> bool {
     VECTOR_BYTES.load(Ordering::Relaxed) != 0
+}
+
+/// SHA-256 while EL2 boots: by the CPU's vector registers if it can, for there is nobody yet whose they are.
+pub fn sha256_at_boot(bytes: &[u8]) -> [u8; 32] {
+    /// CPTR_EL2.TFP, which firmware may have left set.
+    const TFP: u64 = 1 << 10;
+    if !gzvm_sha256::available() {
+        return gzvm_sha256::software(bytes);
+    }
+    let cptr = read!("cptr_el2");
+    write!("cptr_el2", cptr & !TFP);
+    isb();
+    // SAFETY: they are there and not trapped; neither host nor guest has run, and EL2's own code is compiled without them.
+    let digest = unsafe { gzvm_sha256::by_instructions(bytes) };
+    write!("cptr_el2", cptr);
+    isb();
+    digest
 }
 
 unsafe extern "C" {

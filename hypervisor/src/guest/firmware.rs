@@ -10,9 +10,9 @@ use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::machine::Region;
 use gzvm_core::memory::PaRange;
 use gzvm_core::vm::identity::{self, Digest};
-use sha2::{Digest as _, Sha256};
 use spin::Once;
 
+use crate::arch::fp::sha256_at_boot;
 use crate::mem::image::Image;
 
 /// The largest that crosvm makes room for.
@@ -39,7 +39,7 @@ pub fn init(module: Region) -> Result<Digest, &'static str> {
     if magic != MAGIC || !(bytes.len() as u64..=MAX_SIZE).contains(&size) {
         return Err("it is no arm64 Image of at most 4 MiB");
     }
-    let digest = Sha256::digest(bytes).into();
+    let digest = sha256_at_boot(bytes);
     FIRMWARE.call_once(|| Firmware { image, digest, size: size.next_multiple_of(PAGE_SIZE) });
     Ok(digest)
 }
