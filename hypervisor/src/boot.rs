@@ -33,7 +33,10 @@ use crate::{console, host};
 /// Room for the host's device tree: the boot loader's and what we add.
 const TREE_SLACK: u64 = 64 << 10;
 /// Pool pages besides what scales with RAM.
-const POOL_BASE: u64 = 2 << 20;
+const POOL_BASE: u64 = 3 << 19;
+/// What the hypervisor takes is a multiple of this. By whole blocks it would take a quarter more of a small machine; so the host's map has a
+/// table for the block that both have a part of.
+const OWN_GRANULE: u64 = 64 << 10;
 /// The pool gets RAM / this: enough to map every page into some VM by 4 KiB.
 const POOL_SHARE: u64 = 512;
 
@@ -139,8 +142,8 @@ fn boot(dtb: usize, image_base: usize) -> Result<core::convert::Infallible, Boot
     let cpus = percpu_blocks(&machine)?;
     let ttbr = map_hypervisor(&machine, &banks, &cpus);
     info!(
-        "memory: {} MiB of {} MiB for the hypervisor at {:#x}, image {} KiB at {:#x}",
-        layout.own.size >> 20,
+        "memory: {} KiB of {} MiB for the hypervisor at {:#x}, image {} KiB at {:#x}",
+        layout.own.size >> 10,
         machine.memory_size() >> 20,
         layout.own.base,
         stage1::image().size >> 10,
@@ -262,7 +265,7 @@ impl Layout {
         let fixed = (sizes.blocks as u64 * 4).next_multiple_of(PAGE_SIZE)
             + (sizes.pages as u64 * 4).next_multiple_of(PAGE_SIZE)
             + (bitmap_words * 8).next_multiple_of(PAGE_SIZE);
-        let own_bytes = (fixed + pool_bytes).next_multiple_of(BLOCK_2M);
+        let own_bytes = (fixed + pool_bytes).next_multiple_of(OWN_GRANULE);
         let tree_bytes = (tree.size + TREE_SLACK).next_multiple_of(PAGE_SIZE);
         let modules =
             machine.host.iter().flat_map(|h| [Some(h.kernel), h.initrd]).chain([machine.pvmfw]).flatten();
@@ -273,7 +276,7 @@ impl Layout {
         // What the provisional map does not reach can't be used before the switch.
         let near = |r: &Region| r.end() <= stage1::BOOT_MAP_SIZE;
         let candidates: ArrayVec<Region, 16> = banks.iter().copied().filter(near).collect();
-        let whole = placement::place(&candidates, taken, own_bytes + tree_bytes.next_multiple_of(BLOCK_2M))
+        let whole = placement::place(&candidates, taken, own_bytes + tree_bytes)
             .ok_or(BootError::NoRoom(own_bytes))?;
         let own = Region { base: whole.end() - own_bytes, size: own_bytes };
         let tree = Region { base: whole.base, size: tree_bytes };
@@ -293,7 +296,7 @@ impl Layout {
     fn pool(&self) -> Result<Pool<'static>, BootError> {
         let range = PaRange::new(Pa(self.pool.base), self.pool.size)
             .map_err(|_| BootError::NoRoom(self.pool.size))?;
-        // One word more where rounding up to 2 MiB made the pool larger than planned.
+        // One word more where rounding up made the pool larger than planned.
         let words = Pool::words(range.pages()) as usize;
         if words > self.bitmap.1.next_multiple_of(512) {
             return Err(BootError::NoRoom(self.pool.size));

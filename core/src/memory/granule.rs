@@ -138,6 +138,7 @@ pub(super) enum Refused {
 }
 
 /// The transition table.
+#[inline]
 pub(super) fn next(state: State, step: Step) -> Result<State, Refused> {
     use State::{Dirty, Host, HostShared, Hypervisor, Lent, Retrieved, Vm, VmShared};
     use Transition as T;

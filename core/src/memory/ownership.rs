@@ -410,6 +410,7 @@ struct Chunks<'a> {
 impl Iterator for Chunks<'_> {
     type Item = Result<Chunk, OwnershipError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let range = self.rest?;
         let chunk = chunk_at(self.banks, range).ok_or(OwnershipError::NotRam(range.start()));
@@ -422,6 +423,7 @@ impl Iterator for Chunks<'_> {
 }
 
 /// The first chunk of a run, where it starts in RAM.
+#[inline]
 fn chunk_at(banks: &[Bank], range: PaRange) -> Option<Chunk> {
     let at = range.start();
     let bank = banks.iter().find(|b| b.ram.contains(at))?;

@@ -39,6 +39,7 @@ macro_rules! page_range {
             ///
             /// # Errors
             /// Where the result would not be a range of pages; see the module's invariants.
+            #[inline]
             pub const fn new(start: $addr, size: u64) -> Result<Self, RangeError> {
                 if size == 0 {
                     return Err(RangeError::Empty);

@@ -373,26 +373,42 @@ impl Stage2 {
     ) {
         let mut at = ipa.start().0;
         while at < ipa.end().0 {
-            let level = match self.walk(mem, Ipa(at)) {
-                Walk::OutOfRange => return,
-                Walk::Unmapped { level, .. } => level,
-                Walk::Mapped { pa, attrs, level } => {
-                    let size = level.entry_size();
-                    let ranges = (
-                        IpaRange::new(Ipa(at).align_down(size), size),
-                        PaRange::new(pa.align_down(size), size),
-                    );
-                    if let (Ok(ipa), Ok(pa)) = ranges
-                        && !visit(Mapped { ipa, pa, attrs })
-                    {
-                        return;
+            let Some((table, level, first, end)) = self.lowest_table(mem, Ipa(at)) else { return };
+            let size = level.entry_size();
+            // Entry by entry, until one leads to a table: a walk for each would be most of the time.
+            while at < ipa.end().0 && at < end {
+                let base = Ipa(at).align_down(size);
+                match read(mem, table, level, at.wrapping_sub(first).wrapping_shr(level.shift())) {
+                    Entry::Table(_) => break,
+                    Entry::Invalid(_) => {}
+                    Entry::Leaf(Leaf { pa, attrs }) => {
+                        if let (Ok(ipa), Ok(pa)) = (IpaRange::new(base, size), PaRange::new(pa, size))
+                            && !visit(Mapped { ipa, pa, attrs })
+                        {
+                            return;
+                        }
                     }
-                    level
                 }
-            };
-            // Never past 2^48, so no wrap.
-            at = Ipa(at).align_down(level.entry_size()).0.wrapping_add(level.entry_size());
+                at = base.0.wrapping_add(size);
+            }
         }
+    }
+
+    /// The table that has the last entry of `ipa`'s walk; its level, the IPA of its first entry, and that behind its last.
+    fn lowest_table<M: TableMemory + ?Sized>(&self, mem: &M, ipa: Ipa) -> Option<(Pa, Level, u64, u64)> {
+        if ipa.0 >= self.ipa_end() || self.dying.is_some() {
+            return None;
+        }
+        let (mut table, mut level, mut first, mut end) = (self.root, self.start, 0u64, self.ipa_end());
+        loop {
+            let index = ipa.0.wrapping_sub(first).wrapping_shr(level.shift());
+            let Entry::Table(next) = read(mem, table, level, index) else { break };
+            let Some(below) = level.next() else { break };
+            first = first.wrapping_add(index.wrapping_shl(level.shift()));
+            end = first.wrapping_add(level.entry_size());
+            (table, level) = (next, below);
+        }
+        Some((table, level, first, end))
     }
 
     fn edit<M: TableMemory + ?Sized, T: Tlb + ?Sized>(
@@ -424,16 +440,19 @@ impl Stage2 {
 }
 
 /// Where entry `index` is: the root may be several tables in a row.
+#[inline]
 const fn slot(table: Pa, index: u64) -> (Pa, usize) {
     let page = Pa(table.0.wrapping_add((index >> 9).wrapping_mul(PAGE_SIZE)));
     (page, (index & 511) as usize)
 }
 
+#[inline]
 fn read<M: TableMemory + ?Sized>(mem: &M, table: Pa, level: Level, index: u64) -> Entry {
     let (page, index) = slot(table, index);
     Entry::decode(mem.read(page, index), level)
 }
 
+#[inline]
 fn write<M: TableMemory + ?Sized>(mem: &mut M, table: Pa, level: Level, index: u64, entry: Entry) {
     let (page, index) = slot(table, index);
     mem.write(page, index, entry.encode(level));
@@ -441,6 +460,7 @@ fn write<M: TableMemory + ?Sized>(mem: &mut M, table: Pa, level: Level, index: u
 
 /// What entry `index` of a table at `level` for `area` spans. `None` never occurs for addresses
 /// below 2^48.
+#[inline]
 fn span(level: Level, area: IpaRange, index: u64) -> Option<IpaRange> {
     let base = area.start().0.wrapping_add(index.wrapping_shl(level.shift()));
     IpaRange::new(Ipa(base), level.entry_size()).ok()

@@ -29,6 +29,7 @@ impl PendingLoad {
     }
 
     /// The transfer register and the value that it gets for `data`, little-endian. None for XZR.
+    #[inline]
     pub const fn complete(&self, data: u64) -> (u8, u64) {
         let value = truncate(data, self.access.size);
         let bits = (self.access.size as u32).wrapping_mul(8);

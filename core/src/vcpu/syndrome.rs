@@ -154,6 +154,7 @@ pub const fn decode(esr: u64) -> Cause {
     }
 }
 
+#[inline]
 const fn abort(esr: u64) -> Abort {
     let fsc = (esr & 0x3F) as u8;
     let kind = match fsc {
@@ -168,6 +169,7 @@ const fn abort(esr: u64) -> Abort {
     Abort { kind, s1ptw: bit(esr, 7), write: bit(esr, 6) && !cm, cm }
 }
 
+#[inline]
 const fn access(esr: u64) -> Option<DataAccess> {
     if !bit(esr, 24) {
         return None;

@@ -54,6 +54,7 @@ pub(super) fn identification(offset: u64) -> u64 {
 }
 
 /// The SPI whose GICD_IROUTER, or half of it, is at `offset`.
+#[inline]
 fn routed(offset: u64, size: u8) -> Option<u32> {
     if !(GICD_IROUTER..GICD_IROUTER_END).contains(&offset) || !matches!(size, 4 | 8) {
         return None;

@@ -137,6 +137,7 @@ impl Irq {
     }
 
     /// Pending, enabled, not active: can be presented, if its group is enabled.
+    #[inline]
     pub fn presentable(&self) -> bool {
         self.has(Flags::ENABLED) && !self.active() && self.pending()
     }
@@ -279,6 +280,7 @@ impl Irq {
     }
 
     /// Comes back from a list register, which is `lr` now. Whether the guest has ended it there.
+    #[inline]
     pub fn fold(&mut self, lr: LrState) -> bool {
         let was_active = self.active();
         let had_latch = self.has(Flags::LR_LATCH);

@@ -167,6 +167,7 @@ pub(super) struct Loaded {
 
 impl Candidate {
     /// What an interrupt that is in no list register wants of the vCPU that it concerns.
+    #[inline]
     pub fn of(intid: u32, irq: &Irq, groups: Groups, vmcr: u32) -> Option<Self> {
         if irq.in_lr() {
             return None;

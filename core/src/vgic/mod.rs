@@ -189,6 +189,7 @@ impl Groups {
     }
 
     /// Whether a vCPU has to deal with the interrupt: the one that is concerned.
+    #[inline]
     fn due(self, irq: &Irq) -> bool {
         irq.active() || irq.in_lr() || (irq.presentable() && self.forward(irq))
     }
@@ -394,6 +395,7 @@ impl<M: Memory> Vgic<M> {
     }
 
     /// Interrupt `intid` as vCPU `v` sees it.
+    #[inline]
     fn irq(&self, v: VcpuId, intid: u32) -> Option<&Irq> {
         match intid.checked_sub(FIRST_SPI) {
             None => self.present(v)?.irqs.get(intid as usize),
@@ -402,6 +404,7 @@ impl<M: Memory> Vgic<M> {
         }
     }
 
+    #[inline]
     fn irq_mut(&mut self, v: VcpuId, intid: u32) -> Option<&mut Irq> {
         match intid.checked_sub(FIRST_SPI) {
             None => self.present_mut(v)?.irqs.get_mut(intid as usize),

@@ -65,6 +65,7 @@ impl VcpuState {
     };
 
     /// Keeps `busy` true after a change of one of its own. Whether it has to deal with that.
+    #[inline]
     pub(super) fn note(&mut self, intid: u32, groups: Groups) -> bool {
         let Some(irq) = self.irqs.get(intid as usize) else { return false };
         let mask = 1u32.wrapping_shl(intid);
@@ -84,6 +85,7 @@ impl VcpuState {
         self.note(intid, groups)
     }
 
+    #[inline]
     pub(super) fn set_hw_ppi(&mut self, ppi: HwPpi, groups: Groups) {
         let Some(n) = ppi.intid.checked_sub(FIRST_PPI) else { return };
         let (Some(physical), Some(irq)) =
@@ -107,6 +109,7 @@ impl VcpuState {
     }
 
     /// Moves `intid`, one of its own and in no list register, to the next one if it wants one.
+    #[inline]
     pub(super) fn load_if_candidate(
         &mut self,
         v: VcpuId,
@@ -193,6 +196,7 @@ impl VcpuState {
     }
 
     /// Takes one of its own back from the list register in which it was as `slot` says.
+    #[inline]
     pub(super) fn fold(&mut self, slot: Slot, lr: ListRegister, groups: Groups) {
         if let Some(irq) = self.irqs.get_mut(usize::from(slot.intid)) {
             irq.fold(slot.state(lr));

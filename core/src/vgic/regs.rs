@@ -43,6 +43,7 @@ pub(super) fn well_formed(offset: u64, size: u8) -> bool {
 
 impl Banked {
     /// Decodes an access to offset 0..0x1000 of the distributor or of SGI_base.
+    #[inline]
     pub fn decode(offset: u64, size: u8) -> Option<Self> {
         let offset = u32::try_from(offset).ok()?;
         let (field, base, per_byte) = match offset {
@@ -125,6 +126,7 @@ impl Banked {
 
 /// Whether what an access reads is nothing that list registers may know better: fields but pending and active, and the
 /// registers in `others`.
+#[inline]
 pub(super) fn settled(offset: u64, size: u8, others: &[u64]) -> bool {
     match Banked::decode(offset, size) {
         Some(register) => !register.volatile(),

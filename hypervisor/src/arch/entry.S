@@ -29,20 +29,31 @@ primary_entry:
     lsr     x21, x21, #2
     adrp    x22, image_head                 // the image is linked at 0: this is the displacement
 
-    // R_AARCH64_RELATIVE: 24 bytes each: offset, info, addend.
-    adrp    x1, image_rela_start
-    add     x1, x1, :lo12:image_rela_start
-    adrp    x2, image_rela_end
-    add     x2, x2, :lo12:image_rela_end
+    // Relative relocations (ELF gABI, SHT_RELR): an even entry is the address of a word that gets the displacement; an odd
+    // one is a bitmap of the 63 words behind the last one that was dealt with.
+    adrp    x1, image_relr_start
+    add     x1, x1, :lo12:image_relr_start
+    adrp    x2, image_relr_end
+    add     x2, x2, :lo12:image_relr_end
 1:  cmp     x1, x2
     b.hs    2f
-    ldp     x3, x4, [x1], #16
-    ldr     x5, [x1], #8
-    cmp     w4, #1027
-    b.ne    1b
+    ldr     x3, [x1], #8
+    tbnz    x3, #0, 5f
+    add     x4, x3, x22
+    ldr     x5, [x4]
     add     x5, x5, x22
-    str     x5, [x3, x22]
+    str     x5, [x4], #8
     b       1b
+5:  mov     x6, x4
+    add     x4, x4, #63 * 8
+6:  lsr     x3, x3, #1
+    cbz     x3, 1b
+    tbz     x3, #0, 7f
+    ldr     x5, [x6]
+    add     x5, x5, x22
+    str     x5, [x6]
+7:  add     x6, x6, #8
+    b       6b
 2:
     adrp    x1, image_bss_start
     adrp    x2, image_bss_end

@@ -198,6 +198,7 @@ impl Running<'_> {
     }
 
     /// The GIC frame that holds `ipa`: the distributor, or a vCPU's redistributor.
+    #[inline]
     pub(super) fn gic_frame(&self, ipa: Ipa) -> Option<(Option<VcpuId>, u64)> {
         let gicd = self.vm.gicd.load(Ordering::Relaxed);
         if let Some(offset) = ipa.0.checked_sub(gicd).filter(|o| *o < GICD_SIZE) {

@@ -117,7 +117,7 @@ echo \"SYSTEM_SUSPEND was called $(counter guest_system_suspend) times\""
     machine.icount = few;
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[GUEST] Linux ", BOOT_LIMIT + BOOT_LIMIT)?;
-    console.wait_for("[DONE]", Duration::from_secs(600))?;
+    console.wait_for("[DONE]", Duration::from_secs(1800))?;
     console.wait_for("gz ended with 0", Duration::from_secs(60))?;
     console.wait_for("SYSTEM_SUSPEND was called 1 times", Duration::from_secs(60))?;
     console.wait_power_off(Duration::from_secs(30))?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! System tier: what EL2 costs, in instructions, against the figures that the repository keeps (`tests/instructions.txt`).
+//! System tier: what EL2 costs, in instructions and in memory, against the figures that the repository keeps (`tests/instructions.txt`).
 //!
 //! A figure is the least of an operation's iterations, which no tick of the host's has met: it is the same in each run of a
 //! build. Whoever makes one rise by more than [`TOLERANCE`] changes the file in the same commit, so that the
 //! change is seen. `cargo xtask bench --operation NAME --profile` says where the instructions go.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -40,6 +40,10 @@ gz kill echo
 ";
 /// What boot is called in the file: thousands of instructions until the host's kernel is entered.
 const BOOT: &str = "boot-thousands";
+/// KiB of RAM that the hypervisor takes of the machine's 2 GiB, besides its image.
+const MEMORY: &str = "memory-kib";
+/// KiB of the image's file.
+const IMAGE: &str = "image-kib";
 
 /// The tests of this file.
 #[must_use]
@@ -52,7 +56,11 @@ pub fn cases() -> Vec<Case> {
 
 fn plain_vm(context: &Context) -> Result<()> {
     let text = console(context, SCRIPT)?;
-    compare(BASELINE, &figures(&text)?)
+    let mut figures = figures(&text)?;
+    let image = context.layout.part("hypervisor.Image");
+    let bytes = fs::metadata(&image).with_context(|| format!("no {}", image.display()))?.len();
+    figures.insert(IMAGE.to_owned(), bytes.div_ceil(1024));
+    compare(BASELINE, &figures)
 }
 
 fn calls(context: &Context) -> Result<()> {
@@ -87,6 +95,9 @@ fn figures(text: &str) -> Result<BTreeMap<String, u64>> {
     let stamp = started.and_then(|line| line.split_once("gzvm [")?.1.split_once(']'));
     let seconds: f64 = stamp.context("EL2 does not say that it starts the host")?.0.trim().parse()?;
     figures.insert(BOOT.to_owned(), (seconds * 1e6).round() as u64);
+    let memory = text.lines().find_map(|line| line.split_once("memory: ")?.1.split_once(" KiB of "));
+    let (memory, _) = memory.context("EL2 does not say what memory it takes")?;
+    figures.insert(MEMORY.to_owned(), memory.parse().context("memory that EL2 takes")?);
     Ok(figures)
 }
 
@@ -139,8 +150,9 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_the_console() {
-        let text = "gzvm [   0.010501] INFO  host: kernel 0x50000000, 4168 bytes of device tree at 0xbf400000: starting
+        let text = "gzvm [   0.002470] INFO  memory: 7744 KiB of 2048 MiB for the hypervisor at 0xbf870000, image 344 KiB at 0x40200000
+gzvm [   0.010501] INFO  host: kernel 0x50000000, 4168 bytes of device tree at 0xbf400000: starting
 [BENCH] operation=ipi instructions=910 min=902 max=5000 iterations=1000";
-        assert_eq!(figures(text).unwrap(), measured(&[("ipi", 902), (BOOT, 10_501)]));
+        assert_eq!(figures(text).unwrap(), measured(&[("ipi", 902), (BOOT, 10_501), (MEMORY, 7744)]));
     }
 }

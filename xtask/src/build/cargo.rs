@@ -113,7 +113,23 @@ pub fn build_optimised(
     let mut cargo = arm(layout, "build", target);
     cargo.args(["-p", package, "--features", features]);
     as_a_whole(&mut cargo);
+    if package == "gzvm-hypervisor" {
+        small(&mut cargo);
+    }
     finish(cargo)
+}
+
+/// Small, without harm to what is entered often: functions are inlined where they are marked so, or tiny, and what runs at boot
+/// or at a VM's creation only is compiled for size.
+fn small(cargo: &mut Command) {
+    cargo.args(["--config", "profile.release.opt-level=2"]);
+    for package in ["aarch64-paging", "sha2"] {
+        cargo.arg("--config").arg(format!("profile.release.package.{package}.opt-level=\"z\""));
+    }
+    cargo.env(
+        "CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS",
+        "-C llvm-args=--inline-threshold=20 -C llvm-args=--enable-machine-outliner=always",
+    );
 }
 
 fn as_a_whole(cargo: &mut Command) {

@@ -154,6 +154,7 @@ impl Attrs {
         Self { software, ..self }
     }
 
+    #[inline]
     pub(super) const fn encode(self) -> u64 {
         let mut bits = ACCESS_FLAG | SH_INNER;
         bits |= match self.memory {
@@ -214,6 +215,7 @@ pub(super) struct Leaf {
 impl Entry {
     pub(super) const EMPTY: Self = Self::Invalid(Annotation::NONE);
 
+    #[inline]
     pub(super) const fn decode(descriptor: u64, level: Level) -> Self {
         if descriptor & VALID == 0 {
             return Self::Invalid(Annotation((descriptor >> ANNOTATION_SHIFT) as u32));
@@ -226,6 +228,7 @@ impl Entry {
         if leaf { Self::Leaf(Leaf { pa, attrs: Attrs::decode(descriptor) }) } else { Self::Table(pa) }
     }
 
+    #[inline]
     pub(super) const fn encode(self, level: Level) -> u64 {
         match self {
             Self::Invalid(note) => (note.0 as u64) << ANNOTATION_SHIFT,
