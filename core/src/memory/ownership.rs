@@ -289,6 +289,9 @@ impl<'m> Ownership<'m> {
             for page in pages_of(chunk.part) {
                 let state = self.entry(chunk.block, Some(page.start()));
                 next(state, step).map_err(|r| refusal(r, page.start(), state))?;
+                if broken(Mistake::FirstPartOnly) {
+                    break;
+                }
             }
         }
         Ok(Permit { table: self, range, step })
