@@ -88,9 +88,10 @@ chmod 755 /tmp/lease
 udhcpc -i eth0 -s /tmp/lease -n -q -t 20 -T 3
 mkfifo /tmp/open
 exec 3<>/tmp/open
-nc 10.7.0.1 1000 <&3 >/tmp/data
-echo SUM-$(md5sum </tmp/data | cut -c 1-32)
-nc -l -p 22 </tmp/data >/dev/null
+timeout 200 nc 10.7.0.1 1000 <&3 >/tmp/data
+echo SUM-$(md5sum </tmp/data | cut -c 1-32) OF-$(wc -c </tmp/data)
+[ -s /tmp/data ] || grep . /sys/class/net/eth0/carrier /sys/class/net/eth0/statistics/[rt]x_packets /proc/interrupts
+timeout 200 nc -l -p 22 </tmp/data >/dev/null
 echo SENT"#;
 
 /// The host's one interface leads nowhere; passt takes address and route from it all the same.

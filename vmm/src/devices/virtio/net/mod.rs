@@ -221,6 +221,8 @@ impl Server {
         if sent && queue.needs_notification(memory)? {
             interrupt.used_buffer();
         }
+        // What is left of the last frame goes when there is room, not with the next one.
+        *blocked |= gone(backend.flush(), link, interrupt) == Some(false);
         // While there is no room, the other end says when to go on.
         Ok(!*blocked && queue.enable_notification(memory)?)
     }
