@@ -72,6 +72,16 @@ struct Filters {
     helper: BpfProgram,
 }
 
+/// One heap for all threads, to be called before any is started. glibc's allocator opens a file (`/proc/sys/vm/overcommit_memory`) the first
+/// time that a thread's own heap shrinks, which no filter lets a device do; the heap of the first thread shrinks by `brk`.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's; there are no other threads yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Confines this thread, and all that it starts from now on.
 ///
 /// # Errors

@@ -71,6 +71,7 @@ fn try_run(options: &RunOptions) -> anyhow::Result<EndReason> {
     let peers = rpc::sockets(options)?;
     let (end, reasons) = mpsc::channel();
     let signals = signals::install().context("can't set up signals")?;
+    sandbox::share_heap();
     let name = options.manage.name.clone().unwrap_or_else(|| format!("guest-{}", std::process::id()));
     let socket = Socket::bind(claim(options, &name)?, options.manage.control.as_deref())?;
     let followers = Followers::default();
