@@ -99,8 +99,16 @@ pub fn build(layout: &Layout, target: &str, packages: &[&str]) -> Result<Vec<(St
     finish(cargo)
 }
 
-/// Builds one package that is to be fast, with these features (separated by commas): the optimiser sees it and all it
-/// consists of as a whole.
+/// What the optimiser is to aim at.
+#[derive(Clone, Copy)]
+pub enum Aim {
+    /// Few instructions.
+    Speed,
+    /// A small image, with few instructions on the paths that are marked by `#[inline]`.
+    Size,
+}
+
+/// Builds one package with these features (separated by commas), optimised: the optimiser sees it and all it consists of as a whole.
 ///
 /// # Errors
 /// As [`build`].
@@ -109,11 +117,12 @@ pub fn build_optimised(
     target: &str,
     package: &str,
     features: &str,
+    aim: Aim,
 ) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = arm(layout, "build", target);
     cargo.args(["-p", package, "--features", features]);
     as_a_whole(&mut cargo);
-    if package == "gzvm-hypervisor" {
+    if matches!(aim, Aim::Size) {
         small(&mut cargo);
     }
     finish(cargo)

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use gzvm_tests::layout::Layout;
 
-use self::cargo::Package;
+use self::cargo::{Aim, Package};
 use crate::{process, setup::rust::BARE};
 
 /// A part that can be built.
@@ -77,22 +77,22 @@ pub fn build(layout: &Layout, parts: &[Part]) -> Result<()> {
 }
 
 fn hypervisor(layout: &Layout) -> Result<()> {
-    for (_, elf) in cargo::build_optimised(layout, BARE, HYPERVISOR, "crash-test")? {
+    for (_, elf) in cargo::build_optimised(layout, BARE, HYPERVISOR, "crash-test", Aim::Size)? {
         flatten(layout, &elf, "hypervisor-crash.Image")?;
     }
     // Last, since both end up under one name: what lies in cargo's folder is the real one.
-    let programs = cargo::build_optimised(layout, BARE, HYPERVISOR, "")?;
+    let programs = cargo::build_optimised(layout, BARE, HYPERVISOR, "", Aim::Size)?;
     let (_, elf) = programs.first().context("the hypervisor's crate has no program")?;
     copy_if_changed(elf, &layout.part("hypervisor.elf"))?;
     flatten(layout, elf, "hypervisor.Image")
 }
 
 fn firmware(layout: &Layout) -> Result<()> {
-    for (_, elf) in cargo::build_optimised(layout, BARE, FIRMWARE, "crash-test")? {
+    for (_, elf) in cargo::build_optimised(layout, BARE, FIRMWARE, "crash-test", Aim::Speed)? {
         flatten(layout, &elf, "firmware-crash.Image")?;
     }
     // Last, as above.
-    let programs = cargo::build_optimised(layout, BARE, FIRMWARE, "")?;
+    let programs = cargo::build_optimised(layout, BARE, FIRMWARE, "", Aim::Speed)?;
     let (_, elf) = programs.first().context("the firmware's crate has no program")?;
     copy_if_changed(elf, &layout.part("firmware.elf"))?;
     flatten(layout, elf, "firmware.Image")
