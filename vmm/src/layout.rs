@@ -8,6 +8,7 @@
 //! 0x0009_0000  +0x1000           test device (benchmarks, bare-metal tests)
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
 //!                                doorbell of RPC channels        SPI 20, edge
+//!                                test device, if it is asked to  SPI 21, edge
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
 //! 0x3FFF_0000  +0x1_0000         GICv3 distributor
 //! 0x7FC0_0000  +0x40_0000       firmware of a protected VM
@@ -73,6 +74,9 @@ pub const fn virtio_spi(index: u32) -> u32 {
 
 /// SPI number of the doorbell of RPC channels.
 pub const RPC_SPI: u32 = VIRTIO_SPI + VIRTIO_MAX;
+
+/// SPI number of the test device.
+pub const TEST_SPI: u32 = RPC_SPI + 1;
 
 /// GICv3 distributor.
 pub const GIC_DISTRIBUTOR: DeviceRange = DeviceRange { base: 0x3FFF_0000, size: 0x1_0000 };
@@ -209,12 +213,12 @@ mod tests {
 
     #[test]
     fn every_interrupt_is_the_gics_and_used_once() {
-        let mut spis = vec![SERIAL_SPI, RTC_SPI, RPC_SPI];
+        let mut spis = vec![SERIAL_SPI, RTC_SPI, RPC_SPI, TEST_SPI];
         spis.extend((0..VIRTIO_MAX).map(virtio_spi));
         assert!(spis.iter().all(|spi| spi + 32 < GIC_INTERRUPTS));
         spis.sort_unstable();
         spis.dedup();
-        assert_eq!(spis.len(), 3 + VIRTIO_MAX as usize);
+        assert_eq!(spis.len(), 4 + VIRTIO_MAX as usize);
     }
 
     #[test]

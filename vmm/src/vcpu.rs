@@ -131,7 +131,7 @@ fn place(vcpu: &dyn Vcpu) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::testdev::TestDevice;
+    use crate::devices::testdev::{TestDevice, tests::FakeVm};
     use crate::hypervisor::BootState;
     use crate::layout;
     use std::sync::Condvar;
@@ -205,7 +205,7 @@ mod tests {
         // The kick needs its handler, or the signal would end the test.
         signals::install().unwrap();
         let mut bus = Bus::new(true);
-        bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice)).unwrap();
+        bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice::new(Arc::new(FakeVm::default())))).unwrap();
         let (end, reasons) = mpsc::channel();
         let ran_on = Arc::default();
         let vcpus = vec![fake(None, &ran_on), fake(Some(9), &ran_on), fake(None, &ran_on)];

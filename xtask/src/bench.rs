@@ -131,12 +131,9 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
         columns.push(Column { host, figures, profile });
         step.done();
     }
-    let bare_metal = plan.boots().then(|| {
-        let step = process::Step::new("booting the same Linux without a hypervisor");
-        let figure = plan.bare_metal().map_err(|error| format!("{error:#}"));
-        step.done();
-        figure
-    });
+    let step = process::Step::new("the same Linux without a hypervisor");
+    let bare_metal = plan.bare_metal();
+    step.done();
     let report =
         Report { columns, operations: plan.operations().to_vec(), bare_metal, about: about(layout)? };
     print!("{}", report.terminal());

@@ -11,12 +11,15 @@
 //! ```
 //! Boot arguments: `iterations=N` (default 1000), `filter=A,B` (operations, by name),
 //! `device=ADDRESS` (the VMM's test device, default 0x90000), `timer-ticks=N` (how far ahead the timer
-//! is set, default 100000). `calls=serve` and `calls=call` are the two ends of a channel instead, see [`calls`].
+//! is set, default 100000). `calls=serve` and `calls=call` are the two ends of a channel instead, see [`calls`];
+//! `faults=4k` and `faults=2m` are memory's first touches, see [`faults`].
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
 mod calls;
+#[cfg(target_os = "none")]
+mod faults;
 #[cfg(target_os = "none")]
 mod operations;
 

@@ -15,6 +15,11 @@ const WARM_UP: u64 = 16;
 /// The VMM's test device: a 4-byte read answers [`DEVICE_VALUE`].
 const DEVICE: u64 = 0x0009_0000;
 const DEVICE_VALUE: u32 = 0x47;
+/// Its registers for eventfds: asks for them and tells the SPI's number; signals one that nobody reads; pulses the SPI.
+const DEVICE_EVENTS: usize = 0x10;
+const DEVICE_NOTIFY: usize = 0x14;
+const DEVICE_INTERRUPT: usize = 0x18;
+const FIRST_SPI: u32 = 32;
 const SGI: u32 = 1;
 
 /// Handled interrupts of the kind the operation waits for.
@@ -32,9 +37,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    const NONE: Self = Self { sum: 0, min: u64::MAX, max: 0, count: 0 };
+    /// Of no iteration.
+    pub const NONE: Self = Self { sum: 0, min: u64::MAX, max: 0, count: 0 };
 
-    fn add(&mut self, ticks: u64) {
+    pub fn add(&mut self, ticks: u64) {
         self.sum += ticks;
         self.min = self.min.min(ticks);
         self.max = self.max.max(ticks);
@@ -82,6 +88,11 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// What an empty iteration takes.
+    pub fn empty(&self) -> u64 {
+        self.empty
+    }
+
     fn wants(&self, name: &str) -> bool {
         machine::get().arg("filter").is_none_or(|f| f.split(',').any(|part| name.contains(part)))
     }
@@ -133,20 +144,44 @@ impl Bench {
         self.report("gic-read", cost, self.empty);
     }
 
-    /// A load that the VMM answers.
-    fn mmio_user(&self) {
+    /// The VMM's test device.
+    fn device(&self, name: &str) -> Option<Region> {
         let address = machine::get().arg("device").and_then(parse_hex).unwrap_or(DEVICE);
         // SAFETY: the lowest GiB is device memory, and holds nothing of Rust's.
-        let device = unsafe { Region::new(address, 4) };
+        let device = unsafe { Region::new(address, 0x20) };
         match exception::expect(|| device.read32(0)) {
-            Ok(DEVICE_VALUE) => {}
-            Ok(_) => return self.skip("mmio-user", "no test device (wrong value)"),
-            Err(_) => return self.skip("mmio-user", "no test device (abort)"),
+            Ok(DEVICE_VALUE) => return Some(device),
+            Ok(_) => self.skip(name, "no test device (wrong value)"),
+            Err(_) => self.skip(name, "no test device (abort)"),
         }
+        None
+    }
+
+    /// The test device with its eventfds, and the interrupt of one of them.
+    fn eventfds(&self, name: &str) -> Option<(Region, u32)> {
+        let device = self.device(name)?;
+        device.write32(DEVICE_EVENTS, 1);
+        match device.read32(DEVICE_EVENTS) {
+            0 => self.skip(name, "the test device has no eventfds"),
+            spi => return Some((device, FIRST_SPI + spi)),
+        }
+        None
+    }
+
+    /// A load that the VMM answers.
+    fn mmio_user(&self) {
+        let Some(device) = self.device("mmio-user") else { return };
         let cost = time(self.n, || {
             device.read32(0);
         });
         self.report("mmio-user", cost, self.empty);
+    }
+
+    /// A store that signals an eventfd, which nobody waits for.
+    fn ioeventfd(&self) {
+        let Some((device, _)) = self.eventfds("ioeventfd") else { return };
+        let cost = time(self.n, || device.write32(DEVICE_NOTIFY, 1));
+        self.report("ioeventfd", cost, self.empty);
     }
 
     /// ICC_EOIR1_EL1 of an active SGI.
@@ -173,10 +208,26 @@ impl Bench {
         self.report("eoi", cost, self.empty);
     }
 
-    /// An SGI to another vCPU, until its handler has said so in memory. The other vCPU spins.
+    /// An SGI to another vCPU.
     fn ipi(&self) {
+        self.round_trip("ipi", |other| gic::send_sgi(other, SGI));
+    }
+
+    /// A store that signals an eventfd, of which the hypervisor's driver makes an interrupt of another vCPU.
+    fn irqfd(&self) {
+        let Some((device, intid)) = self.eventfds("irqfd") else { return };
+        let Some(other) = machine::get().cpus.get(1) else { return self.skip("irqfd", "one CPU only") };
+        gic::set_edge(intid, true);
+        gic::route(intid, *other);
+        gic::enable(intid);
+        self.round_trip("irqfd", |_| device.write32(DEVICE_INTERRUPT, 1));
+        gic::disable(intid);
+    }
+
+    /// What interrupts another vCPU, until its handler has said so in memory. The other vCPU spins.
+    fn round_trip(&self, name: &str, interrupt: impl Fn(u64)) {
         if smp::count() < 2 {
-            return self.skip("ipi", "one CPU only");
+            return self.skip(name, "one CPU only");
         }
         STOP.store(false, Relaxed);
         READY.store(false, Relaxed);
@@ -184,7 +235,7 @@ impl Bench {
             RECEIVED.fetch_add(1, Relaxed);
         });
         if let Err(code) = smp::start(1, receiver) {
-            println!("[FAIL] ipi: CPU 1 does not start ({code})");
+            println!("[FAIL] {name}: CPU 1 does not start ({code})");
             return;
         }
         let ready = timer::wait_ms(5000, || READY.load(Relaxed));
@@ -193,7 +244,7 @@ impl Bench {
         let cost = told(self.n, || {
             let before = RECEIVED.load(Relaxed);
             let start = timer::now();
-            gic::send_sgi(other, SGI);
+            interrupt(other);
             let mut tries: u64 = if lost { 0 } else { 1 << 24 };
             while RECEIVED.load(Relaxed) == before && tries > 0 {
                 tries -= 1;
@@ -206,10 +257,10 @@ impl Bench {
         STOP.store(true, Relaxed);
         let joined = smp::join(1);
         if lost || joined.is_err() {
-            println!("[FAIL] ipi: no answer from CPU 1 (lost {lost}, {joined:?})");
+            println!("[FAIL] {name}: no answer from CPU 1 (lost {lost}, {joined:?})");
             return;
         }
-        self.report("ipi", cost, self.empty);
+        self.report(name, cost, self.empty);
     }
 
     /// From the virtual timer's deadline until its handler has run.
@@ -256,7 +307,7 @@ impl Bench {
     }
 }
 
-/// CPU 1 during `ipi`.
+/// CPU 1 during a round trip.
 fn receiver() {
     gic::init_cpu();
     arch::irq_enable();
@@ -285,15 +336,21 @@ pub fn main() {
         super::calls::main(part, &bench);
         return println!("[DONE] benchmark");
     }
+    if let Some(size) = machine::get().arg("faults") {
+        super::faults::main(size, &bench);
+        return println!("[DONE] benchmark");
+    }
     gic::init_distributor();
     gic::init_cpu();
     type Operation = (&'static str, fn(&Bench));
-    let operations: [Operation; 6] = [
+    let operations: [Operation; 8] = [
         ("hypercall", Bench::hypercall),
         ("gic-read", Bench::gic_read),
         ("mmio-user", Bench::mmio_user),
         ("eoi", Bench::eoi),
         ("ipi", Bench::ipi),
+        ("ioeventfd", Bench::ioeventfd),
+        ("irqfd", Bench::irqfd),
         ("timer", Bench::timer),
     ];
     for (name, run) in operations {

@@ -48,8 +48,13 @@ pub struct Devices {
 }
 
 impl Devices {
-    pub fn new(vm: &dyn Vm, guest: &Guest, extras: Extras, strict_mmio: bool) -> anyhow::Result<Self> {
-        let map = guest.map;
+    pub fn new(
+        machine: &Arc<dyn Vm>,
+        guest: &Guest,
+        extras: Extras,
+        strict_mmio: bool,
+    ) -> anyhow::Result<Self> {
+        let (vm, map) = (machine.as_ref(), guest.map);
         let Extras { variables, disks, others, balloon, watchdog, output } = extras;
         let mut bus = Bus::new(strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
@@ -71,7 +76,7 @@ impl Devices {
         }
         if !map.has_flash() {
             bus.insert(layout::WATCHDOG, watchdog.clone())?;
-            bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice))?;
+            bus.insert(layout::TEST_DEVICE, Arc::new(TestDevice::new(machine.clone())))?;
         }
         let mut virtio = Vec::with_capacity(disks.len());
         let disks = disks.into_iter().map(|disk| Box::new(Blk::new(disk)) as Box<dyn VirtioDevice>);

@@ -51,6 +51,8 @@ pub struct Plan<'a> {
     operations: Vec<&'static str>,
     batches: u32,
     boots: u32,
+    /// Runs of the host's work.
+    works: u32,
     stopwatch: Vec<u8>,
     profiler: Option<Profiler>,
 }
@@ -73,16 +75,13 @@ impl<'a> Plan<'a> {
         let operations: Vec<_> = report::operations().filter(wanted).collect();
         let boots = if operations.contains(&results::LINUX_BOOT) { boots } else { 0 };
         // A machine for its boots alone needs no batch.
-        let batches =
-            if operations.iter().any(|name| results::OPERATIONS.contains(name)) { batches } else { 0 };
+        let works = if operations.contains(&results::HOST_WORK) { batches } else { 0 };
+        let of_guest = |name: &&str| results::OPERATIONS.contains(name) || results::FAULTS.contains(name);
+        let batches = if operations.iter().any(of_guest) { batches } else { 0 };
         let profiler =
             (options.profile || options.docs).then(|| Profiler::new(layout, &folder)).transpose()?;
-        Ok(Self { layout, operations, batches, boots, stopwatch: fs::read(&program)?, profiler, folder })
-    }
-
-    /// Boots of Linux are to be measured.
-    pub fn boots(&self) -> bool {
-        self.boots > 0
+        let stopwatch = fs::read(&program)?;
+        Ok(Self { layout, operations, batches, boots, works, stopwatch, profiler, folder })
     }
 
     /// What is to be measured.
@@ -95,16 +94,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// If the machine did not come to the end of its script.
     pub fn measure(&self, host: Host) -> Result<(Figures, Option<Profile>)> {
-        let base = self.layout.part("host-initrd.cpio");
-        let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
-        let mut archive = Archive::new();
-        let script = Extra::script(&self.script());
-        archive.file(&script.path, script.mode, &script.content);
-        archive.file("guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes());
-        archive.file("bin/stopwatch", 0o755, &self.stopwatch);
-        archive.file("guest/stopwatch.cpio", 0o644, &self.guest_initrd());
-        initrd.extend(archive.finish());
-        let initrd = self.write("host-initrd.cpio", &initrd)?;
+        let initrd = self.host_initrd(&self.script())?;
         let (kind, mode) = match host {
             Host::Gzvm => (cases::Host::Gzvm, ""),
             Host::GzvmProtected => (cases::Host::Gzvm, "gz.protected=1"),
@@ -131,16 +121,39 @@ impl<'a> Plan<'a> {
         // KVM's protected VMs have no offset between their counter and the machine's.
         let clock = if host == Host::Kvm7ProtectedVm { Clock::Host } else { Clock::Guest };
         figures.insert(results::LINUX_BOOT, results::boots(&text, self.boots, clock));
+        figures.insert(results::HOST_WORK, results::host_work(&text, self.works));
         figures.retain(|name, _| self.operations.contains(name));
         ensure!(text.contains(END), "the host did not come to the end of its script");
         Ok((figures, profiler.map(Profiler::read).transpose()?))
     }
 
-    /// Instructions from reset to init of the guest's kernel as the machine's only one, at EL1.
-    ///
-    /// # Errors
-    /// If it did not get there.
-    pub fn bare_metal(&self) -> Result<Figure> {
+    /// The same at EL1 of a machine without EL2, where that can be measured.
+    pub fn bare_metal(&self) -> Figures {
+        let mut figures = Figures::new();
+        let text = |error: anyhow::Error| format!("{error:#}");
+        if self.boots > 0 {
+            figures.insert(results::LINUX_BOOT, self.bare_metal_boot().map_err(text));
+        }
+        if self.works > 0 {
+            let console = self.bare_metal_work().map_err(text);
+            let figure = console.and_then(|console| results::host_work(&console, self.works));
+            figures.insert(results::HOST_WORK, figure);
+        }
+        figures
+    }
+
+    /// The host's work on its own machine.
+    fn bare_metal_work(&self) -> Result<String> {
+        let initrd = self.host_initrd(&format!(". /etc/profile\n{}", self.work()))?;
+        let boot = cases::Host::Kvm.boot(self.layout, initrd, "nokaslr gz.mode=script");
+        let mut machine = Machine::new(boot);
+        machine.smp = CPUS;
+        machine.extra = vec!["-M".into(), "virtualization=off".into()];
+        run(&mut machine, &self.log("bare-metal-work"))
+    }
+
+    /// Instructions from reset to init of the guest's kernel as the machine's only one.
+    fn bare_metal_boot(&self) -> Result<Figure> {
         let mut counts = Vec::new();
         for number in 1..=self.boots {
             let kernel = Kernel {
@@ -158,12 +171,49 @@ impl<'a> Plan<'a> {
         Figure::median(&counts).context("no boot")
     }
 
+    /// The host's root, with this script and what it needs.
+    fn host_initrd(&self, script: &str) -> Result<PathBuf> {
+        let base = self.layout.part("host-initrd.cpio");
+        let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
+        let mut archive = Archive::new();
+        let script = Extra::script(script);
+        archive.file(&script.path, script.mode, &script.content);
+        archive.file("guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes());
+        archive.file("bin/stopwatch", 0o755, &self.stopwatch);
+        archive.file("guest/stopwatch.cpio", 0o644, &self.guest_initrd());
+        initrd.extend(archive.finish());
+        self.write("host-initrd.cpio", &initrd)
+    }
+
+    /// The host settles, and works without any guest: processes and pipes.
+    fn work(&self) -> String {
+        let runs: Vec<_> = (1..=self.works).map(|n| n.to_string()).collect();
+        format!(
+            "sleep 20
+work() {{
+    for ten in 1 2 3 4 5 6 7 8 9 10; do for one in 1 2 3 4 5 6 7 8 9 10; do
+        /bin/echo $ten $one | /bin/cat >/dev/null
+    done; done
+}}
+for run in {}; do
+    echo '[WORK]'
+    stopwatch
+    work
+    stopwatch
+done",
+            runs.join(" ")
+        )
+    }
+
     /// What the host does.
     fn script(&self) -> String {
         let batches: Vec<_> = (1..=self.batches).map(|n| n.to_string()).collect();
         let boots: Vec<_> = (1..=self.boots).map(varied).collect();
         let all = results::OPERATIONS.iter().all(|name| self.operations.contains(name));
+        let of_guest = self.operations.iter().any(|name| results::OPERATIONS.contains(name));
         let filter = if all { String::new() } else { format!(" filter={}", self.operations.join(",")) };
+        let faults: Vec<_> = results::FAULTS.iter().filter(|name| self.operations.contains(name)).collect();
+        let faults: Vec<_> = faults.iter().filter_map(|name| name.strip_prefix("fault-")).collect();
         format!(
             r#". /etc/profile
 hypervisor=$(argument gz.hypervisor)
@@ -190,12 +240,24 @@ prepare() {{
     gz sign --key /guest/development.key --kernel $1 --cmdline "$2" ${{3:+--initrd $3}} --output /tmp/signed
 }}
 dmesg | grep -i 'kvm.*initialized'
-sleep 20
+{work}
 line="console=ttyS0{filter}"
 prepare /guest/bench.Image "$line" ""
-for batch in {batches}; do
+for batch in {operations}; do
     run /guest/bench.Image "$line" "" --cpus 2 --mem 64M
     echo "[STATUS] operations $?"
+done
+huge=/sys/kernel/mm/transparent_hugepage/enabled
+usual=$(sed 's/.*\[\(.*\)\].*/\1/' $huge)
+for size in {faults}; do
+    line="console=ttyS0 faults=$size"
+    prepare /guest/bench.Image "$line" ""
+    [ $size = 4k ] && echo never >$huge
+    for batch in {batches}; do
+        run /guest/bench.Image "$line" "" --cpus 1 --mem 128M
+        echo "[STATUS] faults $?"
+    done
+    echo $usual >$huge
 done
 for word in {boots}; do
     line="console=ttyS0 {GUEST_ARGUMENTS} $word"
@@ -212,6 +274,9 @@ for word in {boots}; do
     done
 done
 echo "{END}""#,
+            work = self.work(),
+            operations = if of_guest { batches.join(" ") } else { String::new() },
+            faults = faults.join(" "),
             batches = batches.join(" "),
             boots = boots.join(" "),
         )

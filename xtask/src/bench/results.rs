@@ -10,7 +10,12 @@ use gzvm_tests::benchmark;
 use super::measure::Figures;
 
 /// Operations of the bare-metal guest, in the order of the table.
-pub const OPERATIONS: [&str; 6] = ["hypercall", "gic-read", "mmio-user", "eoi", "ipi", "timer"];
+pub const OPERATIONS: [&str; 8] =
+    ["hypercall", "gic-read", "mmio-user", "eoi", "ipi", "timer", "ioeventfd", "irqfd"];
+/// First touches of memory by the same guest: the host without huge pages, and with them.
+pub const FAULTS: [&str; 2] = ["fault-4k", "fault-2m"];
+/// The host alone at work.
+pub const HOST_WORK: &str = "host-work";
 /// The boot of a Linux guest.
 pub const LINUX_BOOT: &str = "linux-boot";
 /// An iteration of an operation that takes more than this was held up, by a lost wake-up for instance. The host's tick
@@ -53,7 +58,30 @@ fn median(counts: &[u64]) -> Option<u64> {
 
 /// Figures of the bare-metal guest, which ran `batches` times.
 pub fn operations(text: &str, batches: u32) -> Figures {
-    OPERATIONS.into_iter().map(|name| (name, operation(text, name, batches))).collect()
+    OPERATIONS.into_iter().chain(FAULTS).map(|name| (name, operation(text, name, batches))).collect()
+}
+
+/// What the host's work took, of `runs` of it.
+pub fn host_work(text: &str, runs: u32) -> Result<Figure, String> {
+    let (mut counts, mut start) = (Vec::new(), None);
+    let mut works = false;
+    for line in text.lines() {
+        match (line.trim(), counter(line)) {
+            ("[WORK]", _) => (works, start) = (true, None),
+            (_, Some(value)) if works => match start {
+                None => start = Some(value),
+                Some(start) => {
+                    counts.push(value - start);
+                    works = false;
+                }
+            },
+            _ => {}
+        }
+    }
+    if counts.len() != runs as usize {
+        return Err(format!("the host's work was done {} of {runs} times", counts.len()));
+    }
+    Figure::median(&counts).ok_or_else(|| "no work".to_owned())
 }
 
 fn operation(text: &str, name: &str, batches: u32) -> Result<Figure, String> {
@@ -173,7 +201,7 @@ gzvm benchmark guest: 2 CPUs, 1000 iterations
         assert!(reason("mmio-user").contains("no test device"));
         assert!(reason("ipi").contains("no answer"));
         assert!(reason("timer").contains("0 of 3"));
-        assert_eq!(figures.len(), OPERATIONS.len());
+        assert_eq!(figures.len(), OPERATIONS.len() + FAULTS.len());
     }
 
     const BOOT: &str = "\
@@ -196,6 +224,17 @@ gzvm benchmark guest: 2 CPUs, 1000 iterations
         assert_eq!(boots(&slow, 1, Clock::Host).unwrap().instructions, 0x850);
         let lost = BOOT.replacen("[COUNTER]", "[C", 1);
         assert!(boots(&lost, 1, Clock::Guest).is_err());
+    }
+
+    #[test]
+    fn work_is_between_two_looks_at_the_counter() {
+        let run = |least: &str, most: &str| {
+            format!("[WORK]\n[COUNTER] {least}\n[COUNTER] {most}\n[COUNTER] 00000000000000ff\n")
+        };
+        let text = run("0000000000000010", "0000000000000020") + &run("0000000000000030", "0000000000000034");
+        let figure = host_work(&text, 2).unwrap();
+        assert_eq!((figure.instructions, figure.min, figure.max), (4, 4, 16));
+        assert!(host_work(&text, 3).unwrap_err().contains("2 of 3"));
     }
 
     #[test]

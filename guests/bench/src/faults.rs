@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What memory costs that nobody has touched: a store into each page, or each block, of it in turn (`faults=4k`, `faults=2m`). The host
+//! decides by its huge pages what a touch brings in; the whole of the host's work for new memory is in the figure: allocation, zeroing,
+//! and the guest's tables.
+
+use gzvm_guest_kit::{machine, println, timer};
+
+use super::operations::{Bench, Cost};
+
+const BLOCK: u64 = 2 << 20;
+/// Blocks to touch, at least one a call that brings in a block.
+const BLOCKS: u64 = 16;
+
+/// Touches.
+pub fn main(size: &str, bench: &Bench) {
+    let (name, step, blocks) = match size {
+        "4k" => ("fault-4k", 4096, BLOCKS / 4),
+        "2m" => ("fault-2m", BLOCK, BLOCKS),
+        other => return println!("[FAIL] faults: {other} is no size"),
+    };
+    let Some(start) = untouched(blocks * BLOCK) else {
+        return println!("[SKIP] {name}: no memory that is free");
+    };
+    let mut cost = Cost::NONE;
+    for address in (start..start + blocks * BLOCK).step_by(step as usize) {
+        let before = timer::now();
+        // SAFETY: free memory, mapped as such, which nothing else refers to.
+        unsafe { core::ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(1) };
+        let after = timer::now();
+        cost.add(after - before);
+    }
+    bench.report(name, cost, bench.empty());
+}
+
+/// Aligned memory of this size in the upper half of RAM, where neither image nor anything reserved is.
+fn untouched(size: u64) -> Option<u64> {
+    let machine = machine::get();
+    let ram = machine.memory.first()?;
+    let start = (ram.start + ram.size / 2).next_multiple_of(BLOCK);
+    let place = machine::Range { start, size };
+    let free = !machine.reserved.iter().chain([&machine.fdt_range]).any(|range| range.overlaps(&place));
+    (place.end() <= ram.end() && free).then_some(start)
+}
