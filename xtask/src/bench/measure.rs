@@ -4,17 +4,10 @@
 //! Every run is the same to the byte (seed, clock, device tree, no address randomisation), so its figures repeat as long
 //! as no part changes. The host settles for 20 virtual seconds, which cost nothing: idle time is skipped.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use gzvm_tests::{
-    cases,
     cpio::Archive,
     initrd::Extra,
     layout::Layout,
@@ -23,22 +16,16 @@ use gzvm_tests::{
 
 use super::{
     Host, Options,
+    machines::{self, GUEST_ARGUMENTS},
     profile::{Profile, Profiler},
     report,
     results::{self, Clock, Figure},
 };
 use crate::process;
 
-/// CPUs of the host. Virtual time is the sum of what all CPUs execute; two are what an IPI between vCPUs needs.
-const CPUS: u32 = 2;
-/// Wall time of one machine. Counting excludes threads, and the PC may be busy.
-const LIMIT: Duration = Duration::from_secs(1800);
 /// Signs the guests of protected VMs.
 const DEVELOPMENT_KEY: &str = include_str!("../../../firmware/keys/development.key");
 const STOPWATCH: &str = include_str!("stopwatch.S");
-/// For a Linux that is measured. KVM 6.12 in its protected mode hides these two features of `-cpu max` without telling a
-/// guest, which then dies; to be the same everywhere, no guest uses them.
-const GUEST_ARGUMENTS: &str = "quiet panic=-1 nokaslr arm64.nopauth arm64.nomops";
 const GUEST_MEMORY: &str = "512M";
 
 /// Figures of one host, by operation; what could not be measured has its reason.
@@ -95,28 +82,13 @@ impl<'a> Plan<'a> {
     /// If the machine did not come to the end of its script.
     pub fn measure(&self, host: Host) -> Result<(Figures, Option<Profile>)> {
         let initrd = self.host_initrd(&self.script())?;
-        let (kind, mode) = match host {
-            Host::Gzvm => (cases::Host::Gzvm, ""),
-            Host::GzvmProtected => (cases::Host::Gzvm, "gz.protected=1"),
-            Host::KvmVhe => (cases::Host::Kvm, ""),
-            Host::KvmNvhe => (cases::Host::Kvm, "kvm-arm.mode=nvhe"),
-            Host::KvmProtected => (cases::Host::Kvm, "kvm-arm.mode=protected"),
-            Host::Kvm7Vhe => (cases::Host::Kvm, ""),
-            Host::Kvm7ProtectedVm => (cases::Host::Kvm, "kvm-arm.mode=protected gz.protected=1"),
-        };
-        let arguments = format!("nokaslr gz.mode=script {mode}");
-        let mut boot = kind.boot(self.layout, initrd, &arguments);
-        if host.is_kvm7() {
-            boot.set_kernel(self.layout.guests_folder().join("linux-7.x.Image"));
-        }
-        let mut machine = Machine::new(boot);
-        machine.smp = CPUS;
+        let mut machine = machines::machine(self.layout, host, initrd);
         let profiler = self.profiler.as_ref().filter(|_| host.is_gzvm());
         if let Some(profiler) = profiler {
             machine.extra.extend(profiler.arguments()?);
         }
-        let text = run(&mut machine, &self.log(host.name()))?;
-        check_mode(host, &text)?;
+        let text = machines::run(self.layout, &mut machine, host.name())?;
+        machines::check_mode(host, &text)?;
         let mut figures = results::operations(&text, self.batches);
         // KVM's protected VMs have no offset between their counter and the machine's.
         let clock = if host == Host::Kvm7ProtectedVm { Clock::Host } else { Clock::Guest };
@@ -145,11 +117,8 @@ impl<'a> Plan<'a> {
     /// The host's work on its own machine.
     fn bare_metal_work(&self) -> Result<String> {
         let initrd = self.host_initrd(&format!(". /etc/profile\n{}", self.work()))?;
-        let boot = cases::Host::Kvm.boot(self.layout, initrd, "nokaslr gz.mode=script");
-        let mut machine = Machine::new(boot);
-        machine.smp = CPUS;
-        machine.extra = vec!["-M".into(), "virtualization=off".into()];
-        run(&mut machine, &self.log("bare-metal-work"))
+        let mut machine = machines::without_el2(self.layout, initrd);
+        machines::run(self.layout, &mut machine, "bare-metal-work")
     }
 
     /// Instructions from reset to init of the guest's kernel as the machine's only one.
@@ -165,7 +134,7 @@ impl<'a> Plan<'a> {
             machine.smp = 1;
             machine.memory = GUEST_MEMORY.to_owned();
             machine.extra = vec!["-M".into(), "virtualization=off".into()];
-            let text = run(&mut machine, &self.log("bare-metal"))?;
+            let text = machines::run(self.layout, &mut machine, "bare-metal")?;
             counts.push(results::counter(&text).context("init did not print the counter")?);
         }
         Figure::median(&counts).context("no boot")
@@ -173,16 +142,18 @@ impl<'a> Plan<'a> {
 
     /// The host's root, with this script and what it needs.
     fn host_initrd(&self, script: &str) -> Result<PathBuf> {
-        let base = self.layout.part("host-initrd.cpio");
-        let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
-        let mut archive = Archive::new();
-        let script = Extra::script(script);
-        archive.file(&script.path, script.mode, &script.content);
-        archive.file("guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes());
-        archive.file("bin/stopwatch", 0o755, &self.stopwatch);
-        archive.file("guest/stopwatch.cpio", 0o644, &self.guest_initrd());
-        initrd.extend(archive.finish());
-        self.write("host-initrd.cpio", &initrd)
+        let file = |path: &str, mode, content: &[u8]| Extra {
+            path: path.to_owned(),
+            mode,
+            content: content.to_vec(),
+        };
+        let extras = [
+            Extra::script(script),
+            file("/guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes()),
+            file("/bin/stopwatch", 0o755, &self.stopwatch),
+            file("/guest/stopwatch.cpio", 0o644, &self.guest_initrd()),
+        ];
+        machines::initrd(self.layout, &self.folder, &extras)
     }
 
     /// The host settles, and works without any guest: processes and pipes.
@@ -296,10 +267,6 @@ echo "{END}""#,
         fs::write(&path, content).with_context(|| format!("can't write {}", path.display()))?;
         Ok(path)
     }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.layout.logs().join(format!("bench-{name}.log"))
-    }
 }
 
 /// What the host says last.
@@ -309,26 +276,4 @@ const END: &str = "[END] all measured";
 /// timer tick against its work, by which one boot differs from the next.
 fn varied(number: u32) -> String {
     format!("phase={}", "x".repeat(number as usize))
-}
-
-fn run(machine: &mut Machine, log: &Path) -> Result<String> {
-    machine.icount = true;
-    let mut console = machine.start(log)?;
-    console.wait_power_off(LIMIT)?;
-    Ok(console.text())
-}
-
-/// The host's kernel must say that it runs in the mode that was asked for: Linux falls back without an error.
-fn check_mode(host: Host, text: &str) -> Result<()> {
-    let modes: &[&str] = match host {
-        Host::Gzvm | Host::GzvmProtected => return Ok(()),
-        Host::KvmVhe | Host::Kvm7Vhe => &["VHE"],
-        Host::KvmNvhe => &["Hyp nVHE"],
-        // The latter: at EL2 with HCR_EL2.E2H set, on CPUs that have it.
-        Host::KvmProtected | Host::Kvm7ProtectedVm => &["Protected nVHE", "Protected hVHE"],
-    };
-    if !modes.iter().any(|mode| text.contains(&format!("kvm [1]: {mode} mode initialized"))) {
-        bail!("the host's kernel does not run KVM as {}", host.name());
-    }
-    Ok(())
 }

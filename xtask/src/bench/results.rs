@@ -50,7 +50,7 @@ impl Figure {
 }
 
 /// The middle; between the two middles, the lower one, which was measured.
-fn median(counts: &[u64]) -> Option<u64> {
+pub fn median(counts: &[u64]) -> Option<u64> {
     let mut sorted = counts.to_vec();
     sorted.sort_unstable();
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()
