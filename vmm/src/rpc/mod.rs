@@ -95,19 +95,25 @@ pub fn join(
     for ((peer, port), socket) in options.rpc.peers.iter().zip(plan.callers()).zip(sockets) {
         let what = || format!("--rpc-to {}@{}", peer.service, peer.vm);
         let own = vm.file().with_context(|| format!("{}: for gzvm only", what()))?;
-        let mut channel = None;
-        let made = progress::wait(&format!("waiting for {}", peer.vm), PATIENCE, || {
-            let mut client = Client::at(&peer.vm, socket)?;
-            channel = client.open(&peer.service, Some((own, port)))?;
-            if channel.is_none() {
-                std::thread::sleep(LOOK);
-            }
-            Ok(if channel.is_some() { Step::Done } else { Step::Waiting })
-        });
-        ensure!(made.with_context(what)?, "{}: the VM is still being made", what());
-        channels.extend(channel);
+        let channel =
+            once_made(&peer.vm, || Client::at(&peer.vm, socket)?.open(&peer.service, Some((own, port))));
+        channels.push(channel.with_context(what)?);
     }
     Ok(channels)
+}
+
+/// The channel that `open` gives once the VM is made.
+fn once_made(vm: &str, mut open: impl FnMut() -> anyhow::Result<Option<OwnedFd>>) -> anyhow::Result<OwnedFd> {
+    let mut channel = None;
+    progress::wait(&format!("waiting for {vm}"), PATIENCE, || {
+        channel = open()?;
+        if channel.is_some() {
+            return Ok(Step::Done);
+        }
+        std::thread::sleep(LOOK);
+        Ok(Step::Waiting)
+    })?;
+    channel.with_context(|| format!("{vm}: the VM is still being made"))
 }
 
 /// A channel to a service of a VM, by its name or its control socket's path: for this program, as the host. It is there as long as the file.
@@ -116,18 +122,7 @@ pub fn join(
 /// No such VM or service, or it was refused.
 pub fn open(vm: &str, service: &str) -> anyhow::Result<ChannelFd> {
     let mut client = Client::connect(vm)?;
-    let mut channel = None;
-    let made = progress::wait(&format!("waiting for {vm}"), PATIENCE, || {
-        channel = client.open(service, None)?;
-        Ok(if channel.is_some() {
-            Step::Done
-        } else {
-            std::thread::sleep(LOOK);
-            Step::Waiting
-        })
-    })?;
-    ensure!(made, "{vm}: the VM is still being made");
-    channel.map(ChannelFd::from).context("no channel")
+    once_made(vm, || client.open(service, None)).map(ChannelFd::from)
 }
 
 /// Calls, and waits for the answer for `time` at most. The channel's file does not wait from then on.
