@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Channels: the host's end as a file, and two VMs whose channel goes.
+//! Channels: the host's end as a file, and two VMs whose channel goes. `calls COUNT BYTES` makes many calls of a guest, and tells what
+//! one takes.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::ExitCode;
 use std::thread;
+use std::time::Instant;
 
 use gzvm_abi::ioctl::{RPC_CALL, RPC_CANCEL, RPC_CONNECT, RPC_POLICY, RpcConnect, RpcPolicy};
 use gzvm_abi::rpc::{Header, MOST_BYTES, SLOTS, received, with};
@@ -15,7 +18,7 @@ use crate::machine::{DEVICE, Machine, RAM, Run};
 use crate::sys;
 use crate::{Check, ensure};
 
-const HEAD: usize = size_of::<Header>();
+pub const HEAD: usize = size_of::<Header>();
 const SPI: u32 = 5;
 /// Where the server has its messages.
 const BUFFER: u64 = RAM + 0x10_0000;
@@ -59,21 +62,29 @@ fn connect(vm: &OwnedFd, peer: i32) -> Result<File, String> {
 }
 
 /// A head, and what it says behind it.
-fn message(kind: u32, body: &[u8]) -> Vec<u8> {
+pub fn message(kind: u32, body: &[u8]) -> Vec<u8> {
     let head = Header { kind, bytes: body.len() as u32, ..Header::default() };
     [head.as_bytes(), body].concat()
 }
 
-fn call(channel: &File, body: &[u8]) -> std::io::Result<u64> {
+/// A call without a deadline: its token.
+pub fn call(channel: &File, body: &[u8]) -> std::io::Result<u64> {
+    call_for(channel, body, 0)
+}
+
+/// A call that lapses in `time` µs.
+pub fn call_for(channel: &File, body: &[u8], time: u64) -> std::io::Result<u64> {
     let mut bytes = [0; HEAD + MOST_BYTES];
-    let message = message(received::CALL, body);
+    let head = Header { kind: received::CALL, bytes: body.len() as u32, time, ..Header::default() };
+    let message = [head.as_bytes(), body].concat();
     bytes[..message.len()].copy_from_slice(&message);
     sys::ioctl_with(channel, RPC_CALL, &mut bytes)?;
     let head = Header::read_from_prefix(&bytes).map(|(head, _)| head);
     Ok(head.map_or(0, |head| head.token))
 }
 
-fn read(mut channel: &File) -> Result<(Header, Vec<u8>), String> {
+/// What comes next.
+pub fn read(mut channel: &File) -> Result<(Header, Vec<u8>), String> {
     let mut bytes = [0; HEAD + MOST_BYTES];
     let n = channel.read(&mut bytes).map_err(|e| format!("read: {e}"))?;
     let (head, body) = Header::read_from_prefix(&bytes[..n]).map_err(|_| format!("{n} bytes are read"))?;
@@ -128,6 +139,68 @@ pub fn with_the_host() -> Check {
         ensure!(status? == -6, "the guest is not told that the host has gone");
         Ok(())
     })
+}
+
+/// The body of call `n`: no two in a row are the same.
+fn words(n: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at as u64 ^ n.wrapping_mul(0x9E37_79B9)) as u8).collect()
+}
+
+/// As many calls of a guest, one after the other, each answer checked; the least, the mean and the most ns of one.
+fn calls(count: u64, bytes: usize) -> Result<[u64; 3], String> {
+    ensure!(count > 0 && bytes <= MOST_BYTES, "{count} calls of {bytes} bytes");
+    let machine = server()?;
+    let channel = connect(&machine.vm, -1)?;
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| serve(&machine));
+        let talk = || {
+            let (mut least, mut sum, mut most) = (u64::MAX, 0, 0);
+            for n in 0..count {
+                let body = words(n, bytes);
+                let start = Instant::now();
+                let token = call(&channel, &body).map_err(|e| format!("call {n}: {e}"))?;
+                let (head, reply) = read(&channel)?;
+                let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                (least, sum, most) = (least.min(took), sum + took, most.max(took));
+                ensure!((head.kind, head.token) == (received::REPLY, token), "call {n}: {head:?}");
+                ensure!(reply == body, "call {n} comes back changed");
+            }
+            Ok([least, sum / count, most])
+        };
+        let talked = talk();
+        drop(channel);
+        let status = guest.join().map_err(|_| "the guest's thread panicked")?;
+        let times = talked?;
+        ensure!(status? == -6, "the guest is not told that the host has gone");
+        Ok(times)
+    })
+}
+
+/// Thousands of calls, in a row; `calls 1000000 BYTES` makes more.
+pub fn many_calls() -> Check {
+    calls(5000, 8).map(drop)
+}
+
+/// A benchmark's line; where a nanosecond is an instruction (QEMU's `-icount`) it tells instructions.
+pub fn main(count: &str, bytes: &str) -> ExitCode {
+    let made = || {
+        let count = count.parse().map_err(|_| "no number of calls")?;
+        let bytes = bytes.parse().map_err(|_| "no number of bytes")?;
+        Ok::<_, String>((count, bytes, calls(count, bytes)?))
+    };
+    match made() {
+        Ok((count, bytes, [least, mean, most])) => {
+            let what = if bytes == 0 { "null".to_owned() } else { bytes.to_string() };
+            println!(
+                "[BENCH] operation=rpc-host-{what} instructions={mean} min={least} max={most} iterations={count}"
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("calls: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The guest ends, and who polls is told; with calls under way, and room gone.

@@ -12,7 +12,7 @@
 //! An argument runs only the checks whose names contain it. Exit status 1 if one fails.
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
 //! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`];
-//! `hold SECONDS` has a VM for so long.
+//! `hold SECONDS` has a VM for so long; `calls COUNT BYTES` calls a guest, see [`channels`];
 
 mod arguments;
 mod channels;
@@ -88,6 +88,7 @@ const CHECKS: &[Named] = &[
     ("irqfd_storm", eventfds::storm),
     ("files_closed_in_any_order", eventfds::closed_in_any_order),
     ("channel_with_the_host", channels::with_the_host),
+    ("channel_many_calls", channels::many_calls),
     ("channel_hangs_up", channels::hangs_up),
     ("channel_between_vms", channels::between_vms),
     ("many_vms_at_once", runs::many_vms_at_once),
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         [name, rest @ ..] if name == "search" => kernels_map::main(rest),
         [name, rest @ ..] if name == "crosvm" => crosvm::main(rest.iter().cloned()),
         [name, seconds] if name == "hold" => hold(seconds),
+        [name, count, bytes] if name == "calls" => channels::main(count, bytes),
         [only, ..] => check(only),
         [] => check(""),
     }

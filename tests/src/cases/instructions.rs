@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Host, WHOLE, scripted};
 use crate::{
@@ -28,7 +28,7 @@ gz run --kernel /guest/bench.Image --cmdline faults=2m --mem 128M </dev/null
 ";
 const CALLS_BASELINE: &str = include_str!("../../instructions-calls.txt");
 /// Two guests, of which one calls the other: on the same CPU, then on another one. The scheduler's choice would decide between the
-/// two, and half as much again.
+/// two, and half as much again. Then a program of the host that calls a guest.
 const CALLS: &str = ". /etc/profile
 sleep 20
 taskset 1 gz run --name echo --kernel /guest/bench.Image --cmdline calls=serve --mem 64M --rpc echo,clients=1 --rpc-with plain </dev/null >/dev/null &
@@ -38,7 +38,11 @@ call=\"gz run --kernel /guest/bench.Image --cmdline calls=call --mem 64M --rpc-t
 taskset 1 $call </dev/null
 taskset 2 $call </dev/null | sed s/=rpc-/=rpc-far-/
 gz kill echo
+for bytes in 0 4096; do taskset 1 gzvm-check calls 1000 $bytes; done
 ";
+/// Rows of these are for the documentation, and not guarded: with two CPUs the host's timing counts, which differs between
+/// builds of gz that do the same; and a program of the host has its own instructions in them.
+const UNGUARDED: [&str; 2] = ["rpc-far-", "rpc-host-"];
 /// What boot is called in the file: thousands of instructions until the host's kernel is entered.
 const BOOT: &str = "boot-thousands";
 /// KiB of RAM that the hypervisor takes of the machine's 2 GiB, besides its image.
@@ -66,7 +70,11 @@ fn plain_vm(context: &Context) -> Result<()> {
 
 fn calls(context: &Context) -> Result<()> {
     let text = console(context, CALLS)?;
-    compare(CALLS_BASELINE, &operations(&text)?)
+    let mut figures = operations(&text)?;
+    let all = figures.len();
+    figures.retain(|name, _| UNGUARDED.iter().all(|rows| !name.starts_with(rows)));
+    ensure!(all == figures.len() + 4, "not both calls were also made to another CPU, and by the host");
+    compare(CALLS_BASELINE, &figures)
 }
 
 fn console(context: &Context, script: &str) -> Result<String> {
