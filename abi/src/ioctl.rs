@@ -62,6 +62,8 @@ pub const RPC_CONNECT: u32 = iow::<RpcConnect>(0xD9);
 pub const RPC_CALL: u32 = iowr::<crate::rpc::Header>(0xDA);
 /// Channel, ours: cancels the call with this token.
 pub const RPC_CANCEL: u32 = iow::<u64>(0xDB);
+/// Channel of a guest's module: who the peer is, as of a message that is received.
+pub const RPC_PEER: u32 = ior::<crate::rpc::Header>(0xDC);
 /// Device, ours: makes guest memory that is a file; see [`extension::GUEST_MEMORY`]. Returns its file descriptor.
 pub const CREATE_GUEST_MEMORY: u32 = iow::<GuestMemory>(0xC1);
 /// VM: creates an in-hypervisor device (the virtual GIC).

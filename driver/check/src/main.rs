@@ -13,12 +13,14 @@
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
 //! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`];
 //! `hold SECONDS` has a VM for so long; `calls COUNT BYTES` calls a guest, see [`channels`];
+//! `serve DEVICE` and `caller DEVICE` run in guests, see [`guest_channels`].
 
 mod arguments;
 mod channels;
 mod conformance;
 mod crosvm;
 mod eventfds;
+mod guest_channels;
 mod guest_memory;
 mod kernels_map;
 mod machine;
@@ -103,6 +105,8 @@ fn main() -> ExitCode {
         [name, rest @ ..] if name == "crosvm" => crosvm::main(rest.iter().cloned()),
         [name, seconds] if name == "hold" => hold(seconds),
         [name, count, bytes] if name == "calls" => channels::main(count, bytes),
+        [name, device] if name == "serve" => guest_channels::serve(device),
+        [name, device] if name == "caller" => guest_channels::caller(device),
         [only, ..] => check(only),
         [] => check(""),
     }

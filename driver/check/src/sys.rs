@@ -76,6 +76,12 @@ pub fn nonblocking(fd: &impl AsRawFd) {
     unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK) };
 }
 
+/// They wait again.
+pub fn blocking(fd: &impl AsRawFd) {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
+}
+
 /// A mapping of anonymous memory.
 pub struct Mapping {
     start: *mut u8,

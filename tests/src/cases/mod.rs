@@ -24,6 +24,7 @@ pub mod manage;
 pub mod power;
 mod protected;
 pub mod rpc;
+mod rpc_linux;
 pub mod sandbox;
 pub mod stress;
 mod tables;
@@ -78,6 +79,7 @@ pub fn all(layout: &Layout) -> Vec<Case> {
     cases.extend(sandbox::cases());
     cases.extend(protected::cases());
     cases.extend(keystore::cases());
+    cases.extend(rpc_linux::cases());
     cases.extend(tables::cases());
     cases.extend(watch::cases());
     cases.extend(stress::cases());

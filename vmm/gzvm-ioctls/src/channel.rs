@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A channel's file descriptor: calls between the host and a VM.
+//! A channel's file descriptor: calls between the host and a VM; and in a Linux guest, whose module has files of the same form.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -49,6 +49,17 @@ impl ChannelFd {
     pub fn cancel(&self, token: u64) -> Result<()> {
         // SAFETY: RPC_CANCEL reads a u64.
         check(unsafe { ioctl_with_ref(&self.file, ioctl::RPC_CANCEL.into(), &token) }).map(drop)
+    }
+
+    /// Who is at the other end; for a guest's own channels.
+    ///
+    /// # Errors
+    /// ENOTTY: a host's channel, which knows; ENOTCONN: nobody yet; EPIPE.
+    pub fn peer(&self) -> Result<Header> {
+        let mut head = Header::default();
+        // SAFETY: RPC_PEER writes a head.
+        check(unsafe { ioctl_with_mut_ref(&self.file, ioctl::RPC_PEER.into(), &mut head) })?;
+        Ok(head)
     }
 
     /// Answers a call that was received.

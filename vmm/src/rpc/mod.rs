@@ -8,7 +8,9 @@
 
 pub mod options;
 
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -117,10 +119,15 @@ fn once_made(vm: &str, mut open: impl FnMut() -> anyhow::Result<Option<OwnedFd>>
 }
 
 /// A channel to a service of a VM, by its name or its control socket's path: for this program, as the host. It is there as long as the file.
+/// In a Linux guest, instead of the VM: the device that is the guest's end of a channel (`/dev/gzvm-rpc/NAME`), whatever the service.
 ///
 /// # Errors
 /// No such VM or service, or it was refused.
 pub fn open(vm: &str, service: &str) -> anyhow::Result<ChannelFd> {
+    if fs::metadata(vm).is_ok_and(|what| what.file_type().is_char_device()) {
+        let device = fs::File::options().read(true).write(true).open(vm).with_context(|| vm.to_owned())?;
+        return Ok(OwnedFd::from(device).into());
+    }
     let mut client = Client::connect(vm)?;
     once_made(vm, || client.open(service, None)).map(ChannelFd::from)
 }

@@ -24,21 +24,20 @@ pub const CHECK: &str = "gzvm-check";
 /// The driver that makes mistakes on demand.
 const CRASH_TEST: &str = "gzvm-crash.ko";
 
-/// The module of protected Linux guests.
-const GUEST_MODULE: &str = "gzvm-guest.ko";
+/// Modules of Linux guests: devices of protected ones, channels.
+const GUEST_MODULES: [&str; 2] = ["gzvm-guest.ko", "gzvm-rpc.ko"];
 
-/// Has the kernel's build system make the module `name` of what is in `place`: `part` is the result.
-fn module(layout: &Layout, place: &Path, name: &str, part: &str) -> Result<()> {
+/// Has the kernel's build system make what is in `place`.
+fn make(layout: &Layout, place: &Path, crash_test: bool) -> Result<()> {
     let mut make = Command::new("make");
     make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
-    if part == CRASH_TEST {
+    if crash_test {
         make.arg("GZVM_CRASH_TEST=y");
     }
     make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
     // A surrounding make must not pass its options on.
     make.env_remove("MAKEFLAGS").stdin(Stdio::null());
-    process::run(&mut make).context("the kernel's build system")?;
-    copy_if_changed(&place.join(name), &layout.part(part))
+    process::run(&mut make).context("the kernel's build system")
 }
 
 /// The driver with these features, in a folder of its own.
@@ -56,7 +55,8 @@ fn driver(layout: &Layout, features: &str, folder: &str, part: &str) -> Result<(
         }
     }
     copy_if_changed(&library, &place.join("libgzvm_driver_core.a"))?;
-    module(layout, &place, "gzvm.ko", part)
+    make(layout, &place, part == CRASH_TEST)?;
+    copy_if_changed(&place.join("gzvm.ko"), &layout.part(part))
 }
 
 /// Builds it; `target/gz/gzvm.ko` is the result, and `gzvm-crash.ko`, which makes mistakes on demand.
@@ -69,10 +69,13 @@ pub fn build(layout: &Layout) -> Result<()> {
 
     let guest = layout.part("driver-guest-build");
     fs::create_dir_all(&guest)?;
-    for name in ["Kbuild", "gzvm-guest.c"] {
+    for name in ["Kbuild", "gzvm-guest.c", "gzvm-rpc.c"] {
         copy_if_changed(&layout.root.join("driver/guest").join(name), &guest.join(name))?;
     }
-    module(layout, &guest, GUEST_MODULE, GUEST_MODULE)?;
+    make(layout, &guest, false)?;
+    for module in GUEST_MODULES {
+        copy_if_changed(&guest.join(module), &layout.part(module))?;
+    }
 
     let programs = cargo::linux_programs(layout, &[CHECK])?;
     let (_, check) = programs.iter().find(|(name, _)| name == CHECK).context("no program gzvm-check")?;

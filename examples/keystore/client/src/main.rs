@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Calls the key store from the host: one call a run. Exit code 1: it was refused, 2: wrong command line, 3: a bad signature.
+//! Calls the key store from the host, or from a Linux guest: one call a run. Exit code 1: it was refused, 2: wrong command line, 3: a bad signature.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use gz::rpc;
+use gzvm_abi::rpc::peer;
 use gzvm_ioctls::ChannelFd;
 use keystore::protocol::{Answer, Caller, MOST_BYTES, PublicKey, Reply, Request, Signature};
 
@@ -22,8 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Parser)]
 #[command(name = "keystore")]
 struct Cli {
-    /// The VM: its name, or the path of its control socket
+    /// The VM: its name, or the path of its control socket; in a guest, the device of its channel
     vm: String,
+    /// In a guest: asks nothing unless the store is the protected VM with this measurement
+    #[arg(long)]
+    measurement: Option<String>,
     /// Its service
     #[arg(long, default_value = "keys")]
     service: String,
@@ -70,6 +74,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let channel = rpc::open(&cli.vm, &cli.service)?;
+    if let Some(expected) = &cli.measurement {
+        let peer = channel.peer().context("who the store is")?;
+        let sealed = peer.sender & (peer::PROTECTED | peer::SEALED) == peer::PROTECTED | peer::SEALED;
+        ensure!(sealed, "the store is no protected VM, or not started yet");
+        ensure!(hex(&peer.measurement) == *expected, "the store is {}", hex(&peer.measurement));
+    }
     let message = match cli.what {
         What::Sign { .. } | What::Verify { .. } => standard_input()?,
         _ => Vec::new(),
