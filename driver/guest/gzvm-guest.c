@@ -5,8 +5,10 @@
  *
  * Stock kernels have neither restricted DMA pools nor a driver for protected guests. The firmware
  * has shared the pool that the device tree names ("restricted-dma-pool"); this module gives every
- * virtio-mmio device DMA operations that copy to and from there. Load it before virtio_mmio. The
- * devices offer VIRTIO_F_ACCESS_PLATFORM, so virtio uses the DMA API.
+ * virtio-mmio and virtio-pci device DMA operations that copy to and from there. Load it before the
+ * devices' own drivers, and before virtio_mmio. (virtio_pci may be built in: on its own it gives
+ * the device no memory. A device whose driver is built in too comes too early.) The devices offer
+ * VIRTIO_F_ACCESS_PLATFORM, so virtio uses the DMA API.
  *
  * What comes from the pool is the host's word, like what comes from any device of its.
  */
@@ -20,6 +22,7 @@
 #include <linux/module.h>
 #include <linux/of.h>
 #include <linux/of_address.h>
+#include <linux/pci.h>
 #include <linux/platform_device.h>
 #include <linux/scatterlist.h>
 #include <linux/vmalloc.h>
@@ -194,16 +197,41 @@ static const struct dma_map_ops bounce_ops = {
 	.dma_supported = bounce_supported,
 };
 
+static void bounce(struct device *dev)
+{
+	set_dma_ops(dev, &bounce_ops);
+}
+
 static int bound(struct notifier_block *nb, unsigned long action, void *data)
 {
 	struct device *dev = data;
 
 	if (action == BUS_NOTIFY_BIND_DRIVER && of_device_is_compatible(dev->of_node, "virtio,mmio"))
-		set_dma_ops(dev, &bounce_ops);
+		bounce(dev);
 	return NOTIFY_DONE;
 }
 
 static struct notifier_block binding = { .notifier_call = bound };
+
+static int bound_pci(struct notifier_block *nb, unsigned long action, void *data)
+{
+	struct pci_dev *dev = to_pci_dev(data);
+
+	if (action == BUS_NOTIFY_BIND_DRIVER && dev->vendor == PCI_VENDOR_ID_REDHAT_QUMRANET)
+		bounce(&dev->dev);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block binding_pci = { .notifier_call = bound_pci };
+
+/* Those that virtio_pci has already. */
+static void bounce_bound_pci(void)
+{
+	struct pci_dev *dev = NULL;
+
+	while ((dev = pci_get_device(PCI_VENDOR_ID_REDHAT_QUMRANET, PCI_ANY_ID, dev)))
+		bounce(&dev->dev);
+}
 
 static int find_pool(struct resource *where)
 {
@@ -247,6 +275,12 @@ static int __init gzvm_guest_init(void)
 	ret = bus_register_notifier(&platform_bus_type, &binding);
 	if (ret)
 		goto fail;
+	ret = bus_register_notifier(&pci_bus_type, &binding_pci);
+	if (ret) {
+		bus_unregister_notifier(&platform_bus_type, &binding);
+		goto fail;
+	}
+	bounce_bound_pci();
 	pr_info("virtio devices share %zu KiB at %pa\n", pool_size >> 10, &pool_base);
 	return 0;
 fail:

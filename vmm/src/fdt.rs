@@ -3,6 +3,8 @@
 
 use vm_fdt::{Error, FdtWriter};
 
+use crate::cli::run::VirtioTransport;
+use crate::devices::virtio::pci;
 use crate::devices::watchdog::{CLOCK_HZ, TIMEOUT_SECONDS};
 use crate::layout::{self, DeviceRange, Map, SerialKind, virt};
 use crate::rpc::options::Place;
@@ -24,8 +26,10 @@ pub struct Config<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Memory that a protected guest shares with the host: first address and length.
     pub shared: Option<(u64, u64)>,
-    /// Number of virtio-mmio devices.
+    /// Number of virtio devices.
     pub virtio_devices: u32,
+    /// What they are behind.
+    pub transport: VirtioTransport,
     /// Its channels.
     pub rpc: &'a [Place],
     /// Entropy for the guest: 8 bytes place the kernel, the rest seeds its random numbers.
@@ -73,8 +77,13 @@ pub fn build(config: &Config) -> Result<Vec<u8>, Error> {
         watchdog(&mut fdt)?;
         test_device(&mut fdt)?;
     }
-    for index in 0..config.virtio_devices {
-        virtio(&mut fdt, config, index)?;
+    match config.transport {
+        VirtioTransport::Mmio => {
+            for index in 0..config.virtio_devices {
+                virtio(&mut fdt, config, index)?;
+            }
+        }
+        VirtioTransport::Pci => pci(&mut fdt, config)?,
     }
     if !config.rpc.is_empty() {
         rpc(&mut fdt, config)?;
@@ -264,6 +273,43 @@ fn virtio(fdt: &mut FdtWriter, config: &Config, index: u32) -> Result<(), Error>
     fdt.end_node(node)
 }
 
+/// The host bridge (bindings: pci/host-generic-pci). Each slot's pin A has an SPI.
+fn pci(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
+    /// Memory of 32 bits that is not prefetchable.
+    const MEMORY: u32 = 0x0200_0000;
+    const SLOT_SHIFT: u32 = 11;
+    const PIN_A: u32 = 1;
+    let (ecam, window) = (config.map.pci_ecam, config.map.pci_window);
+    let node = fdt.begin_node(&format!("pcie@{:x}", ecam.base))?;
+    fdt.property_string("compatible", "pci-host-ecam-generic")?;
+    fdt.property_string("device_type", "pci")?;
+    reg(fdt, ecam)?;
+    fdt.property_array_u32("bus-range", &[0, 0])?;
+    fdt.property_u32("#address-cells", 3)?;
+    fdt.property_u32("#size-cells", 2)?;
+    let (base, size) = (halves(window.base), halves(window.size));
+    fdt.property_array_u32("ranges", &[&[MEMORY], &base[..], &base, &size].concat())?;
+    fdt.property_u32("#interrupt-cells", 1)?;
+    fdt.property_array_u32("interrupt-map-mask", &[0x1F << SLOT_SHIFT, 0, 0, 7])?;
+    let entry = |index| {
+        let spi = config.map.virtio_spi(index);
+        // The GIC's unit address has two cells.
+        [pci::slot(index) << SLOT_SHIFT, 0, 0, PIN_A, PHANDLE_GIC, 0, 0, GIC_SPI, spi, EDGE_RISING]
+    };
+    let map: Vec<u32> = (0..config.virtio_devices).flat_map(entry).collect();
+    fdt.property_array_u32("interrupt-map", &map)?;
+    fdt.property_null("dma-coherent")?;
+    if config.shared.is_some() {
+        fdt.property_u32("memory-region", PHANDLE_POOL)?;
+    }
+    fdt.end_node(node)
+}
+
+/// As two cells.
+const fn halves(number: u64) -> [u32; 2] {
+    [(number >> 32) as u32, number as u32]
+}
+
 /// Channels that the hypervisor carries: their doorbell, and the ports by what is there (`docs/abi.md`, "RPC").
 fn rpc(fdt: &mut FdtWriter, config: &Config) -> Result<(), Error> {
     let node = fdt.begin_node("rpc")?;
@@ -282,6 +328,10 @@ mod tests {
     use dtoolkit::{Node, Property};
 
     fn tree(vcpus: u8, virtio_devices: u32) -> Vec<u8> {
+        tree_with(VirtioTransport::Mmio, vcpus, virtio_devices)
+    }
+
+    fn tree_with(transport: VirtioTransport, vcpus: u8, virtio_devices: u32) -> Vec<u8> {
         let mut seed = [0; 64];
         seed[7] = 9;
         let config = Config {
@@ -293,6 +343,7 @@ mod tests {
             initrd: Some((0x8400_0000, 0x1234)),
             shared: None,
             virtio_devices,
+            transport,
             rpc: &[Place { name: "keys".into(), port: 1 }, Place { name: "log".into(), port: 9 }],
             seed,
         };
@@ -355,6 +406,17 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_leads_each_slot_to_its_interrupt() {
+        let blob = tree_with(VirtioTransport::Pci, 1, 2);
+        let of = |name| property(&blob, "/pcie@10000000", name);
+        assert_eq!(of("reg"), cells(&[0, 0x1000_0000, 0, 0x10_0000]));
+        assert_eq!(of("ranges"), cells(&[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000]));
+        let entries = [[0x800, 0, 0, 1, 1, 0, 0, 0, 4, 1], [0x1000, 0, 0, 1, 1, 0, 0, 0, 5, 1]];
+        assert_eq!(of("interrupt-map"), cells(entries.as_flattened()));
+        assert!(Fdt::new(&blob).unwrap().find_node("/virtio_mmio@2000000").is_none());
+    }
+
+    #[test]
     fn channels_have_a_doorbell_and_places() {
         let blob = tree(1, 0);
         assert_eq!(property(&blob, "/rpc", "compatible"), b"gzvm,rpc\0");
@@ -374,6 +436,7 @@ mod tests {
             initrd: None,
             shared: None,
             virtio_devices: 1,
+            transport: VirtioTransport::Mmio,
             rpc: &[],
             seed: [0; 64],
         };
@@ -400,6 +463,7 @@ mod tests {
             initrd: None,
             shared: None,
             virtio_devices: 0,
+            transport: VirtioTransport::Mmio,
             rpc: &[],
             seed: [0; 64],
         };

@@ -9,6 +9,8 @@
 //! 0x0200_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 4 + n, edge
 //!                                doorbell of RPC channels        SPI 20, edge
 //!                                test device, if it is asked to  SPI 21, edge
+//! 0x1000_0000  +0x10_0000        PCI configuration space (with --virtio-transport pci, instead of virtio-mmio)
+//! 0x1010_0000  +0x10_0000        PCI memory window; interrupts of its devices as virtio-mmio's
 //! 0x3FFF_0000  - vcpus * 0x2_0000  GICv3 redistributors
 //! 0x3FFF_0000  +0x1_0000         GICv3 distributor
 //! 0x7FC0_0000  +0x40_0000       firmware of a protected VM
@@ -71,6 +73,11 @@ pub const fn virtio(index: u32) -> DeviceRange {
 pub const fn virtio_spi(index: u32) -> u32 {
     VIRTIO_SPI + index
 }
+
+/// PCI configuration space of one bus.
+pub const PCI_ECAM: DeviceRange = DeviceRange { base: 0x1000_0000, size: 1 << 20 };
+/// What the PCI host bridge passes on to BARs: more than all devices have.
+pub const PCI_WINDOW: DeviceRange = DeviceRange { base: 0x1010_0000, size: 1 << 20 };
 
 /// SPI number of the doorbell of RPC channels.
 pub const RPC_SPI: u32 = VIRTIO_SPI + VIRTIO_MAX;
@@ -136,6 +143,10 @@ pub struct Map {
     pub ram_base: u64,
     virtio_base: u64,
     virtio_spi: u32,
+    /// PCI configuration space.
+    pub pci_ecam: DeviceRange,
+    /// Memory window of the PCI host bridge.
+    pub pci_window: DeviceRange,
     /// SPI number of the doorbell of RPC channels.
     pub rpc_spi: u32,
 }
@@ -160,6 +171,8 @@ pub const CROSVM: Map = Map {
     ram_base: RAM_BASE,
     virtio_base: VIRTIO_BASE,
     virtio_spi: VIRTIO_SPI,
+    pci_ecam: PCI_ECAM,
+    pci_window: PCI_WINDOW,
     rpc_spi: RPC_SPI,
 };
 
@@ -169,7 +182,7 @@ impl Map {
         DeviceRange { base: self.virtio_base + index as u64 * VIRTIO_SIZE, size: VIRTIO_SIZE }
     }
 
-    /// SPI number of virtio-mmio device `index`.
+    /// SPI number of virtio device `index`, whatever its transport.
     pub const fn virtio_spi(&self, index: u32) -> u32 {
         self.virtio_spi + index
     }
@@ -202,7 +215,7 @@ mod tests {
     fn nothing_overlaps() {
         let vcpus = u8::try_from(MAX_VCPUS_EXTENDED).unwrap();
         let mut all = vec![SERIAL, RTC, TEST_DEVICE, GIC_DISTRIBUTOR, gic_redistributors(vcpus)];
-        all.push(PROTECTED_FIRMWARE);
+        all.extend([PROTECTED_FIRMWARE, PCI_ECAM, PCI_WINDOW]);
         all.extend((0..VIRTIO_MAX).map(virtio));
         all.push(DeviceRange { base: RAM_BASE, size: RAM_MAX });
         all.sort_by_key(|device| device.base);

@@ -28,6 +28,8 @@ pub enum Mistake {
     AnyConduit,
     /// Channels may have any ports, and any names for them.
     AnyRpc,
+    /// A PCI bridge may have properties that nobody has thought of.
+    AnyBridge,
 }
 
 impl Mistake {
@@ -106,5 +108,6 @@ mod tests {
         is_found(Mistake::AnyDevice, tree::devices_are_no_memory);
         is_found(Mistake::AnyConduit, tree::cpus_start_by_psci);
         is_found(Mistake::AnyRpc, tree::channels_are_as_documented);
+        is_found(Mistake::AnyBridge, tree::a_pci_bridge_is_as_documented);
     }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::Hash;
 
+mod pci;
 mod rpc;
 
 pub use rpc::Rpc;
@@ -99,8 +100,10 @@ pub enum BadTree {
     /// Not started by PSCI and HVC.
     #[error("CPUs must be started by PSCI, by HVC")]
     Psci,
-    /// A device where there is memory, or too many of them.
-    #[error("a device has no registers, registers in memory, or there are too many")]
+    /// A device where there is memory, too many of them, or a PCI bridge that is not as known.
+    #[error(
+        "a device has no registers, registers in memory, is a PCI bridge of an unknown kind, or there are too many"
+    )]
     Device,
     /// Kernel, initrd, device tree and shared pool are not in memory, or on top of each other.
     #[error("kernel, initrd, device tree and shared pool must be in memory, and apart")]
@@ -310,6 +313,10 @@ impl<'a> Found<'a> {
         if is(node, "gzvm,rpc") {
             let rpc = Rpc::read(node).ok_or(BadTree::Rpc)?;
             return if self.rpc.replace(rpc).is_none() { Ok(()) } else { Err(BadTree::Rpc) };
+        }
+        if is(node, pci::BRIDGE) {
+            let devices = pci::read(node).ok_or(BadTree::Device)?;
+            return self.devices.try_extend_from_slice(&devices).map_err(|_| BadTree::Device);
         }
         if let Some(kind) = DEVICES.into_iter().find(|name| is(node, name)) {
             let registers = one_range(node).ok_or(BadTree::Device)?;

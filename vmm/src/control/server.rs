@@ -323,7 +323,7 @@ mod tests {
     use crate::cli::run::RpcOptions;
     use crate::control::client::Client;
     use crate::devices::serial::Terminal;
-    use crate::hypervisor::{self, Kind, Power, Status};
+    use crate::hypervisor::{self, Kind, Notification, Power, Status};
     use crate::rpc::options::{Plan, With};
     use std::io::{Read, Write};
     use std::os::fd::BorrowedFd;
@@ -340,7 +340,10 @@ mod tests {
         fn register_irqfd(&self, _: &EventFd, _: u32) -> anyhow::Result<()> {
             Ok(())
         }
-        fn register_ioeventfd(&self, _: &EventFd, _: u64, _: u32) -> anyhow::Result<()> {
+        fn register_ioeventfd(&self, _: &EventFd, _: Notification) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn unregister_ioeventfd(&self, _: &EventFd, _: Notification) -> anyhow::Result<()> {
             Ok(())
         }
         fn set_fdt(&self, _: u64, _: u64) -> anyhow::Result<()> {

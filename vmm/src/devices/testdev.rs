@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::MmioDevice;
 use crate::exit::EndReason;
-use crate::hypervisor::Vm;
+use crate::hypervisor::{Notification, Vm};
 use crate::layout;
 
 const REG_READ: u64 = 0x00;
@@ -50,7 +50,10 @@ impl Events {
         let (notify, interrupt) = (eventfd()?, eventfd()?);
         vm.register_irqfd(&interrupt, layout::TEST_SPI)?;
         for (register, eventfd) in [(REG_NOTIFY, &notify), (REG_INTERRUPT, &interrupt)] {
-            vm.register_ioeventfd(eventfd, layout::TEST_DEVICE.base + register, SIGNAL)?;
+            vm.register_ioeventfd(
+                eventfd,
+                Notification::Value32(layout::TEST_DEVICE.base + register, SIGNAL),
+            )?;
         }
         Ok(Self { _notify: notify, _interrupt: interrupt })
     }
@@ -104,19 +107,23 @@ pub(crate) mod tests {
     #[derive(Default)]
     pub struct FakeVm {
         no_irqfd: bool,
-        registered: Mutex<Vec<(u64, u32)>>,
+        registered: Mutex<Vec<Notification>>,
     }
 
     impl Vm for FakeVm {
         fn register_irqfd(&self, _: &EventFd, spi: u32) -> anyhow::Result<()> {
             anyhow::ensure!(!self.no_irqfd, "none");
-            self.registered.lock().unwrap().push((0, spi));
+            self.registered.lock().unwrap().push(Notification::Value32(0, spi));
             Ok(())
         }
 
-        fn register_ioeventfd(&self, _: &EventFd, address: u64, value: u32) -> anyhow::Result<()> {
-            self.registered.lock().unwrap().push((address, value));
+        fn register_ioeventfd(&self, _: &EventFd, notification: Notification) -> anyhow::Result<()> {
+            self.registered.lock().unwrap().push(notification);
             Ok(())
+        }
+
+        fn unregister_ioeventfd(&self, _: &EventFd, _: Notification) -> anyhow::Result<()> {
+            anyhow::bail!("it stays")
         }
 
         fn discard(&self, _: u64, _: u64) -> anyhow::Result<()> {
@@ -157,7 +164,8 @@ pub(crate) mod tests {
             assert_eq!(device.write(0x10, &[1]), None);
         }
         assert_eq!(read(&device, 0x10), layout::TEST_SPI);
-        let expected = [(0, layout::TEST_SPI), (0x9_0014, 1), (0x9_0018, 1)];
+        let expected = [(0, layout::TEST_SPI), (0x9_0014, 1), (0x9_0018, 1)]
+            .map(|(address, value)| Notification::Value32(address, value));
         assert_eq!(*vm.registered.lock().unwrap(), expected);
     }
 

@@ -16,8 +16,8 @@ use gzvm_ioctls::{DEVICE_PATH, Gzvm, ImmediateExit, IrqChipDevice, VcpuExit, Vcp
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    BOOT_PSTATE, BootState, Exit, Kick, Machine, Measurement, NO_CONTROL, NO_RPC, Parts, Power, Status, Vcpu,
-    Vm, open_error, system_event,
+    BOOT_PSTATE, BootState, Exit, Kick, Machine, Measurement, NO_CONTROL, NO_RPC, Notification, Parts, Power,
+    Status, Vcpu, Vm, open_error, system_event,
 };
 use crate::cli::run::Feature;
 use crate::exit::EndReason;
@@ -100,6 +100,14 @@ pub fn create(parts: Parts) -> anyhow::Result<Machine> {
     Ok(Machine { vm: Arc::new(GuestVm { fd: vm, _memory: memory }), vcpus: machine })
 }
 
+/// Address, size and value of an ioeventfd.
+const fn ioevent(notification: Notification) -> (u64, u32, Option<u64>) {
+    match notification {
+        Notification::Value32(address, value) => (address, 4, Some(value as u64)),
+        Notification::Any16(address) => (address, 2, None),
+    }
+}
+
 /// Makes the VM protected, with the hypervisor's firmware in its slot. As crosvm: before the first vCPU.
 fn protect(vm: &VmFd, slot: &GuestRam) -> anyhow::Result<()> {
     const MISSING: &str = "--protected: the hypervisor was started without a firmware for protected VMs";
@@ -157,10 +165,18 @@ impl Vm for GuestVm {
         self.fd.register_irqfd(fd, spi).with_context(|| format!("gzvm: no irqfd for SPI {spi}"))
     }
 
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()> {
+    fn register_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()> {
+        let (address, len, value) = ioevent(notification);
         self.fd
-            .register_ioevent(fd, address, 4, Some(value.into()))
+            .register_ioevent(fd, address, len, value)
             .with_context(|| format!("gzvm: no ioeventfd at {address:#x}"))
+    }
+
+    fn unregister_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()> {
+        let (address, len, value) = ioevent(notification);
+        self.fd
+            .unregister_ioevent(fd, address, len, value)
+            .with_context(|| format!("gzvm: the ioeventfd at {address:#x} stays"))
     }
 
     fn discard(&self, address: u64, size: u64) -> anyhow::Result<()> {

@@ -14,12 +14,12 @@ use kvm_bindings::{
     KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_userspace_memory_region, kvm_vcpu_init,
 };
-use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    BOOT_PSTATE, BootState, Exit, Kick, Kind, Machine, Parts, Power, Status, Vcpu, Vm, open_error,
-    system_event,
+    BOOT_PSTATE, BootState, Exit, Kick, Kind, Machine, Notification, Parts, Power, Status, Vcpu, Vm,
+    open_error, system_event,
 };
 use crate::exit::EndReason;
 use crate::layout;
@@ -130,10 +130,29 @@ impl Vm for GuestVm {
         self.fd.register_irqfd(fd, spi).with_context(|| format!("kvm: no irqfd for SPI {spi}"))
     }
 
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()> {
-        self.fd
-            .register_ioevent(fd, &IoEventAddress::Mmio(address), value)
-            .with_context(|| format!("kvm: no ioeventfd at {address:#x}"))
+    fn register_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()> {
+        match notification {
+            Notification::Value32(address, value) => {
+                self.fd.register_ioevent(fd, &IoEventAddress::Mmio(address), value)
+            }
+            // Of any size.
+            Notification::Any16(address) => {
+                self.fd.register_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+        }
+        .with_context(|| format!("kvm: no ioeventfd for {notification:x?}"))
+    }
+
+    fn unregister_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()> {
+        match notification {
+            Notification::Value32(address, value) => {
+                self.fd.unregister_ioevent(fd, &IoEventAddress::Mmio(address), value)
+            }
+            Notification::Any16(address) => {
+                self.fd.unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+        }
+        .with_context(|| format!("kvm: the ioeventfd of {notification:x?} stays"))
     }
 
     fn discard(&self, _address: u64, _size: u64) -> anyhow::Result<()> {

@@ -105,6 +105,15 @@ pub trait Vcpu: Send {
     fn kick(&self) -> Arc<dyn Kick>;
 }
 
+/// A guest's write that an eventfd is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notification {
+    /// 32 bits of this value to an address.
+    Value32(u64, u32),
+    /// 16 bits of any value to an address.
+    Any16(u64),
+}
+
 /// Where vCPU 0 starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BootState {
@@ -127,11 +136,17 @@ pub trait Vm: Send + Sync {
     /// The kernel refused.
     fn register_irqfd(&self, fd: &EventFd, spi: u32) -> anyhow::Result<()>;
 
-    /// 32-bit guest writes of `value` to `address` signal `fd` and need no exit.
+    /// Guest writes that are `notification` signal `fd` and need no exit.
     ///
     /// # Errors
     /// The kernel refused. MediaTek's driver knows one value an address.
-    fn register_ioeventfd(&self, fd: &EventFd, address: u64, value: u32) -> anyhow::Result<()>;
+    fn register_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()>;
+
+    /// Undoes [`register_ioeventfd`](Self::register_ioeventfd) with the same arguments.
+    ///
+    /// # Errors
+    /// There is none such.
+    fn unregister_ioeventfd(&self, fd: &EventFd, notification: Notification) -> anyhow::Result<()>;
 
     /// Takes pages back from the guest, after they were dropped from our memory. Nothing to do where the hypervisor
     /// follows our address space by itself.

@@ -10,6 +10,8 @@
 //! 0x0900_0000  +0x1000           PL011 UART                      SPI 1, edge
 //! 0x0901_0000  +0x1000           PL031 real-time clock           SPI 2, edge
 //! 0x0A00_0000  + n * 0x200       virtio-mmio device n, n < 16    SPI 16 + n, edge
+//! 0x1000_0000  +0x10_0000        PCI memory window; interrupts of its devices as virtio-mmio's
+//! 0x3F00_0000  +0x10_0000        PCI configuration space
 //!                                doorbell of RPC channels        SPI 3, edge
 //! 0x4000_0000  ..                RAM: device tree first, the rest is the firmware's
 //! ```
@@ -36,6 +38,8 @@ pub const VIRT: Map = Map {
     ram_base: 0x4000_0000,
     virtio_base: 0x0A00_0000,
     virtio_spi: 16,
+    pci_ecam: DeviceRange { base: 0x3F00_0000, size: 1 << 20 },
+    pci_window: DeviceRange { base: 0x1000_0000, size: 1 << 20 },
     rpc_spi: 3,
 };
 
@@ -56,6 +60,7 @@ mod tests {
         let ram = DeviceRange { base: VIRT.ram_base, size: ADDRESS_LIMIT - VIRT.ram_base };
         let mut all =
             vec![FIRMWARE, VARIABLES, VIRT.gic_distributor, redistributors, VIRT.serial, VIRT.rtc, ram];
+        all.extend([VIRT.pci_ecam, VIRT.pci_window]);
         all.extend((0..VIRTIO_MAX).map(|index| VIRT.virtio(index)));
         all.sort_by_key(|device| device.base);
         for pair in all.windows(2) {

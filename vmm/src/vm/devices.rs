@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::guest::Guest;
 use crate::bus::Bus;
 use crate::cli::RunOptions;
+use crate::cli::run::VirtioTransport;
 use crate::console::Output;
 use crate::control::schema;
 use crate::control::server::Resize;
@@ -21,8 +22,10 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{Balloon, Giver, Size, request::PAGE};
 use crate::devices::virtio::blk::{Blk, backend::Disk};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::pci::{Ecam, Function, Window};
+use crate::devices::virtio::transport::Transport;
 use crate::devices::watchdog::Watchdog;
-use crate::hypervisor::Vm;
+use crate::hypervisor::{Notification, Vm};
 use crate::layout;
 use crate::layout::{SerialKind, virt};
 use crate::memory::GuestRam;
@@ -43,7 +46,7 @@ pub struct Devices {
     pub uart: Arc<dyn Terminal>,
     output: Output,
     pub watchdog: Arc<Watchdog>,
-    pub virtio: Vec<Arc<MmioTransport>>,
+    pub virtio: Vec<Arc<Transport>>,
     pub resize: Option<Resize>,
 }
 
@@ -52,11 +55,11 @@ impl Devices {
         machine: &Arc<dyn Vm>,
         guest: &Guest,
         extras: Extras,
-        strict_mmio: bool,
+        options: &RunOptions,
     ) -> anyhow::Result<Self> {
         let (vm, map) = (machine.as_ref(), guest.map);
         let Extras { variables, disks, others, balloon, watchdog, output } = extras;
-        let mut bus = Bus::new(strict_mmio);
+        let mut bus = Bus::new(options.machine.strict_mmio);
         let line = interrupt(vm, map.serial_spi)?;
         let uart: Arc<dyn Terminal> = match map.serial_kind {
             SerialKind::Ns16550 => {
@@ -83,10 +86,27 @@ impl Devices {
         // Behind the disks, so that they keep their places.
         let (balloon, size) = balloon.unzip();
         let balloon = balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>);
+        let mut functions = Vec::new();
         for (index, device) in (0..).zip(disks.chain(others).chain(balloon)) {
-            let device = attach_virtio(vm, guest, index, device)?;
-            bus.insert(map.virtio(index), device.clone())?;
-            virtio.push(device);
+            let line = interrupt(vm, map.virtio_spi(index))?;
+            let (memory, translated) = (guest.device_memory()?, guest.shared.is_some());
+            match options.devices.virtio_transport {
+                VirtioTransport::Mmio => {
+                    let transport = MmioTransport::new(device, memory, line, translated)?;
+                    watch_notifications(vm, map.virtio(index).base + QUEUE_NOTIFY, &transport)?;
+                    virtio.push(transport.common().clone());
+                    bus.insert(map.virtio(index), Arc::new(transport))?;
+                }
+                VirtioTransport::Pci => {
+                    let transport = Arc::new(Transport::new(device, memory, line, translated)?);
+                    virtio.push(transport.clone());
+                    functions.push(Arc::new(Function::new(transport, machine.clone(), map.pci_window)));
+                }
+            }
+        }
+        if options.devices.virtio_transport == VirtioTransport::Pci {
+            bus.insert(map.pci_ecam, Arc::new(Ecam::new(&functions)))?;
+            bus.insert(map.pci_window, Arc::new(Window::new(map.pci_window, &functions)))?;
         }
         let ram = guest.ram()?.size();
         let resize = size.zip(virtio.last()).map(|(size, transport)| resize(transport.clone(), size, ram));
@@ -100,25 +120,16 @@ impl Devices {
     }
 }
 
-/// Puts `device` behind virtio-mmio registers: an irqfd for its interrupt, an ioeventfd for each queue's notification.
-fn attach_virtio(
-    vm: &dyn Vm,
-    guest: &Guest,
-    index: u32,
-    device: Box<dyn VirtioDevice>,
-) -> anyhow::Result<Arc<MmioTransport>> {
-    let line = interrupt(vm, guest.map.virtio_spi(index))?;
-    let memory = guest.device_memory()?;
-    let transport = Arc::new(MmioTransport::new(device, memory, line, guest.shared.is_some())?);
-    let address = guest.map.virtio(index).base + QUEUE_NOTIFY;
+/// An ioeventfd for each queue's notification.
+fn watch_notifications(vm: &dyn Vm, address: u64, transport: &MmioTransport) -> anyhow::Result<()> {
     for (queue, notify) in (0..).zip(transport.notifications()) {
-        match vm.register_ioeventfd(notify, address, queue) {
+        match vm.register_ioeventfd(notify, Notification::Value32(address, queue)) {
             // The transport signals it then, after an exit.
-            Err(error) if queue != 0 => tracing::debug!("queue {queue} of virtio device {index}: {error:#}"),
+            Err(error) if queue != 0 => tracing::debug!("queue {queue} at {address:#x}: {error:#}"),
             result => result?,
         }
     }
-    Ok(transport)
+    Ok(())
 }
 
 /// An eventfd that is SPI number `spi`.
@@ -167,7 +178,7 @@ pub fn balloon(vm: &Arc<dyn Vm>, ram: &GuestRam, bytes: u64) -> anyhow::Result<(
 }
 
 /// What the control socket does to a balloon behind `transport`.
-fn resize(transport: Arc<MmioTransport>, size: Arc<Size>, ram: u64) -> Resize {
+fn resize(transport: Arc<Transport>, size: Arc<Size>, ram: u64) -> Resize {
     Arc::new(move |bytes| {
         if let Some(bytes) = bytes {
             size.set_target(balloon_pages(bytes, ram)?);

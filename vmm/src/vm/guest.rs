@@ -102,6 +102,7 @@ impl Guest {
             initrd: self.loaded.initrd,
             shared: self.shared,
             virtio_devices: u32::try_from(devices.virtio.len()).unwrap_or(0),
+            transport: options.devices.virtio_transport,
             rpc: rpc.map_or(&[], |plan| &plan.places),
             seed: seed(options.machine.seed)?,
         })

@@ -197,7 +197,7 @@ fn live(options: &RunOptions, session: &Session) -> anyhow::Result<EndReason> {
     let output = session.output.clone();
     let others = session.backends.devices(&guest.device_memory()?)?;
     let extras = Extras { variables, disks, others, balloon, watchdog, output };
-    let mut devices = Devices::new(&vm, &guest, extras, options.machine.strict_mmio)?;
+    let mut devices = Devices::new(&vm, &guest, extras, options)?;
     let fdt = guest.place_fdt(options, &devices, session.rpc.as_ref())?;
     vm.set_fdt(fdt, layout::FDT_MAX_SIZE)?;
     let boot = BootState { entry: guest.loaded.entry, fdt, size: guest.loaded.size };

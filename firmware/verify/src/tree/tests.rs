@@ -192,7 +192,7 @@ fn memory_is_one_range_in_reach() {
 #[test]
 pub(crate) fn unknown_things_are_refused() {
     refused(BadTree::Unknown, |t| t.devices.push(("arm,gic-v2m", 0x10_0000, 0x1000)));
-    refused(BadTree::Unknown, |t| t.devices.push(("pci-host-ecam-generic", 0x1_0000, 0x100_0000)));
+    refused(BadTree::Unknown, |t| t.devices.push(("pci-host-cam-generic", 0x1_0000, 0x100_0000)));
     refused(BadTree::Unknown, |t| t.reservation = Some(BASE));
     refused(BadTree::Chosen, |t| t.chosen.push(("linux,usable-memory-range", vec![0; 16])));
     refused(BadTree::Chosen, |t| t.chosen.push(("u-boot,script", vec![0; 16])));
@@ -262,6 +262,70 @@ pub(crate) fn channels_are_as_documented() {
     let mut other = rpc(&[1], b"keys\0");
     other.0 = "calls";
     refused(vec![other]);
+}
+
+fn bridge() -> (&'static str, Vec<(&'static str, Vec<u8>)>) {
+    let properties = vec![
+        ("compatible", b"pci-host-ecam-generic\0".to_vec()),
+        ("ranges", cells(&[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000])),
+        ("reg", cells(&[0, 0x1000_0000, 0, 0x10_0000])),
+        ("device_type", b"pci\0".to_vec()),
+        ("bus-range", vec![0; 8]),
+        ("#address-cells", cells(&[3])),
+        ("#size-cells", cells(&[2])),
+        ("#interrupt-cells", cells(&[1])),
+        ("interrupt-map", cells(&[0x800, 0, 0, 1, 1, 0, 0, 0, 4, 1])),
+        ("interrupt-map-mask", cells(&[0xF800, 0, 0, 7])),
+        ("dma-coherent", Vec::new()),
+        ("memory-region", cells(&[3])),
+    ];
+    ("pcie@10000000", properties)
+}
+
+#[test]
+pub(crate) fn a_pci_bridge_is_as_documented() {
+    let with = |node| {
+        let mut tree = good();
+        tree.rpc.push(node);
+        let blob = tree.build();
+        let fdt = Fdt::new(&blob).unwrap();
+        let plan = super::read(&fdt, &given())?;
+        Ok(plan.devices.iter().skip(3).map(|device| (device.kind, device.registers)).collect::<Vec<_>>())
+    };
+    let (space, window) = (range(0x1000_0000, 0x10_0000), range(0x1010_0000, 0x10_0000));
+    assert_eq!(with(bridge()), Ok(vec![("pci-host-ecam-generic", space), ("pci-window", window)]));
+    let refused = |at: usize, value: Vec<u8>| {
+        let mut node = bridge();
+        node.1[at].1 = value;
+        assert_eq!(with(node), Err(BadTree::Device));
+    };
+    refused(0, b"pci-host-ecam-generic\0pci-host-cam-generic\0".to_vec());
+    for ranges in [
+        // Prefetchable, of 64 bits, configuration space; other addresses on the bus; none; in memory; two.
+        &[0x4200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000][..],
+        &[0x300_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000],
+        &[0, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000],
+        &[0x200_0000, 0, 0, 0, 0x1010_0000, 0, 0x10_0000],
+        &[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0],
+        &[0x200_0000, 0, 0x8010_0000, 0, 0x8010_0000, 0, 0x10_0000],
+        &[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x4000_0000],
+        &[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0],
+        &[0x200_0000, 0, 0x1010_0000, 0, 0x1010_0000, 0, 0x10_0000, 0],
+    ] {
+        refused(1, cells(ranges));
+    }
+    refused(2, cells(&[0, BASE as u32, 0, 0x10_0000]));
+    refused(4, cells(&[0, 1]));
+    for missing in 1..3 {
+        let mut node = bridge();
+        node.1.remove(missing);
+        assert_eq!(with(node), Err(BadTree::Device));
+    }
+    for more in ["dma-ranges", "iommu-map", "msi-parent", "linux,pci-probe-only"] {
+        let mut node = bridge();
+        node.1.push((more, cells(&[0; 4])));
+        assert_eq!(with(node), Err(BadTree::Device), "{more}");
+    }
 }
 
 #[test]

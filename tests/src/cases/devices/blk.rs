@@ -13,19 +13,25 @@ use crate::{
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    [("devices::blk::plain", false), ("devices::blk::protected", true)]
-        .map(|(name, protected)| {
-            Case::new(Tier::System, name, WHOLE, move |context| {
-                let pair = Pair {
-                    protected,
-                    guest: (&[], INSIDE, Vec::new()),
-                    host: (&[], HOST, vec![image(context)?]),
-                    ..Pair::default()
-                };
-                pair.run(context)
-            })
+    let case = |name: &str, protected, transport: &'static str| {
+        Case::new(Tier::System, format!("devices::blk::{name}"), WHOLE, move |context| {
+            let host = format!("kernel=\"$kernel --virtio-transport {transport}\"\n{HOST}");
+            let inside = format!("echo PCI-$(ls /sys/bus/pci/devices 2>/dev/null | wc -l)\n{INSIDE}");
+            let pair = Pair {
+                protected,
+                guest: (&[], &inside, Vec::new()),
+                host: (&[], &host, vec![image(context)?]),
+                ..Pair::default()
+            };
+            pair.run(context)
         })
-        .into()
+    };
+    vec![
+        case("plain", false, "mmio"),
+        case("protected", true, "mmio"),
+        case("pci", false, "pci"),
+        case("pci_of_a_protected_guest", true, "pci"),
+    ]
 }
 
 /// An empty qcow2 image of 64 MiB.
@@ -61,6 +67,8 @@ space() { du -k /tmp/raw.img | cut -f 1; }
 gz run $kernel --cmdline "$arguments" --mem 256M --disk /guest/disk.qcow2,format=qcow2,serial=QCOW-7 --disk /tmp/raw.img \
     >/tmp/gz.out 2>&1 <&3 &
 gz=$!
+case $kernel in *pci) functions=2 ;; *) functions=0 ;; esac
+holds transport "another" said PCI-$functions
 holds serial_numbers "others" said SERIALS-QCOW-7-raw.img
 holds discards "it can't" said DISCARDED
 holds writes "not" said FULL

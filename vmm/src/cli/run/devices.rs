@@ -19,6 +19,10 @@ pub struct DeviceOptions {
     #[arg(long = "disk", value_name = "FILE[,ro][,...]")]
     pub disks: Vec<DiskOption>,
 
+    /// How the guest finds the virtio devices: `mmio`, each in its device tree; or `pci`, on a bus
+    #[arg(long, value_enum, value_name = "TRANSPORT", default_value_t = VirtioTransport::Mmio)]
+    pub virtio_transport: VirtioTransport,
+
     /// A network interface, at the other end of its cable a tap interface of the host (`tap=NAME`), or passt (Debian's
     /// package), which needs no privileges. `mac=ADDRESS` is the guest's; `tcp=PORTS` and `udp=PORTS` are what passt
     /// forwards from the host, as its options -t and -u
@@ -52,6 +56,15 @@ pub struct DeviceOptions {
     /// reports as free. `gz balloon` changes it
     #[arg(long, value_name = "SIZE")]
     pub balloon: Option<MemSize>,
+}
+
+/// What virtio devices are behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum VirtioTransport {
+    /// Registers in the device tree, one node a device.
+    Mmio,
+    /// Functions of a PCI bus.
+    Pci,
 }
 
 /// A device for standard input and output.

@@ -11,7 +11,7 @@ mod rpc;
 use clap::Args;
 
 pub use boot::BootOptions;
-pub use devices::{ConsoleKind, DeviceOptions};
+pub use devices::{ConsoleKind, DeviceOptions, VirtioTransport};
 pub use life::{LifeOptions, OnReset};
 pub use machine::{Feature, MachineOptions};
 pub use manage::ManageOptions;
@@ -33,7 +33,7 @@ Exit codes:
   128+N    ended by signal N (SIGINT 130, SIGTERM 143, SIGHUP 129; `gz kill` 137)
 
 Guest devices: 16550 UART at 0x3f8, PL031 clock at 0x2000, watchdogs at 0x3000, GICv3 at 0x3fff0000, virtio-mmio from
-0x2000000, RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
+0x2000000 (or PCI from 0x10000000), RAM from 0x80000000, test device at 0x90000 (reading +0 gives 0x47, writing +8 ends the
 run). The guest finds all of them in its device tree.
 
 With --firmware, as QEMU's virt has them: firmware at 0, its variables at 0x4000000, GICv3 at 0x8000000, PL011 at 0x9000000, PL031 at 0x9010000, virtio-mmio from

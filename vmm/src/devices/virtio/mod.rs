@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! virtio 1.2 devices: what they have in common, apart from how they are reached
-//! ([`mmio`] is the transport).
+//! ([`mmio`] and [`pci`] are the transports).
 //!
 //! A device is configured by the transport under its lock, then activated: it takes its queues and
 //! serves them in threads of its own, woken by eventfds (one a queue) that the hypervisor signals straight from
@@ -17,7 +17,9 @@ pub mod fs;
 pub mod handover;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod rng;
+pub mod transport;
 pub mod vsock;
 mod worker;
 
@@ -117,6 +119,12 @@ impl Interrupt {
     /// The driver has seen `reasons`.
     pub fn acknowledge(&self, reasons: u32) {
         self.status.fetch_and(!reasons, Ordering::AcqRel);
+    }
+
+    /// Reasons that are not acknowledged yet, which are from here on.
+    fn take(&self) -> u32 {
+        let used = if self.delegated.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
+        self.status.swap(0, Ordering::AcqRel) | used
     }
 
     fn clear(&self) {
