@@ -386,7 +386,7 @@ fn start_cpu(mpidr: u64) -> Result<&'static PerCpu, BootError> {
     this.with(|state| state.init(vttbr, vtcr));
     let p = platform::get();
     let gic = CpuGic::init(&p.gic, &p.timers, mpidr).ok_or(BootError::NoRedistributor)?;
-    platform::set_cpu_gic(this.index, gic);
+    platform::set_lrs(gic.nr_lrs);
     this.with(|state| state.gic = Some(gic));
     Ok(this)
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! What boot found out, for everybody: CPUs, GIC, timers. Written once.
 
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use arrayvec::ArrayVec;
 use gzvm_core::fdt::machine::{Gic, MAX_CPUS, TimerPpis};
 use gzvm_core::memory::ownership::Ownership;
@@ -8,7 +10,6 @@ use spin::Once;
 
 use crate::arch::lock::Mutex;
 
-use crate::arch::gic::CpuGic;
 use crate::arch::percpu::PerCpu;
 
 /// The machine, as the run-time parts need it.
@@ -27,7 +28,8 @@ pub struct Platform {
 
 static PLATFORM: Once<Platform> = Once::new();
 static OWNERSHIP: Once<Mutex<Ownership<'static>>> = Once::new();
-static CPU_GICS: Mutex<[Option<CpuGic>; MAX_CPUS]> = Mutex::new([None; MAX_CPUS]);
+/// [`fewest_lrs`].
+static FEWEST_LRS: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Publishes the machine.
 pub fn init(platform: Platform, ownership: Ownership<'static>) {
@@ -51,16 +53,17 @@ pub fn ownership() -> &'static Mutex<Ownership<'static>> {
     }
 }
 
-/// Remembers a CPU's part of the GIC.
-pub fn set_cpu_gic(index: usize, gic: CpuGic) {
-    if let Some(slot) = CPU_GICS.lock().get_mut(index) {
-        *slot = Some(gic);
-    }
+/// Remembers how many list registers a CPU that starts has.
+pub fn set_lrs(count: usize) {
+    FEWEST_LRS.fetch_min(count, Relaxed);
 }
 
 /// List registers that every CPU started so far has: a vCPU may move between them.
 pub fn fewest_lrs() -> usize {
-    CPU_GICS.lock().iter().flatten().map(|g| g.nr_lrs).min().unwrap_or(1)
+    match FEWEST_LRS.load(Relaxed) {
+        usize::MAX => 1,
+        count => count,
+    }
 }
 
 /// The CPU with these affinity fields.

@@ -55,7 +55,7 @@ pub struct Host {
     pub account: Account,
 }
 
-static HOST: Mutex<Option<Host>> = Mutex::new(None);
+static HOST: Once<Mutex<Host>> = Once::new();
 static TRANSLATION: Once<(u64, u64)> = Once::new();
 
 /// IPA bits of the host: the machine's PA size, as far as a concatenated level-1 root reaches, so
@@ -115,14 +115,14 @@ pub fn init(
     }
     let (t0sz, sl0) = host.stage2.vtcr_fields();
     TRANSLATION.call_once(|| (cpu::vttbr(root.0, VMID), cpu::vtcr(t0sz, sl0, features)));
-    *HOST.lock() = Some(host);
+    HOST.call_once(|| Mutex::new(host));
     Ok(())
 }
 
 /// The host's tables for an SMMU with so many bits of address.
 pub fn stage2_for_devices(features: &Features, address_bits: u8) -> Result<Stage2Config, Unfit> {
-    let host = HOST.lock();
-    let stage2 = &host.as_ref().ok_or(Unfit::NoMemory)?.stage2;
+    let host = HOST.get().ok_or(Unfit::NoMemory)?.lock();
+    let stage2 = &host.stage2;
     let (_, sl0) = stage2.vtcr_fields();
     let ipa = (stage2.ipa_bits(), sl0);
     Stage2Config::new(stage2.root(), ipa, features.pa_bits, dma::VMID, address_bits)
@@ -130,7 +130,7 @@ pub fn stage2_for_devices(features: &Features, address_bits: u8) -> Result<Stage
 
 /// Does `f` with the host's stage 2.
 pub fn with<R>(f: impl FnOnce(&mut Host) -> Result<R, MapFailure>) -> Result<R, MapFailure> {
-    HOST.lock().as_mut().map_or(Err(MapFailure::Invalid), f)
+    HOST.get().map_or(Err(MapFailure::Invalid), |host| f(&mut host.lock()))
 }
 
 /// Whether the host may access memory in this state.
