@@ -51,6 +51,7 @@ enum BootError {
     NoTimer,
     NoRedistributor,
     NoRoom(u64),
+    NarrowVmids,
     HostImage(&'static str),
     Smmu(u64),
 }
@@ -72,6 +73,9 @@ impl core::fmt::Display for BootError {
             Self::NoRedistributor => write!(f, "no GIC redistributor has this CPU's affinity"),
             Self::NoRoom(bytes) => {
                 write!(f, "not enough memory: no free range of {} KiB for the hypervisor", bytes >> 10)
+            }
+            Self::NarrowVmids => {
+                write!(f, "this CPU has VMIDs of 8 bits, and there are VMs by now whose ids need 16")
             }
             Self::Smmu(base) => write!(f, "the SMMU at {base:#x} can't be told to block its devices"),
             Self::HostImage(why) => write!(f, "the host image can't be started: {why}"),
@@ -384,6 +388,9 @@ fn start_cpu(mpidr: u64) -> Result<&'static PerCpu, BootError> {
     this.install();
     let (vttbr, vtcr) = host::translation_registers();
     this.with(|state| state.init(vttbr, vtcr));
+    if !this.with(|state| state.features.vmid16) && !guest::registry::eight_bits_only() {
+        return Err(BootError::NarrowVmids);
+    }
     let p = platform::get();
     let gic = CpuGic::init(&p.gic, &p.timers, mpidr).ok_or(BootError::NoRedistributor)?;
     platform::set_lrs(gic.nr_lrs);

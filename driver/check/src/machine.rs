@@ -84,9 +84,14 @@ pub fn region(vm: &OwnedFd, slot: u32, gpa: u64, size: u64, address: u64) -> io:
 
 /// Gives a VM its GIC.
 pub fn gic(vm: &OwnedFd) -> io::Result<()> {
+    gic_of(vm, 2)
+}
+
+/// Gives a VM its GIC, with room for so many vCPUs.
+pub fn gic_of(vm: &OwnedFd, vcpus: u64) -> io::Result<()> {
     let frames = [
         (ioctl::DEVICE_VGIC_V3_DIST, 0x3FFF_0000, 0x1_0000),
-        (ioctl::DEVICE_VGIC_V3_REDIST, 0x3FFF_0000 - 0x2_0000 * 2, 0x2_0000),
+        (ioctl::DEVICE_VGIC_V3_REDIST, 0x3FFF_0000 - 0x2_0000 * vcpus, 0x2_0000),
     ];
     for (dev_type, dev_addr, dev_reg_size) in frames {
         let mut device =

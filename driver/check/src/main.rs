@@ -13,7 +13,7 @@
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
 //! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`];
 //! `hold SECONDS` has a VM for so long; `calls COUNT BYTES` calls a guest, see [`channels`];
-//! `serve DEVICE` and `caller DEVICE` run in guests, see [`guest_channels`].
+//! `serve DEVICE` and `caller DEVICE` run in guests, see [`guest_channels`]; `scale` is what many VMs cost, see [`scale`].
 
 mod arguments;
 mod channels;
@@ -27,6 +27,7 @@ mod machine;
 mod memory;
 mod processes;
 mod runs;
+mod scale;
 mod sys;
 mod vectors;
 
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         [name, rest @ ..] if name == "vectors" => vectors::main(rest),
         [name, rest @ ..] if name == "search" => kernels_map::main(rest),
         [name, rest @ ..] if name == "crosvm" => crosvm::main(rest.iter().cloned()),
+        [name, rest @ ..] if name == "scale" => scale::main(rest),
         [name, seconds] if name == "hold" => hold(seconds),
         [name, count, bytes] if name == "calls" => channels::main(count, bytes),
         [name, device] if name == "serve" => guest_channels::serve(device),

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The VMs that exist.
+//!
+//! A VM's id is its VMID. Up to [`NARROW_VMS`] of them fit the eight bits that every CPU has; the ids above are used when those are
+//! taken, and where all CPUs have sixteen.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use gzvm_core::addr::VmId;
 use gzvm_core::memory::stage2::Progress;
@@ -10,14 +13,40 @@ use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::vm::{CreateError, Vm};
 use crate::mem::boxed::PageBox;
 
-/// Most VMs at a time: VMIDs 1..=255 exist on every CPU.
-pub const MAX_VMS: usize = 255;
+/// Most VMs at a time.
+pub const MAX_VMS: usize = 1023;
+/// VMIDs 1..=255 exist on every CPU.
+const NARROW_VMS: usize = 255;
 
 type Slot = RwLock<Option<PageBox<Vm>>>;
 
 static SLOTS: [Slot; MAX_VMS] = [const { RwLock::new(None) }; MAX_VMS];
-/// Where the search for a free slot begins: ids are not reused at once.
+/// Where the search for a free slot begins: ids are not reused at once. And in the wide part.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+static NEXT_WIDE: AtomicUsize = AtomicUsize::new(0);
+/// VMs with narrow ids.
+static NARROW: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether ids are given that need sixteen bits. Decided once, by what comes first: such a VM, or a CPU that has but eight.
+static WIDTH: AtomicU8 = AtomicU8::new(width::OPEN);
+
+mod width {
+    pub const OPEN: u8 = 0;
+    pub const EIGHT: u8 = 1;
+    pub const SIXTEEN: u8 = 2;
+}
+
+fn decide(width: u8) -> bool {
+    match WIDTH.compare_exchange(width::OPEN, width, Ordering::SeqCst, Ordering::SeqCst) {
+        Ok(_) => true,
+        Err(decided) => decided == width,
+    }
+}
+
+/// A CPU has eight bits of VMID only. False: it is too late for that.
+pub fn eight_bits_only() -> bool {
+    decide(width::EIGHT)
+}
 /// VMs and vCPUs that exist, for the counters.
 pub static VMS: AtomicU64 = AtomicU64::new(0);
 /// See [`VMS`].
@@ -63,9 +92,24 @@ pub fn get(id: u64) -> Result<VmRef, LookupError> {
 
 /// Makes a VM.
 pub fn create() -> Result<VmId, CreateError> {
-    let start = NEXT.fetch_add(1, Ordering::Relaxed);
-    for n in 0..MAX_VMS {
-        let index = start.wrapping_add(n) % MAX_VMS;
+    // With hundreds of VMs nobody looks at hundreds of slots for nothing.
+    let narrow = match NARROW.load(Ordering::Relaxed) {
+        ..NARROW_VMS => create_among(0, NARROW_VMS, &NEXT),
+        _ => Err(CreateError::TooMany),
+    };
+    match narrow {
+        Err(CreateError::TooMany) if decide(width::SIXTEEN) => {
+            create_among(NARROW_VMS, MAX_VMS - NARROW_VMS, &NEXT_WIDE)
+        }
+        other => other,
+    }
+}
+
+/// Makes a VM in one of `count` slots from `first` on.
+fn create_among(first: usize, count: usize, next: &AtomicUsize) -> Result<VmId, CreateError> {
+    let start = next.fetch_add(1, Ordering::Relaxed);
+    for n in 0..count {
+        let index = first + start.wrapping_add(n) % count;
         // A VM that exists is not locked for writing, not even for a moment: a call that comes in meanwhile would miss it.
         if SLOTS[index].try_read().is_none_or(|slot| slot.is_some()) {
             continue;
@@ -75,6 +119,9 @@ pub fn create() -> Result<VmId, CreateError> {
             let id = VmId(index as u16 + 1);
             *guard = Some(Vm::new(id)?);
             VMS.fetch_add(1, Ordering::Relaxed);
+            if index < NARROW_VMS {
+                NARROW.fetch_add(1, Ordering::Relaxed);
+            }
             return Ok(id);
         }
     }
@@ -95,6 +142,9 @@ pub fn destroy_step(slot: &mut Option<PageBox<Vm>>, budget: u64) -> Progress {
     if progress == Progress::Done {
         if vm.abandoned.load(Ordering::Relaxed) {
             ABANDONED.fetch_sub(1, Ordering::Relaxed);
+        }
+        if usize::from(vm.party.id.0) <= NARROW_VMS {
+            NARROW.fetch_sub(1, Ordering::Relaxed);
         }
         *slot = None;
         VMS.fetch_sub(1, Ordering::Relaxed);

@@ -25,7 +25,32 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new(Tier::System, "stress::two_guests_on_a_busy_host", WHOLE, two_guests),
         Case::new(Tier::System, "stress::busy_host_enters_no_el2", WHOLE, no_entries),
+        // By the bits that the CPU has for a VMID.
+        Case::new(Tier::System, "stress::vms::16_bits", WHOLE, |context| many_vms(context, "max", 300, 1024)),
+        Case::new(Tier::System, "stress::vms::8_bits", WHOLE, |context| {
+            many_vms(context, "cortex-a72", 255, 256)
+        }),
     ]
+}
+
+/// `possible` VMs are there at once and run; `too_many` are not, and leave nothing. 36 KiB a VM are EL2's, so the machine is larger.
+fn many_vms(context: &Context, cpu: &str, possible: u32, too_many: u32) -> Result<()> {
+    let script = format!(
+        ". /etc/test-library
+held >/tmp/before
+ulimit -n 4096
+holds vms_at_once \"$(tail -n 1 /tmp/out)\" eval 'gzvm-check scale vms {possible} >/tmp/out'
+holds too_many_are_refused \"they are not\" eval '! gzvm-check scale vms {too_many} >/tmp/out'
+sed 's/^/    | /; s/\\[\\([A-Z]*\\)\\] /<\\1> /' /tmp/out
+# Ids come back.
+holds vms_again \"$(tail -n 1 /tmp/out)\" eval 'gzvm-check scale vms {possible} >/tmp/out'
+counters_return
+finish"
+    );
+    let mut machine = scripted(context, Host::Gzvm, &script, &[])?;
+    cpu.clone_into(&mut machine.cpu);
+    "16G".clone_into(&mut machine.memory);
+    results(context, &machine, Duration::from_secs(400))?.check()
 }
 
 /// Half of the VMMs are killed outright; neither driver nor hypervisor may keep anything.
