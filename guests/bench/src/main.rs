@@ -12,7 +12,8 @@
 //! Boot arguments: `iterations=N` (default 1000), `filter=A,B` (operations, by name),
 //! `device=ADDRESS` (the VMM's test device, default 0x90000), `timer-ticks=N` (how far ahead the timer
 //! is set, default 100000). `calls=serve` and `calls=call` are the two ends of a channel instead, see [`calls`];
-//! `faults=4k` and `faults=2m` are memory's first touches, see [`faults`].
+//! `faults=4k` and `faults=2m` are memory's first touches, see [`faults`];
+//! `vcpus=start` is what another vCPU costs, see [`vcpus`]. `sleep=1` does nothing for ever.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -22,6 +23,8 @@ mod calls;
 mod faults;
 #[cfg(target_os = "none")]
 mod operations;
+#[cfg(target_os = "none")]
+mod vcpus;
 
 #[cfg(target_os = "none")]
 gzvm_guest_kit::entry!(operations::main);

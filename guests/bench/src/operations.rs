@@ -336,6 +336,13 @@ pub fn main() {
         super::calls::main(part, &bench);
         return println!("[DONE] benchmark");
     }
+    if machine::get().arg("vcpus").is_some() {
+        super::vcpus::main(&bench);
+        return println!("[DONE] benchmark");
+    }
+    while machine::get().arg("sleep").is_some() {
+        arch::wfi();
+    }
     if let Some(size) = machine::get().arg("faults") {
         super::faults::main(size, &bench);
         return println!("[DONE] benchmark");

@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -17,7 +18,9 @@ use gzvm_tests::{
 };
 
 use super::Host;
+use crate::process;
 
+const STOPWATCH: &str = include_str!("stopwatch.S");
 /// CPUs of the host. Virtual time is the sum of what all CPUs execute; two are what an IPI between vCPUs needs.
 pub const CPUS: u32 = 2;
 /// Wall time of one machine. Counting excludes threads, and the PC may be busy.
@@ -25,6 +28,18 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// For a Linux that is measured. KVM 6.12 in its protected mode hides these two features of `-cpu max` without telling a
 /// guest, which then dies; to be the same everywhere, no guest uses them.
 pub const GUEST_ARGUMENTS: &str = "quiet panic=-1 nokaslr arm64.nopauth arm64.nomops";
+
+/// The program that prints the counter.
+///
+/// # Errors
+/// If it can't be assembled.
+pub fn stopwatch(folder: &Path) -> Result<Extra> {
+    let (source, program) = (folder.join("stopwatch.S"), folder.join("stopwatch"));
+    fs::write(&source, STOPWATCH)?;
+    let mut compiler = Command::new("aarch64-linux-gnu-gcc");
+    process::run(compiler.args(["-nostdlib", "-static", "-s", "-o"]).arg(&program).arg(&source))?;
+    Extra::file("/bin/stopwatch", 0o755, &program)
+}
 
 /// The host's root with these files; one of them is its script.
 ///

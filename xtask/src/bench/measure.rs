@@ -4,7 +4,7 @@
 //! Every run is the same to the byte (seed, clock, device tree, no address randomisation), so its figures repeat as long
 //! as no part changes. The host settles for 20 virtual seconds, which cost nothing: idle time is skipped.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use gzvm_tests::{
@@ -21,11 +21,9 @@ use super::{
     report,
     results::{self, Clock, Figure},
 };
-use crate::process;
 
 /// Signs the guests of protected VMs.
 const DEVELOPMENT_KEY: &str = include_str!("../../../firmware/keys/development.key");
-const STOPWATCH: &str = include_str!("stopwatch.S");
 const GUEST_MEMORY: &str = "512M";
 
 /// Figures of one host, by operation; what could not be measured has its reason.
@@ -40,7 +38,7 @@ pub struct Plan<'a> {
     boots: u32,
     /// Runs of the host's work.
     works: u32,
-    stopwatch: Vec<u8>,
+    stopwatch: Extra,
     profiler: Option<Profiler>,
 }
 
@@ -52,10 +50,6 @@ impl<'a> Plan<'a> {
     pub fn new(layout: &'a Layout, options: &Options) -> Result<Self> {
         let folder = layout.out.join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-        let (source, program) = (folder.join("stopwatch.S"), folder.join("stopwatch"));
-        fs::write(&source, STOPWATCH)?;
-        let mut compiler = Command::new("aarch64-linux-gnu-gcc");
-        process::run(compiler.args(["-nostdlib", "-static", "-s", "-o"]).arg(&program).arg(&source))?;
         let (batches, boots) = if options.quick { (3, 2) } else { (5, 8) };
         let wanted =
             |name: &&str| options.operation.is_empty() || options.operation.iter().any(|o| o == name);
@@ -67,7 +61,7 @@ impl<'a> Plan<'a> {
         let batches = if operations.iter().any(of_guest) { batches } else { 0 };
         let profiler =
             (options.profile || options.docs).then(|| Profiler::new(layout, &folder)).transpose()?;
-        let stopwatch = fs::read(&program)?;
+        let stopwatch = machines::stopwatch(&folder)?;
         Ok(Self { layout, operations, batches, boots, works, stopwatch, profiler, folder })
     }
 
@@ -150,7 +144,7 @@ impl<'a> Plan<'a> {
         let extras = [
             Extra::script(script),
             file("/guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes()),
-            file("/bin/stopwatch", 0o755, &self.stopwatch),
+            self.stopwatch.clone(),
             file("/guest/stopwatch.cpio", 0o644, &self.guest_initrd()),
         ];
         machines::initrd(self.layout, &self.folder, &extras)
@@ -258,7 +252,7 @@ echo "{END}""#,
         let mut archive = Archive::new();
         archive.folder("dev");
         archive.device("dev/console", 5, 1);
-        archive.file("init", 0o755, &self.stopwatch);
+        archive.file("init", 0o755, &self.stopwatch.content);
         archive.finish()
     }
 

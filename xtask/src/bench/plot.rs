@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The figures as bars: a group an operation, each on a scale of its own (they span six orders of magnitude).
+//! The figures as bars: a group an operation, each on a scale of its own (they span six orders of magnitude); and as curves.
 
 use std::fmt::Write as _;
 
@@ -101,4 +101,78 @@ pub fn svg(report: &Report) -> String {
 
 fn text(to: &mut String, x: u32, y: u32, anchor: &str, content: &str) {
     _ = writeln!(to, r#"<text x="{x}" y="{y}" text-anchor="{anchor}">{content}</text>"#);
+}
+
+/// Curves over the same numbers.
+pub struct Panel {
+    /// What it shows.
+    pub title: String,
+    /// What the curves' points are of, each ten or so times the one before.
+    pub numbers: Vec<u64>,
+    /// A name and a point for each number.
+    pub lines: Vec<(String, Vec<u64>)>,
+}
+
+/// Panels below one another.
+pub struct Curves(pub Vec<Panel>);
+
+const PANEL: u32 = 190;
+const CURVES: u32 = 120;
+const COLOURS: [&str; 3] = ["#0b6e4f", "#4f7cac", "#c0a24a"];
+
+impl Curves {
+    /// The drawing.
+    pub fn svg(&self) -> String {
+        let mut body = String::new();
+        for (panel, top) in self.0.iter().zip((0..).step_by(PANEL as usize)) {
+            panel.draw(&mut body, top);
+        }
+        let height = PANEL * u32::try_from(self.0.len()).unwrap_or(0) + 10;
+        format!(
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#222">
+<rect width="{WIDTH}" height="{height}" fill="#fff"/>
+{body}</svg>
+"##
+        )
+    }
+}
+
+impl Panel {
+    fn draw(&self, body: &mut String, top: u32) {
+        text(body, LEFT, top + 20, "start", &self.title);
+        let most = self.lines.iter().flat_map(|(_, points)| points).copied().max().unwrap_or(1).max(1);
+        let steps = u32::try_from(self.numbers.len().saturating_sub(1)).unwrap_or(1).max(1);
+        let floor = top + 36 + CURVES;
+        let x = |index: usize| LEFT + BAR / steps * u32::try_from(index).unwrap_or(0);
+        let y = |count: u64| f64::from(floor) - count as f64 / most as f64 * f64::from(CURVES);
+        for (count, at) in [(0, floor + 4), (most, top + 40)] {
+            text(body, LEFT - 8, at, "end", &grouped(count));
+        }
+        _ = writeln!(
+            body,
+            r##"<path d="M{LEFT} {} V{floor} H{}" fill="none" stroke="#999"/>"##,
+            top + 36,
+            LEFT + BAR
+        );
+        for (index, number) in self.numbers.iter().enumerate() {
+            text(body, x(index), floor + 16, "middle", &grouped(*number));
+        }
+        for ((name, points), colour) in self.lines.iter().zip(COLOURS) {
+            let place = |(index, count): (usize, &u64)| format!("{},{:.1}", x(index), y(*count));
+            let places: Vec<_> = points.iter().enumerate().map(place).collect();
+            _ = writeln!(
+                body,
+                r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
+                places.join(" ")
+            );
+            if let Some(last) = points.last() {
+                _ = writeln!(
+                    body,
+                    r#"<text x="{}" y="{:.1}" fill="{colour}">{name}</text>"#,
+                    LEFT + BAR + 8,
+                    y(*last) + 4.0
+                );
+            }
+        }
+    }
 }
