@@ -72,6 +72,12 @@ impl Layout {
         self.cache.join("peers")
     }
 
+    /// What set-up fetched or built for tests to be guests' devices by vhost-user.
+    #[must_use]
+    pub fn back_ends_folder(&self) -> PathBuf {
+        self.cache.join("back-ends")
+    }
+
     /// A whole Debian as a guest, for tests: a disk with the guest's image in it (`host.img`), and the key for its root (`key`).
     #[must_use]
     pub fn debian_folder(&self) -> PathBuf {

@@ -12,11 +12,12 @@ use crate::devices::serial::Terminal;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::console::backend::{Slot, Socket, Stdio};
 use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
-use crate::devices::virtio::fs::{Fs, Program};
+use crate::devices::virtio::fs;
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
 use crate::devices::virtio::net::options::{End, Mac};
 use crate::devices::virtio::net::{Cable, Net};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vhost_user::{Setup, VhostUser, link::Link};
 use crate::devices::virtio::vsock::Vsock;
 
 /// All of it.
@@ -27,7 +28,8 @@ pub struct Backends {
     console: Option<(Slot, Arc<dyn Terminal>)>,
     ports: Vec<Port>,
     vsock: Option<u64>,
-    folders: Vec<Program>,
+    /// Devices in other programs.
+    programs: Vec<(Setup, Arc<Mutex<Link>>)>,
 }
 
 impl Backends {
@@ -58,20 +60,24 @@ impl Backends {
             let end = Slot::new(Box::new(Socket::listen(&port.socket)?));
             ports.push(Port { name: port.name.clone(), end });
         }
-        Ok(Self {
-            cables,
-            rng: options.rng,
-            console,
-            ports,
-            vsock: options.vsock,
-            folders: options.folders.iter().map(Program::connect).collect::<Result<_, _>>()?,
-        })
+        let mut programs = Vec::with_capacity(options.folders.len() + options.vhost_user.len());
+        for folder in &options.folders {
+            let setup = fs::setup(folder);
+            let link = Link::open(&setup, folder.socket.clone(), 0)?;
+            programs.push((setup, Arc::new(Mutex::new(link))));
+        }
+        for device in &options.vhost_user {
+            let setup = Setup::of(device);
+            let link = Link::open(&setup, device.socket.clone(), device.kind.config_size())?;
+            programs.push((setup, Arc::new(Mutex::new(link))));
+        }
+        Ok(Self { cables, rng: options.rng, console, ports, vsock: options.vsock, programs })
     }
 
     /// How many devices they are for.
     pub fn count(&self) -> usize {
         let others = [self.vsock.is_some(), self.rng, self.console.is_some(), !self.ports.is_empty()];
-        self.cables.len() + self.folders.len() + others.map(usize::from).iter().sum::<usize>()
+        self.cables.len() + self.programs.len() + others.map(usize::from).iter().sum::<usize>()
     }
 
     /// Devices for one life of the guest, which has this memory.
@@ -96,8 +102,9 @@ impl Backends {
         if let Some(cid) = self.vsock {
             devices.push(Box::new(Vsock::open(cid, memory)?));
         }
-        for folder in &self.folders {
-            devices.push(Box::new(Fs::new(folder.clone())));
+        for (setup, link) in &self.programs {
+            let device = VhostUser::new(setup.clone(), link.clone()).with_context(|| setup.name.clone())?;
+            devices.push(Box::new(device));
         }
         Ok(devices)
     }

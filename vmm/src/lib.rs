@@ -19,6 +19,7 @@
 //! guest memory ([`devices::virtio::blk::backend`]), terminal and signals.
 
 pub mod backends;
+mod broken;
 pub mod bus;
 pub mod cli;
 pub mod commands;

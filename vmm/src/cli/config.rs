@@ -40,6 +40,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgM
     }
     let matches = command.try_get_matches_from_mut(&arguments)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    if let super::Command::Run(options) = &cli.command
+        && let Some(why) = options.devices.conflict(options.boot.protected)
+    {
+        return Err(Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n")).with_cmd(&command));
+    }
     Ok((cli, matches))
 }
 
@@ -248,6 +253,8 @@ mod tests {
             ("kernel = 'k'\ncpus = 0", "invalid value '0' for '--cpus"),
             ("kernel = 'k'\nfirmware = 'f'", "cannot be used with"),
             ("cpus = 1", "required"),
+            ("kernel = 'k'\nprotected = true\nfs = ['a=b']", "given to nobody but gz"),
+            ("kernel = 'k'\nballoon = '1M'\nvhost-user = ['rng,socket=b']", "not get them back"),
         ] {
             let error = File::new("wrong", text).run(&[]).unwrap_err();
             assert!(error.to_string().contains(message), "{text}: {error}");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! System calls, by seccomp: a list for each [`Role`]. No role has execve, sockets of its own but Unix ones of the main
-//! thread, or new executable memory.
+//! thread and of those that look for back ends, or new executable memory.
 //!
 //! ```text
-//!  Main ⊇ Vcpu ⊇ Device      Main ⊇ Control      Main ⊇ Helper      all ⊇ COMMON
+//!  Main ⊇ Vcpu ⊇ Device      Main ⊇ BackEnd      Main ⊇ Control      Main ⊇ Helper      all ⊇ COMMON
 //! ```
 
 use std::collections::BTreeMap;
@@ -152,6 +152,7 @@ pub fn filter(role: Role) -> anyhow::Result<BpfProgram> {
     let lists: &[&[c_long]] = match role {
         Role::Main => &[COMMON, ALSO, DATA, CONTROL, HELPER, MAKING, MAKING_ALSO],
         Role::Vcpu | Role::Device => &[COMMON, ALSO, DATA],
+        Role::BackEnd => &[COMMON, ALSO, DATA, &[libc::SYS_connect]],
         Role::Control => &[COMMON, ALSO, CONTROL],
         Role::Helper => &[COMMON, ALSO, HELPER],
     };
@@ -161,6 +162,7 @@ pub fn filter(role: Role) -> anyhow::Result<BpfProgram> {
         Role::Vcpu => &[TTY, KVM, GZVM, BLOCK, VHOST],
         // Pages that the guest gave back.
         Role::Device => &[TTY, GZVM, BLOCK],
+        Role::BackEnd => &[TTY],
         // Pause and resume.
         Role::Control => &[TTY, GZVM],
         Role::Helper => &[TTY],
@@ -172,7 +174,7 @@ pub fn filter(role: Role) -> anyhow::Result<BpfProgram> {
         rules.insert(call, vec![rule(2, Op::MaskedEq(executable), 0)?]);
     }
     rules.insert(libc::SYS_ioctl, any(1, Op::MaskedEq(IOCTL_TYPE), ioctls)?);
-    if role == Role::Main {
+    if matches!(role, Role::Main | Role::BackEnd) {
         rules.insert(libc::SYS_socket, vec![rule(0, Op::Eq, libc::AF_UNIX as u64)?]);
     }
     rules.insert(libc::SYS_prctl, any(0, Op::Eq, &PRCTLS)?);
@@ -198,7 +200,7 @@ mod tests {
 
     #[test]
     fn filters_compile() {
-        for role in [Role::Main, Role::Vcpu, Role::Device, Role::Control, Role::Helper] {
+        for role in [Role::Main, Role::Vcpu, Role::Device, Role::BackEnd, Role::Control, Role::Helper] {
             let program = filter(role).unwrap();
             assert!((50..1000).contains(&program.len()), "{role:?}: {}", program.len());
         }

@@ -34,6 +34,8 @@ pub enum Role {
     Vcpu,
     /// Serves a device's queue.
     Device,
+    /// Keeps a device in another program, and looks for its successor.
+    BackEnd,
     /// Serves the control socket.
     Control,
     /// Signals, clocks, standard input.
@@ -68,6 +70,7 @@ static ENTERED: OnceLock<(Filters, Confinement)> = OnceLock::new();
 struct Filters {
     vcpu: BpfProgram,
     device: BpfProgram,
+    back_end: BpfProgram,
     control: BpfProgram,
     helper: BpfProgram,
 }
@@ -90,6 +93,7 @@ pub fn enter(files: &Files) -> anyhow::Result<()> {
     let filters = Filters {
         vcpu: calls::filter(Role::Vcpu)?,
         device: calls::filter(Role::Device)?,
+        back_end: calls::filter(Role::BackEnd)?,
         control: calls::filter(Role::Control)?,
         helper: calls::filter(Role::Helper)?,
     };
@@ -115,6 +119,7 @@ pub fn narrow(role: Role) {
         Role::Main => return,
         Role::Vcpu => &filters.vcpu,
         Role::Device => &filters.device,
+        Role::BackEnd => &filters.back_end,
         Role::Control => &filters.control,
         Role::Helper => &filters.helper,
     };

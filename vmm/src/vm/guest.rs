@@ -155,8 +155,8 @@ fn ram(options: &RunOptions, base: u64) -> anyhow::Result<GuestRam> {
     let size = options.machine.mem.0;
     Ok(match guest_memory(options, size)? {
         Some(file) => GuestRam::in_file(base, size, &file)?,
-        None if options.devices.folders.is_empty() => GuestRam::new(base, size)?,
-        None => GuestRam::shareable(base, size)?,
+        None if options.devices.in_other_programs() => GuestRam::shareable(base, size)?,
+        None => GuestRam::new(base, size)?,
     })
 }
 

@@ -75,8 +75,19 @@ pub fn drop_stale(layout: &Layout) -> Result<()> {
 
 /// Cargo with an Arm target.
 pub fn arm(layout: &Layout, verb: &str, target: &str) -> Command {
+    let mut cargo = in_folder(layout, verb, target, &layout.target.join("arm"));
+    cargo.arg("--release");
+    cargo
+}
+
+/// Cargo for static Linux programs that are not of this workspace, which builds in `folder`.
+pub fn linux(verb: &str, layout: &Layout, folder: &Path) -> Command {
+    in_folder(layout, verb, LINUX, folder)
+}
+
+fn in_folder(layout: &Layout, verb: &str, target: &str, folder: &Path) -> Command {
     let mut cargo = process::cargo();
-    cargo.arg(verb).args(["--release", "--target", target, "--target-dir"]).arg(layout.target.join("arm"));
+    cargo.arg(verb).args(["--target", target, "--target-dir"]).arg(folder);
     cargo.current_dir(&layout.root).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc");
     cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");

@@ -85,7 +85,7 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
         guests::install(layout, &codename)?;
     }
     if options.tests && (!peers::complete(layout) || options.refresh) {
-        peers::install(layout, &codename)?;
+        peers::install(layout, &codename, options.refresh)?;
     }
     if options.debian && (!debian::complete(layout) || options.refresh) {
         debian::install(layout, &codename)?;

@@ -8,9 +8,10 @@ mod folder;
 mod net;
 mod rng;
 mod sandbox;
+mod vhost_user;
 mod vsock;
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -33,6 +34,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(vsock::cases());
     cases.extend(rng::cases());
     cases.extend(sandbox::cases());
+    cases.extend(vhost_user::cases());
     cases
 }
 
@@ -96,8 +98,16 @@ impl Pair<'_> {
 
 /// Programs that others wrote, and the libraries of all of these.
 pub fn peers(layout: &Layout, programs: &[&str]) -> Result<Vec<Extra>> {
+    with_libraries(&layout.peers_folder(), programs)
+}
+
+/// The same of those that are devices by vhost-user.
+pub fn back_ends(layout: &Layout, programs: &[&str]) -> Result<Vec<Extra>> {
+    with_libraries(&layout.back_ends_folder(), programs)
+}
+
+fn with_libraries(folder: &Path, programs: &[&str]) -> Result<Vec<Extra>> {
     const LOADER: &str = "ld-linux-aarch64.so.1";
-    let folder = layout.peers_folder();
     let lib = folder.join("lib");
     let mut extras = Vec::new();
     for program in programs {

@@ -8,6 +8,7 @@ use crate::devices::virtio::blk::options::DiskOption;
 use crate::devices::virtio::console::options::PortOption;
 use crate::devices::virtio::fs::options::FsOption;
 use crate::devices::virtio::net::options::NetOption;
+use crate::devices::virtio::vhost_user::options::VhostUserOption;
 use crate::devices::virtio::vsock::{CID_MAX, CID_MIN};
 
 /// The virtio devices.
@@ -48,9 +49,16 @@ pub struct DeviceOptions {
     pub vsock: Option<u64>,
 
     /// A folder of the host, served by virtiofsd (Debian's package) or another vhost-user program that listens at SOCKET; a Linux
-    /// guest mounts it with `mount -t virtiofs TAG ...`
-    #[arg(long = "fs", value_name = "TAG=SOCKET", conflicts_with_all = ["balloon", "protected"])]
+    /// guest mounts it with `mount -t virtiofs TAG ...`. When the program ends, all that the guest asks of the folder fails. Not
+    /// for protected guests, nor with a balloon
+    #[arg(long = "fs", value_name = "TAG=SOCKET")]
     pub folders: Vec<FsOption>,
+
+    /// A virtio device in another program, which listens at SOCKET and speaks vhost-user: a disk (`block`), such as
+    /// qemu-storage-daemon's, or random numbers (`rng`). When the program ends, the guest's requests wait for another one
+    /// there. Not for protected guests, nor with a balloon
+    #[arg(long, value_name = "KIND,socket=SOCKET")]
+    pub vhost_user: Vec<VhostUserOption>,
 
     /// A virtio balloon through which the guest gives this much of its RAM back to the host; with 0, only what it
     /// reports as free. `gz balloon` changes it
@@ -65,6 +73,32 @@ pub enum VirtioTransport {
     Mmio,
     /// Functions of a PCI bus.
     Pci,
+}
+
+impl DeviceOptions {
+    /// Do other programs serve queues, in memory that they map?
+    pub fn in_other_programs(&self) -> bool {
+        !self.folders.is_empty() || !self.vhost_user.is_empty()
+    }
+
+    /// Why these do not go together, or with a protected guest.
+    pub fn conflict(&self, protected: bool) -> Option<&'static str> {
+        if !self.in_other_programs() {
+            None
+        } else if protected {
+            Some(
+                "--fs and --vhost-user cannot be used with --protected: such a program maps the guest's memory as a file, and \
+                 a protected guest's is given to nobody but gz, which shares its bounce buffers",
+            )
+        } else if self.balloon.is_some() {
+            Some(
+                "--fs and --vhost-user cannot be used with --balloon: such a program has mapped the pages that gz would take, \
+                 so the host would not get them back",
+            )
+        } else {
+            None
+        }
+    }
 }
 
 /// A device for standard input and output.

@@ -9,6 +9,7 @@ use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, ReadyQueue};
 
@@ -38,6 +39,19 @@ pub fn hand_over(
     interrupt: &Interrupt,
     ready: &ReadyQueue,
 ) -> vhost::Result<()> {
+    hand_over_to(backend, process, interrupt.delegate(), ready)
+}
+
+/// The same, but the back end signals `call`.
+///
+/// # Errors
+/// The back end refused.
+pub fn hand_over_to(
+    backend: &impl VhostBackend,
+    process: Option<&GuestMemoryMmap>,
+    call: &EventFd,
+    ready: &ReadyQueue,
+) -> vhost::Result<()> {
     let (index, queue) = (usize::from(ready.index), &ready.queue);
     let place = |address| match process {
         None => Ok(address),
@@ -58,6 +72,6 @@ pub fn hand_over(
         log_addr: None,
     };
     backend.set_vring_addr(index, &config)?;
-    backend.set_vring_call(index, interrupt.delegate())?;
+    backend.set_vring_call(index, call)?;
     backend.set_vring_kick(index, &ready.notify)
 }

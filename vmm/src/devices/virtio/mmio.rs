@@ -128,7 +128,7 @@ impl MmioDevice for MmioTransport {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::devices::virtio::transport::half;
     use crate::devices::virtio::transport::tests::{FEATURES, Fake, Log};
@@ -229,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn wrong_features_are_not_ok() {
+    pub(crate) fn wrong_features_are_not_ok() {
         assert_eq!(Bench::new().negotiate(FEATURES | 1 << 9), 3, "not offered");
         assert_eq!(Bench::new().negotiate(1 << 5), 3, "legacy");
     }
 
     #[test]
-    fn queues_outside_memory_need_a_reset() {
+    pub(crate) fn queues_outside_memory_need_a_reset() {
         let bench = Bench::new();
         bench.negotiate(FEATURES);
         bench.queue(0, 0x10C00);

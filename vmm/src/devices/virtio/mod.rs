@@ -20,8 +20,9 @@ pub mod net;
 pub mod pci;
 pub mod rng;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
-mod worker;
+pub mod worker;
 
 use std::io;
 use std::sync::Arc;

@@ -23,6 +23,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, Interrupt, ReadyQueue, VirtioDevice};
+use crate::broken::{Mistake, broken};
 
 /// A device, and how far its driver is with it.
 pub struct Transport {
@@ -154,23 +155,23 @@ impl Transport {
     fn activate(&self, state: &mut State) {
         let features = state.driver_features;
         let mut queues = Vec::with_capacity(state.queues.len());
-        let mut broken = false;
+        let mut misplaced = false;
         for (index, (queue, notify)) in (0_u16..).zip(state.queues.iter_mut().zip(&self.notify)) {
             if !queue.ready() {
                 continue;
             }
-            broken |= !queue.is_valid(&self.memory);
+            misplaced |= !queue.is_valid(&self.memory) && !broken(Mistake::AnyRing);
             queue.set_event_idx(features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
             // The device's copy has the ring positions; ours only answers QueueReady from now on.
             let Ok(copy) = Queue::try_from(queue.state()) else {
-                broken = true;
+                misplaced = true;
                 continue;
             };
             queues.push(ReadyQueue { index, queue: copy, notify: notify.clone() });
         }
         let memory = self.memory.clone();
         let activation = Activation { memory, features, interrupt: self.interrupt.clone(), queues };
-        let result = if broken {
+        let result = if misplaced {
             Err(io::Error::other("the driver placed a queue outside of memory"))
         } else {
             state.device.activate(activation)
@@ -226,7 +227,8 @@ impl State {
 
     /// Nothing that was not offered, and no legacy driver.
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.offered() == 0 && self.driver_features >> VIRTIO_F_VERSION_1 & 1 != 0
+        let all_offered = self.driver_features & !self.offered() == 0 || broken(Mistake::AnyFeature);
+        all_offered && self.driver_features >> VIRTIO_F_VERSION_1 & 1 != 0
     }
 
     /// Changes the queue that is selected, if its driver is at that point.

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Devices in other programs: each is killed in the middle of its work.
+
+use super::{Pair, back_ends, peers};
+use crate::{
+    cases::WHOLE,
+    harness::{Case, Tier},
+};
+
+/// The tests of this file.
+pub fn cases() -> Vec<Case> {
+    let disk = Case::new(Tier::System, "devices::vhost_user::qemu_storage_daemon", WHOLE, |context| {
+        let pair = Pair {
+            guest: (&[], DISK_INSIDE, Vec::new()),
+            host: (&[], DISK, back_ends(&context.layout, &["qemu-storage-daemon"])?),
+            ..Pair::default()
+        };
+        pair.run(context)
+    });
+    let rng = Case::new(Tier::System, "devices::vhost_user::vhost_device_rng", WHOLE, |context| {
+        let pair = Pair {
+            guest: (&["virtio_rng"], RNG_INSIDE, Vec::new()),
+            host: (&[], RNG, back_ends(&context.layout, &["vhost-device-rng"])?),
+            ..Pair::default()
+        };
+        pair.run(context)
+    });
+    let folder = Case::new(Tier::System, "devices::vhost_user::virtiofsd", WHOLE, |context| {
+        let pair = Pair {
+            guest: (&[], FOLDER_INSIDE, Vec::new()),
+            host: (&[], FOLDER, peers(&context.layout, &["virtiofsd"])?),
+            ..Pair::default()
+        };
+        pair.run(context)
+    });
+    vec![disk, rng, folder]
+}
+
+/// Writes and reads the whole disk again and again, past the cache, several at once.
+const DISK_INSIDE: &str = r#"echo SIZE-$(cat /sys/block/vda/size)
+dd if=/dev/urandom of=/tmp/data bs=1M count=16 2>/dev/null
+sum=$(md5sum </tmp/data)
+part() { dd if=/tmp/data of=/dev/vda bs=64k skip=$1 seek=$1 count=64 oflag=direct conv=notrunc 2>/dev/null; }
+round=0
+while [ $round -lt 14 ]; do
+    dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync 2>/dev/null
+    for at in 0 64 128 192; do part $at & done
+    wait
+    echo 3 >/proc/sys/vm/drop_caches
+    [ "$(md5sum </dev/vda)" = "$sum" ] || { echo WRONG-IN-$round; exit 1; }
+    round=$((round + 1))
+    echo ROUND-$round
+done
+dmesg | grep -i 'i/o error'
+echo ALL-IS-RIGHT"#;
+
+/// Killed six times while the guest is at work.
+const DISK: &str = r#"truncate -s 16M /tmp/vu.img
+daemon() {
+    qemu-storage-daemon --blockdev driver=file,node-name=f,filename=/tmp/vu.img \
+        --export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=/tmp/blk.sock,writable=on >>/tmp/daemon.out 2>&1 &
+    daemon=$!
+}
+daemon
+holds daemon_listens "$(cat /tmp/daemon.out)" appears /tmp/blk.sock
+guest --name vm --vhost-user block,socket=/tmp/blk.sock
+holds size "another" said SIZE-32768
+for round in 1 2 3 4 5 6; do
+    said ROUND-$((round * 2))
+    kill -9 $daemon
+    wait $daemon 2>/dev/null
+    usleep 300000
+    daemon
+done
+holds all_is_written "not" said ALL-IS-RIGHT
+guest_ends
+again=$(grep -c 'requests are done again' /tmp/gz.out)
+holds each_restart_is_seen "$again" [ $again = 6 ]
+holds in_the_middle_of_work "none" grep -q '[1-9][0-9]* requests are done again' /tmp/gz.out
+holds no_errors "$(grep -i 'i/o error' /tmp/gz.out)" [ -z "$(grep -i 'i/o error' /tmp/gz.out)" ]
+kill $daemon
+ends nobody_listens 1 'is the program running' gz run $kernel --vhost-user block,socket=/tmp/nothing"#;
+
+const RNG_INSIDE: &str = r#"echo RNG-$(cat /sys/class/misc/hw_random/rng_current)
+round=0
+while [ $round -lt 32 ]; do
+    [ $(dd if=/dev/hwrng bs=512 count=8 iflag=fullblock 2>/dev/null | wc -c) = 4096 ] || exit 1
+    round=$((round + 1))
+    echo ROUND-$round
+done
+[ $(dd if=/dev/hwrng bs=512 count=128 iflag=fullblock 2>/dev/null | gzip | wc -c) -gt 60000 ] && echo RANDOM"#;
+
+const RNG: &str = r#"daemon() {
+    vhost-device-rng --socket-path /tmp/rng.sock >>/tmp/daemon.out 2>&1 &
+    daemon=$!
+}
+daemon
+holds daemon_listens "$(cat /tmp/daemon.out)" appears /tmp/rng.sock0
+guest --vhost-user rng,socket=/tmp/rng.sock0
+holds guest_has_it "another" said RNG-virtio_rng
+for round in 1 2 3; do
+    said ROUND-$((round * 8))
+    kill -9 $daemon
+    wait $daemon 2>/dev/null
+    usleep 300000
+    rm -f /tmp/rng.sock0
+    daemon
+done
+holds it_is_random "not" said RANDOM
+guest_ends
+again=$(grep -c 'requests are done again' /tmp/gz.out)
+holds each_restart_is_seen "$again" [ $again = 3 ]
+kill $daemon"#;
+
+const FOLDER_INSIDE: &str = r#"mount -t virtiofs shared /mnt || exit 1
+n=0
+while dd if=/dev/zero of=/mnt/file bs=64k count=16 conv=fsync 2>/tmp/error; do
+    n=$((n + 1))
+    echo ROUND-$n
+done
+cat /tmp/error
+ls /mnt/more 2>&1
+echo FAILS
+umount /mnt
+mount -t virtiofs shared /mnt || echo NO-MOUNT"#;
+
+/// It has a state that no other has: the guest gets errors, no hang.
+const FOLDER: &str = r#"mkdir /tmp/shared
+virtiofsd --socket-path /tmp/fs.sock --shared-dir /tmp/shared --sandbox none --seccomp none >/tmp/virtiofsd.out 2>&1 &
+virtiofsd=$!
+holds virtiofsd_listens "$(cat /tmp/virtiofsd.out)" appears /tmp/fs.sock
+guest --fs shared=/tmp/fs.sock
+holds works "not" said ROUND-5
+kill -9 $virtiofsd
+holds guest_gets_an_error "it waits" said FAILS
+holds later_ones_fail_too "they wait" said NO-MOUNT
+guest_ends
+for other in --protected '--balloon 16M'; do
+    ends not_with$other 2 'cannot be used with' gz run $kernel $other --fs shared=/tmp/fs.sock
+done
+holds reason_is_told "not" grep -q 'no other one knows what it knew' /tmp/gz.out"#;
