@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The fuzz target `devices` (`fuzz/`) over its committed corpus, and over mutations of it.
+//! The fuzz targets of devices (`fuzz/`) over their committed corpora, and over mutations of these.
 
 #[path = "../../fuzz/src/devices.rs"]
 mod devices;
@@ -8,8 +8,23 @@ mod replay;
 
 use std::path::Path;
 
+/// A target's name and body.
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 7] = [
+    ("blk", devices::blk),
+    ("net", devices::net),
+    ("console", devices::console),
+    ("rng", devices::rng),
+    ("balloon", devices::balloon),
+    ("transport", devices::transport),
+    ("vhost_user", devices::vhost_user),
+];
+
 #[test]
 fn corpus_and_what_is_near_it() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-    replay::replay(&corpus, "devices", 100, devices::devices);
+    for (name, body) in TARGETS {
+        replay::replay(&corpus, name, 100, body);
+    }
 }
