@@ -14,6 +14,7 @@ use crate::devices::virtio::console::backend::{Slot, Socket, Stdio};
 use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
 use crate::devices::virtio::fs;
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
+use crate::devices::virtio::net::kernel::KernelNet;
 use crate::devices::virtio::net::options::{End, Mac};
 use crate::devices::virtio::net::{Cable, Net};
 use crate::devices::virtio::rng::Rng;
@@ -22,7 +23,8 @@ use crate::devices::virtio::vsock::Vsock;
 
 /// All of it.
 pub struct Backends {
-    cables: Vec<(Cable, Mac)>,
+    /// Each with its address, and whether the kernel serves it.
+    cables: Vec<(Cable, Mac, bool)>,
     rng: bool,
     /// The console, and where what is typed goes.
     console: Option<(Slot, Arc<dyn Terminal>)>,
@@ -44,7 +46,7 @@ impl Backends {
                 End::Tap(name) => Arc::new(Mutex::new(Tap::open(name)?)),
                 End::Passt(forward) => Arc::new(Mutex::new(Passt::start(forward)?)),
             };
-            cables.push((cable, net.mac.unwrap_or_else(Mac::random)));
+            cables.push((cable, net.mac.unwrap_or_else(Mac::random), net.vhost));
         }
         let console = match options.console {
             ConsoleKind::Serial => None,
@@ -86,9 +88,13 @@ impl Backends {
     /// What each life has a new one of is not to be had.
     pub fn devices(&self, memory: &GuestMemoryMmap) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(self.count());
-        for (cable, mac) in &self.cables {
+        for (cable, mac, vhost) in &self.cables {
             cable.lock().unwrap_or_else(PoisonError::into_inner).check()?;
-            devices.push(Box::new(Net::new(cable.clone(), *mac)));
+            if *vhost {
+                devices.push(Box::new(KernelNet::open(cable.clone(), *mac, memory)?));
+            } else {
+                devices.push(Box::new(Net::new(cable.clone(), *mac)));
+            }
         }
         if self.rng {
             devices.push(Box::new(Rng::default()));

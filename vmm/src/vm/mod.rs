@@ -26,6 +26,7 @@ use crate::console::{Followers, Output};
 use crate::control::names::{Directory, Entry};
 use crate::control::schema::Facts;
 use crate::control::server::{Server, Socket, Subject};
+use crate::devices::virtio::net::kernel;
 use crate::devices::virtio::vsock;
 use crate::devices::watchdog::Watchdog;
 use crate::exit::EndReason;
@@ -130,6 +131,9 @@ fn files(options: &RunOptions, socket: Option<&Socket>) -> sandbox::Files {
     files.write(options.machine.hypervisor.device());
     if options.devices.vsock.is_some() {
         files.write(vsock::KERNEL);
+    }
+    if options.devices.nets.iter().any(|net| net.vhost) {
+        files.write(kernel::KERNEL);
     }
     options.devices.ports.iter().for_each(|port| files.remove(&port.socket));
     socket.into_iter().flat_map(Socket::files).for_each(|path| files.remove(&path));

@@ -9,12 +9,14 @@ use crate::{
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    let tap = |protected| {
+    let tap = |protected, vhost: bool| {
         move |context: &Context| {
+            let (modules, option): (&[_], _) =
+                if vhost { (&["tun", "vhost_net"], ",vhost") } else { (&["tun"], "") };
             let pair = Pair {
                 protected,
                 guest: (&["virtio_net"], TAP_INSIDE, Vec::new()),
-                host: (&["tun"], TAP, Vec::new()),
+                host: (modules, &format!("vhost={option}\n{TAP}"), Vec::new()),
                 ..Pair::default()
             };
             pair.run(context)
@@ -34,8 +36,10 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new(Tier::System, "devices::net::passt", WHOLE, passt(false)),
         Case::new(Tier::System, "devices::net::passt_of_a_protected_guest", WHOLE, passt(true)),
-        Case::new(Tier::System, "devices::net::tap", WHOLE, tap(false)),
-        Case::new(Tier::System, "devices::net::tap_of_a_protected_guest", WHOLE, tap(true)),
+        Case::new(Tier::System, "devices::net::tap", WHOLE, tap(false, false)),
+        Case::new(Tier::System, "devices::net::tap_of_a_protected_guest", WHOLE, tap(true, false)),
+        Case::new(Tier::System, "devices::net::vhost", WHOLE, tap(false, true)),
+        Case::new(Tier::System, "devices::net::vhost_of_a_protected_guest", WHOLE, tap(true, true)),
     ]
 }
 
@@ -57,7 +61,7 @@ echo SENT";
 const TAP: &str = r#"head -c 8388608 /dev/urandom >/tmp/data
 sum=$(md5sum </tmp/data | cut -c 1-32)
 before=$(counter driver_ioevents)
-guest --net tap=tap0,mac=02:00:00:00:00:05
+guest --name vm --net tap=tap0,mac=02:00:00:00:00:05$vhost
 holds tap_is_made "no tap0" appears /sys/class/net/tap0
 ip addr add 10.9.0.1/24 dev tap0
 ip link set tap0 up
@@ -65,6 +69,11 @@ nc -l -p 1000 </tmp/data >/dev/null &
 mkfifo /tmp/open
 exec 3<>/tmp/open
 nc -l -p 1001 <&3 >/tmp/came &
+if [ "$vhost" ]; then
+    # Its thread, which the kernel makes.
+    holds kernel_serves "$(ls /proc/$gz/fd -l)" [ "$(ls -l /proc/$gz/fd | grep -c /dev/vhost-net)" = 1 ]
+    holds no_thread_of_gz "$(cat /proc/$gz/task/*/comm)" [ -z "$(grep -l gz-net /proc/$gz/task/*/comm)" ]
+fi
 holds address_is_as_asked_for "another" said MAC-02:00:00:00:00:05
 holds ping "lost" said PING-IS-GOOD
 holds guest_receives "not $sum" said SUM-$sum

@@ -4,11 +4,13 @@
 //! - [`options`]: what the command line says of it.
 //! - [`backend`]: the other end of the cable.
 //! - [`request`]: frames in and out of the guest's buffers.
+//! - [`kernel`]: the same by the host kernel's vhost_net, without a thread of ours.
 //! - here: the device, and the thread that serves both queues.
 //!
 //! There is no control queue, and one pair of queues: the host's end filters addresses and spreads flows.
 
 pub mod backend;
+pub mod kernel;
 pub mod options;
 pub mod request;
 
@@ -41,6 +43,16 @@ const TRANSMIT: u16 = 1;
 /// Frames in one direction before the other gets its turn.
 const TURN: usize = 64;
 
+/// Features that need nothing of a back end.
+const OURS: u64 = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
+/// Those that a tap interface has.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6;
+
 /// The other end of a cable, which stays when the guest starts again.
 pub type Cable = Arc<Mutex<dyn Backend>>;
 
@@ -63,23 +75,26 @@ fn lock(cable: &Cable) -> MutexGuard<'_, dyn Backend + 'static> {
     cable.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the configuration has: mac, status.
+fn config(mac: Mac, link: bool) -> [u8; 8] {
+    let mut config = [0; 8];
+    let (address, status) = config.split_at_mut(6);
+    address.copy_from_slice(&mac.bytes());
+    let link = if link { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+    status.copy_from_slice(&link.to_le_bytes());
+    config
+}
+
 impl VirtioDevice for Net {
     fn device_id(&self) -> u32 {
         VIRTIO_ID_NET
     }
 
     fn features(&self) -> u64 {
-        let offloads = 1 << VIRTIO_NET_F_CSUM
-            | 1 << VIRTIO_NET_F_GUEST_CSUM
-            | 1 << VIRTIO_NET_F_GUEST_TSO4
-            | 1 << VIRTIO_NET_F_GUEST_TSO6
-            | 1 << VIRTIO_NET_F_HOST_TSO4
-            | 1 << VIRTIO_NET_F_HOST_TSO6;
         RING_FEATURES
-            | 1 << VIRTIO_NET_F_MAC
-            | 1 << VIRTIO_NET_F_STATUS
+            | OURS
             | 1 << VIRTIO_NET_F_MRG_RXBUF
-            | if lock(&self.cable).offloads() { offloads } else { 0 }
+            | if lock(&self.cable).offloads() { OFFLOADS } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -87,13 +102,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // mac, status.
-        let mut config = [0; 8];
-        let (mac, status) = config.split_at_mut(6);
-        mac.copy_from_slice(&self.mac.bytes());
-        let link = if self.link.load(Ordering::Relaxed) { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
-        status.copy_from_slice(&link.to_le_bytes());
-        read_bytes(&config, offset, data);
+        read_bytes(&config(self.mac, self.link.load(Ordering::Relaxed)), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {

@@ -13,6 +13,8 @@ pub struct NetOption {
     pub end: End,
     /// Its address, if it matters.
     pub mac: Option<Mac>,
+    /// The kernel's vhost_net serves the queues.
+    pub vhost: bool,
 }
 
 /// The other end of the cable.
@@ -34,16 +36,17 @@ impl FromStr for NetOption {
             Some(("passt", "")) => End::Passt(Vec::new()),
             _ => return Err("begins with `tap=NAME` or `passt`".into()),
         };
-        let mut mac = None;
+        let (mut mac, mut vhost) = (None, false);
         for (word, value) in words {
             match (word, &mut end) {
                 ("mac", _) => mac = Some(value.parse()?),
+                ("vhost", End::Tap(_)) if value.is_empty() => vhost = true,
                 ("tcp", End::Passt(options)) => options.extend(["-t".into(), value.into()]),
                 ("udp", End::Passt(options)) => options.extend(["-u".into(), value.into()]),
                 _ => return Err(format!("unknown: {word}")),
             }
         }
-        Ok(Self { end, mac })
+        Ok(Self { end, mac, vhost })
     }
 }
 
@@ -97,13 +100,24 @@ mod tests {
     #[test]
     fn cables() {
         let parse = |text: &str| text.parse::<NetOption>();
-        assert_eq!(parse("tap=tap0"), Ok(NetOption { end: End::Tap("tap0".into()), mac: None }));
+        let tap = NetOption { end: End::Tap("tap0".into()), mac: None, vhost: false };
+        assert_eq!(parse("tap=tap0"), Ok(tap.clone()));
+        assert_eq!(parse("tap=tap0,vhost"), Ok(NetOption { vhost: true, ..tap }));
         let passt = parse("passt,mac=02:11:22:33:44:5f,tcp=2222:22,udp=53").unwrap();
         assert_eq!(passt.end, End::Passt(["-t", "2222:22", "-u", "53"].map(String::from).into()));
         assert_eq!(passt.mac.unwrap().to_string(), "02:11:22:33:44:5f");
-        for wrong in
-            ["", "tap", "tap=", "passt=x", "bridge=br0", "tap=t,tcp=22", "tap=t,mac=1", "passt,mtu=9"]
-        {
+        for wrong in [
+            "",
+            "tap",
+            "tap=",
+            "passt=x",
+            "bridge=br0",
+            "tap=t,tcp=22",
+            "tap=t,mac=1",
+            "passt,mtu=9",
+            "passt,vhost",
+            "tap=t,vhost=1",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
