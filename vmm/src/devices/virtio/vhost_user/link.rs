@@ -176,22 +176,22 @@ pub(crate) mod tests {
 
     const SIZE: u32 = 60;
 
-    /// What a disk answers: features, protocol features, configuration.
-    fn answers(features: u64, capacity: u8) -> Vec<u8> {
+    /// What a program answers: features, protocol features, and a disk of so many sectors its configuration.
+    pub(crate) fn answers(features: u64, capacity: impl Into<Option<u8>>) -> Vec<u8> {
         let answer = |request: u32, body: &[u8]| {
             let header = [request, 5, body.len() as u32].map(u32::to_le_bytes).concat();
             [&header[..], body].concat()
         };
         let mut config = [0, SIZE, 0].map(u32::to_le_bytes).concat();
         config.resize(12 + SIZE as usize, 0);
-        config[12] = capacity;
         let protocol = VhostUserProtocolFeatures::CONFIG.bits();
-        [
-            answer(1, &(features | 1 << 30).to_le_bytes()),
-            answer(15, &protocol.to_le_bytes()),
-            answer(24, &config),
-        ]
-        .concat()
+        let mut all = answer(1, &(features | 1 << 30).to_le_bytes());
+        all.extend(answer(15, &protocol.to_le_bytes()));
+        if let Some(capacity) = capacity.into() {
+            config[12] = capacity;
+            all.extend(answer(24, &config));
+        }
+        all
     }
 
     fn setup() -> Setup {

@@ -329,3 +329,64 @@ impl Life {
         lock(&self.link).connection()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::fs;
+    use crate::devices::virtio::fs::options::FsOption;
+    use crate::devices::virtio::tests::{WRITE, descriptors};
+    use crate::memory::GuestRam;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+    use virtio_queue::Queue;
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const BASE: u64 = 0x8000_0000;
+
+    fn until(what: &str, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done() {
+            assert!(Instant::now() < deadline, "no {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_folder_without_its_program_answers_that_it_is_gone() {
+        let option = FsOption { tag: "tag".into(), socket: "/none".into() };
+        let setup = fs::setup(&option);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&link::tests::answers(RING_FEATURES, None)).unwrap();
+        let link = Link::with(&setup, ours, 0).unwrap();
+        let mut device = VhostUser::new(setup, Arc::new(Mutex::new(link))).unwrap();
+        let ram = GuestRam::shareable(BASE, 64 << 20).unwrap();
+        let memory = ram.memory();
+        let ring = MockSplitQueue::create(memory, GuestAddress(BASE), 16);
+        let request = |first: u16| {
+            let parts = [(BASE + 0x8000, 40, 0), (BASE + 0x9000, 80, WRITE)];
+            ring.add_desc_chains(&descriptors(first, &parts), 0).unwrap();
+        };
+        request(0);
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
+        let notify = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let queue: Queue = ring.create_queue().unwrap();
+        let queues = vec![ReadyQueue { index: 1, queue, notify: notify.clone() }];
+        let features = device.features();
+        assert_eq!(features, RING_FEATURES);
+        device.activate(Activation { memory: memory.clone(), features, interrupt, queues }).unwrap();
+        assert_ne!(theirs.read(&mut [0; 4096]).unwrap(), 0);
+        assert_eq!(ring.used().idx().load(), 0, "it is the program's");
+        drop(theirs);
+        until("answer", || ring.used().idx().load() == 1);
+        assert_eq!(memory.read_obj::<i32>(GuestAddress(BASE + 0x9004)).unwrap(), -libc::ENOTCONN);
+        until("interrupt", || line.read().is_ok());
+        request(2);
+        notify.write(1).unwrap();
+        until("second answer", || ring.used().idx().load() == 2);
+        device.reset();
+    }
+}
