@@ -69,12 +69,12 @@ nc -l -p 1000 </tmp/data >/dev/null &
 mkfifo /tmp/open
 exec 3<>/tmp/open
 nc -l -p 1001 <&3 >/tmp/came &
+holds address_is_as_asked_for "another" said MAC-02:00:00:00:00:05
 if [ "$vhost" ]; then
     # Its thread, which the kernel makes.
     holds kernel_serves "$(ls /proc/$gz/fd -l)" [ "$(ls -l /proc/$gz/fd | grep -c /dev/vhost-net)" = 1 ]
     holds no_thread_of_gz "$(cat /proc/$gz/task/*/comm)" [ -z "$(grep -l gz-net /proc/$gz/task/*/comm)" ]
 fi
-holds address_is_as_asked_for "another" said MAC-02:00:00:00:00:05
 holds ping "lost" said PING-IS-GOOD
 holds guest_receives "not $sum" said SUM-$sum
 holds guest_sends "not all of it" said SENT
