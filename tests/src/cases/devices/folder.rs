@@ -42,4 +42,4 @@ guest_ends
 holds host_sees_it "$(ls -lR /tmp/shared)" [ "$(md5sum </tmp/shared/folder/link | cut -c 1-32)" = $sum ]
 holds data_is_gone "it is there" [ ! -e /tmp/shared/data ]
 kill $virtiofsd 2>/dev/null
-ends nobody_listens 1 'is virtiofsd running' gz run $kernel --fs shared=/tmp/nothing"#;
+ends nobody_listens 1 'is the program running' gz run $kernel --fs shared=/tmp/nothing"#;
