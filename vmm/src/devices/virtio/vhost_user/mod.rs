@@ -124,7 +124,7 @@ impl VhostUser {
             }
         }
         let call = Arc::new(EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?);
-        let life = Life { setup: setup.clone(), link, call: call.clone(), running: None };
+        let life = Life { setup: setup.clone(), link, call: call.clone(), running: None, said: None };
         let life = Arc::new(Mutex::new(life));
         let keeper = Keeper::start(life.clone(), call.clone())?;
         Ok(Self { setup, life, call, _keeper: keeper })
@@ -181,6 +181,8 @@ struct Life {
     link: Arc<Mutex<Link>>,
     call: Arc<EventFd>,
     running: Option<Running>,
+    /// Why the last one that listened there could not be taken.
+    said: Option<String>,
 }
 
 /// A driver's queues.
@@ -254,7 +256,14 @@ impl Life {
 
     /// Another program, if there is one.
     fn find(&mut self) {
-        if lock(&self.link).connect().is_err() {
+        if let Err(error) = lock(&self.link).connect() {
+            // That nobody is there is known. Another device, or who speaks something else, is worth a word.
+            let nobody = error.downcast_ref::<io::Error>().is_some();
+            let word = Some(format!("{error:#}"));
+            if !nobody && word != self.said {
+                tracing::warn!("{error:#}");
+                self.said = word;
+            }
             return;
         }
         let unfinished = self.collect();
