@@ -38,13 +38,13 @@ pub fn cases() -> Vec<Case> {
 
 /// Writes and reads the whole disk again and again, past the cache, several at once.
 const DISK_INSIDE: &str = r#"echo SIZE-$(cat /sys/block/vda/size)
-dd if=/dev/urandom of=/tmp/data bs=1M count=16 2>/dev/null
+dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
 sum=$(md5sum </tmp/data)
-part() { dd if=/tmp/data of=/dev/vda bs=64k skip=$1 seek=$1 count=64 oflag=direct conv=notrunc 2>/dev/null; }
+part() { dd if=/tmp/data of=/dev/vda bs=64k skip=$1 seek=$1 count=16 oflag=direct conv=notrunc 2>/dev/null; }
 round=0
 while [ $round -lt 14 ]; do
-    dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync 2>/dev/null
-    for at in 0 64 128 192; do part $at & done
+    dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null
+    for at in 0 16 32 48; do part $at & done
     wait
     echo 3 >/proc/sys/vm/drop_caches
     [ "$(md5sum </dev/vda)" = "$sum" ] || { echo WRONG-IN-$round; exit 1; }
@@ -55,7 +55,7 @@ dmesg | grep -i 'i/o error'
 echo ALL-IS-RIGHT"#;
 
 /// Killed six times while the guest is at work.
-const DISK: &str = r#"truncate -s 16M /tmp/vu.img
+const DISK: &str = r#"truncate -s 4M /tmp/vu.img
 daemon() {
     qemu-storage-daemon --blockdev driver=file,node-name=f,filename=/tmp/vu.img \
         --export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=/tmp/blk.sock,writable=on >>/tmp/daemon.out 2>&1 &
@@ -64,7 +64,7 @@ daemon() {
 daemon
 holds daemon_listens "$(cat /tmp/daemon.out)" appears /tmp/blk.sock
 guest --name vm --vhost-user block,socket=/tmp/blk.sock
-holds size "another" said SIZE-32768
+holds size "another" said SIZE-8192
 for round in 1 2 3 4 5 6; do
     said ROUND-$((round * 2))
     kill -9 $daemon
