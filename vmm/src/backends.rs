@@ -20,6 +20,10 @@ use crate::devices::virtio::net::{Cable, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vhost_user::{Setup, VhostUser, link::Link};
 use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::vsock::backend::kernel::KernelUplink;
+use crate::devices::virtio::vsock::backend::peers::Exchange;
+use crate::devices::virtio::vsock::options::VsockOption;
+use crate::devices::virtio::vsock::switch::{Slot as Peers, Switched};
 
 /// All of it.
 pub struct Backends {
@@ -29,7 +33,8 @@ pub struct Backends {
     /// The console, and where what is typed goes.
     console: Option<(Slot, Arc<dyn Terminal>)>,
     ports: Vec<Port>,
-    vsock: Option<u64>,
+    /// The guest's address, and its peers if it has some.
+    vsock: Option<(u64, Option<Peers>)>,
     /// Devices in other programs.
     programs: Vec<(Setup, Arc<Mutex<Link>>)>,
 }
@@ -73,7 +78,7 @@ impl Backends {
             let link = Link::open(&setup, device.socket.clone(), device.kind.config_size())?;
             programs.push((setup, Arc::new(Mutex::new(link))));
         }
-        Ok(Self { cables, rng: options.rng, console, ports, vsock: options.vsock, programs })
+        Ok(Self { cables, rng: options.rng, console, ports, vsock: options.vsock.as_ref().map(vsock).transpose()?, programs })
     }
 
     /// How many devices they are for.
@@ -105,8 +110,13 @@ impl Backends {
         if !self.ports.is_empty() {
             devices.push(Box::new(Console::ports(self.ports.clone())));
         }
-        if let Some(cid) = self.vsock {
-            devices.push(Box::new(Vsock::open(cid, memory)?));
+        match &self.vsock {
+            Some((cid, None)) => devices.push(Box::new(Vsock::open(*cid, memory)?)),
+            Some((cid, Some(peers))) => {
+                let uplink = Box::new(KernelUplink::open(*cid)?);
+                devices.push(Box::new(Switched::new(*cid, uplink, peers.clone())));
+            }
+            None => {}
         }
         for (setup, link) in &self.programs {
             let device = VhostUser::new(setup.clone(), link.clone()).with_context(|| setup.name.clone())?;
@@ -119,4 +129,10 @@ impl Backends {
     pub fn keyboard(&self) -> Option<Arc<dyn Terminal>> {
         self.console.as_ref().map(|(_, keys)| keys.clone())
     }
+}
+
+/// Joins the guest's peers, if it has some.
+fn vsock(option: &VsockOption) -> anyhow::Result<(u64, Option<Peers>)> {
+    let peers = (!option.peers.is_empty()).then(|| Exchange::open(option).map(Peers::new));
+    Ok((option.cid, peers.transpose()?))
 }

@@ -5,13 +5,15 @@
 mod devices;
 #[path = "../../fuzz/src/replay.rs"]
 mod replay;
+#[path = "../../fuzz/src/vsock.rs"]
+mod vsock;
 
 use std::path::Path;
 
 /// A target's name and body.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     ("blk", devices::blk),
     ("net", devices::net),
     ("console", devices::console),
@@ -19,6 +21,7 @@ const TARGETS: [Target; 7] = [
     ("balloon", devices::balloon),
     ("transport", devices::transport),
     ("vhost_user", devices::vhost_user),
+    ("vsock", vsock::vsock),
 ];
 
 #[test]

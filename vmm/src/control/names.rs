@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `NAME.lock` | locked (flock) as long as the VM's gz lives: the kernel lets go of it, however that ends |
 //! | `NAME.sock` | its control socket, or a link to the one of `--control` |
+//! | `vsock:CID.lock`, `vsock:CID.sock` | the same for a guest's address: where other guests' gz find its gz |
 //!
 //! # Invariants
 //! Whoever makes or removes files of a name holds the lock of the `NAME.lock` that is in the directory. An entry whose lock
@@ -29,6 +30,13 @@ const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 /// Longest name. A socket's whole path has room for 107 bytes.
 const LONGEST: usize = 48;
+
+/// What the names of addresses begin with, and no VM's.
+const ADDRESS: &str = "vsock:";
+
+fn of_address(cid: u64) -> String {
+    format!("{ADDRESS}{cid}")
+}
 
 /// Checks a VM's name: letters, digits, and `.`, `_`, `-` within.
 ///
@@ -82,6 +90,22 @@ impl Directory {
         self.0.join(format!("{name}.sock"))
     }
 
+    /// Where the gz of the guest with the address `cid` listens for those of others.
+    pub fn address(&self, cid: u64) -> PathBuf {
+        self.socket(&of_address(cid))
+    }
+
+    /// Keeps other users of this function out, until the result is dropped.
+    ///
+    /// # Errors
+    /// There is no such directory.
+    pub fn lock_all(&self) -> anyhow::Result<File> {
+        let place = || self.0.display().to_string();
+        let directory = File::open(&self.0).with_context(place)?;
+        flock(&directory, FlockOperation::LockExclusive).with_context(place)?;
+        Ok(directory)
+    }
+
     fn lock(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}.lock"))
     }
@@ -110,6 +134,19 @@ impl Directory {
     /// # Errors
     /// Somebody has it, or the directory can't be written.
     pub fn claim(&self, name: &str) -> anyhow::Result<Entry> {
+        self.take(name)?.with_context(|| format!("--name {name}: a VM of this name runs already"))
+    }
+
+    /// Takes a guest's address for this process, as [`Self::claim`] does a name.
+    ///
+    /// # Errors
+    /// Somebody has it, or the directory can't be written.
+    pub fn claim_address(&self, cid: u64) -> anyhow::Result<Entry> {
+        self.take(&of_address(cid))?.with_context(|| format!("--vsock {cid}: does another guest have it?"))
+    }
+
+    /// None: somebody has it.
+    fn take(&self, name: &str) -> anyhow::Result<Option<Entry>> {
         self.make()?;
         self.sweep();
         let path = self.lock(name);
@@ -126,11 +163,11 @@ impl Directory {
                 let entry = Entry { directory: self.clone(), name: name.into(), _lock: file };
                 // Of a dead one, that died before this process had looked.
                 entry.remove_socket();
-                return Ok(entry);
+                return Ok(Some(entry));
             }
             thread::sleep(PAUSE);
         }
-        anyhow::bail!("--name {name}: a VM of this name runs already")
+        Ok(None)
     }
 
     /// The names of VMs that live, in order. What is left of dead ones is removed.
@@ -144,9 +181,10 @@ impl Directory {
         };
         let names = files.flatten().filter_map(|file| {
             let name = file.file_name().into_string().ok()?.strip_suffix(".lock")?.to_owned();
-            check(&name).ok()
+            (check(&name).is_ok() || name.starts_with(ADDRESS)).then_some(name)
         });
-        let mut names: Vec<_> = names.filter(|name| self.lives(name)).collect();
+        // Addresses are no VMs' names.
+        let mut names: Vec<_> = names.filter(|name| self.lives(name) && check(name).is_ok()).collect();
         names.sort();
         Ok(names)
     }
@@ -295,6 +333,22 @@ mod tests {
         assert!(!elsewhere.exists());
         drop(live);
         assert_eq!((files(&directory), fs::read_to_string(&file).unwrap().as_str()), (1, "a file"));
+        fs::remove_dir_all(&directory.0).unwrap();
+    }
+
+    #[test]
+    fn addresses_are_claimed_and_swept_like_names() {
+        let directory = directory("addresses");
+        let entry = directory.claim_address(7).unwrap();
+        assert_eq!(entry.socket(), directory.address(7));
+        let error = directory.claim_address(7).unwrap_err().to_string();
+        assert!(error.contains("--vsock 7"), "{error}");
+        assert!(directory.claim("vsock:7").is_err() && directory.names().unwrap().is_empty());
+        drop((entry, directory.lock_all().unwrap()));
+        fs::write(directory.lock("vsock:9"), "").unwrap();
+        drop(UnixListener::bind(directory.address(9)).unwrap());
+        directory.sweep();
+        assert_eq!(files(&directory), 0);
         fs::remove_dir_all(&directory.0).unwrap();
     }
 

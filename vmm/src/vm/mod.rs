@@ -129,8 +129,14 @@ fn files(options: &RunOptions, socket: Option<&Socket>) -> sandbox::Files {
         if disk.read_only { files.read(&disk.path) } else { files.write(&disk.path) }
     }
     files.write(options.machine.hypervisor.device());
-    if options.devices.vsock.is_some() {
+    if let Some(vsock) = &options.devices.vsock {
         files.write(vsock::KERNEL);
+        // It is there if there are peers.
+        if let Ok(directory) = Directory::of_user()
+            && !vsock.peers.is_empty()
+        {
+            files.remove(&directory.address(vsock.cid));
+        }
     }
     if options.devices.nets.iter().any(|net| net.vhost) {
         files.write(kernel::KERNEL);

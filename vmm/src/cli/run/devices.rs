@@ -9,7 +9,7 @@ use crate::devices::virtio::console::options::PortOption;
 use crate::devices::virtio::fs::options::FsOption;
 use crate::devices::virtio::net::options::NetOption;
 use crate::devices::virtio::vhost_user::options::VhostUserOption;
-use crate::devices::virtio::vsock::{CID_MAX, CID_MIN};
+use crate::devices::virtio::vsock::options::VsockOption;
 
 /// The virtio devices.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
@@ -44,9 +44,10 @@ pub struct DeviceOptions {
     pub ports: Vec<PortOption>,
 
     /// AF_VSOCK sockets between guest and host, by the host kernel's module vhost_vsock; the guest's address is CID (3 or more,
-    /// no two guests the same), the host's is 2
-    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u64).range(CID_MIN..=CID_MAX))]
-    pub vsock: Option<u64>,
+    /// no two guests the same), the host's is 2. `peer=CID`: and between the guest and that one, if that one has this one as its peer, too,
+    /// and the same user runs it
+    #[arg(long, value_name = "CID[,peer=CID...]")]
+    pub vsock: Option<VsockOption>,
 
     /// A folder of the host, served by virtiofsd (Debian's package) or another vhost-user program that listens at SOCKET; a Linux
     /// guest mounts it with `mount -t virtiofs TAG ...`. When the program ends, all that the guest asks of the folder fails. Not

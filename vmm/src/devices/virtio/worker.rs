@@ -7,6 +7,8 @@ pub mod inline;
 #[cfg(not(feature = "inline-workers"))]
 mod thread;
 
+use std::time::Duration;
+
 use rustix::event::PollFd;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -28,6 +30,11 @@ pub trait Serve: Send + 'static {
     /// Files that are worth another call once they are ready, beside the notifications. Asked for after each call.
     fn sources(&self) -> Vec<PollFd<'_>> {
         Vec::new()
+    }
+
+    /// When another call is worth it in any case. Asked for after each call.
+    fn timeout(&self) -> Option<Duration> {
+        None
     }
 }
 

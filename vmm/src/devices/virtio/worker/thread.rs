@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Serve;
@@ -56,7 +56,8 @@ fn wait(stop: &EventFd, notifications: &[Arc<EventFd>], server: &impl Serve) -> 
     let mut fds = vec![events::readable(events::as_fd(stop))];
     fds.extend(notifications.iter().map(|notify| events::readable(events::as_fd(notify))));
     fds.extend(server.sources());
-    events::wait(&mut fds, None)?;
+    let timeout = server.timeout().and_then(|time| Timespec::try_from(time).ok());
+    events::wait(&mut fds, timeout.as_ref())?;
     let ready = |fd: &PollFd| fd.revents().contains(PollFlags::IN);
     for (fd, notify) in fds.iter().skip(1).zip(notifications) {
         if ready(fd) {
