@@ -27,7 +27,7 @@ pub enum Part {
     Guests,
     /// The host's driver: gzvm.ko; gzvm-crash.ko, which makes mistakes for tests; gzvm-check, which checks it
     Driver,
-    /// The VMM, a static Linux program: gz; and the example's: keystore
+    /// The VMM, a static Linux program: gz; the example's: keystore; and one for tests: sockets
     Gz,
     /// Initial RAM disks and the guest's disk
     Rootfs,
@@ -42,7 +42,9 @@ const HYPERVISOR: &str = "gzvm-hypervisor";
 const FIRMWARE: &str = "gzvm-firmware";
 const VMM: &str = "gz";
 /// Programs of the host, by their packages.
-const PROGRAMS: [(&str, &str); 2] = [(VMM, "gz"), ("keystore-client", "keystore")];
+const PROGRAMS: [(&str, &str); 3] = [(VMM, "gz"), ("keystore-client", "keystore"), (SOCKETS, "sockets")];
+/// The one for tests of vsock, of guests too.
+const SOCKETS: &str = "gzvm-sockets";
 
 /// Builds these parts.
 ///

@@ -91,8 +91,13 @@ impl Pair<'_> {
 
     /// Runs both to their ends.
     fn run(self, context: &Context) -> Result<()> {
+        self.run_for(context, Duration::from_secs(600))
+    }
+
+    /// The same, where that takes longer.
+    fn run_for(self, context: &Context, limit: Duration) -> Result<()> {
         let machine = self.machine(context)?;
-        results(context, &machine, Duration::from_secs(600))?.check()
+        results(context, &machine, limit)?.check()
     }
 }
 

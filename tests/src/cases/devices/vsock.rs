@@ -1,27 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Sockets between guest and host.
 
-use super::{Pair, peers};
+mod figures;
+mod peers;
+
+use anyhow::Result;
+
+use super::{Host, Pair, scripted};
 use crate::{
     cases::WHOLE,
-    harness::{Case, Tier},
+    harness::{Case, Context, Tier},
+    initrd::Extra,
 };
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    [("devices::vsock::plain", false), ("devices::vsock::protected", true)]
-        .map(|(name, protected)| {
-            Case::new(Tier::System, name, WHOLE, move |context| {
-                let pair = Pair {
-                    protected,
-                    guest: (&["vmw_vsock_virtio_transport"], INSIDE, peers(&context.layout, &["socat1"])?),
-                    host: (&["vhost_vsock"], HOST, peers(&context.layout, &["socat1"])?),
-                    ..Pair::default()
-                };
-                pair.run(context)
-            })
+    let mut cases = peers::cases();
+    cases.extend(figures::cases());
+    cases.extend(with_host());
+    cases
+}
+
+/// socat at both ends, and socat in many processes.
+fn with_host() -> [Case; 2] {
+    [("devices::vsock::plain", false), ("devices::vsock::protected", true)].map(|(name, protected)| {
+        Case::new(Tier::System, name, WHOLE, move |context| {
+            let pair = Pair {
+                protected,
+                guest: (&["vmw_vsock_virtio_transport"], INSIDE, super::peers(&context.layout, &["socat1"])?),
+                host: (&["vhost_vsock"], HOST, super::peers(&context.layout, &["socat1"])?),
+                ..Pair::default()
+            };
+            pair.run(context)
         })
-        .into()
+    })
+}
+
+/// Programs of guests and hosts.
+fn files(context: &Context) -> Result<Vec<Extra>> {
+    let mut files = super::peers(&context.layout, &["socat1"])?;
+    files.push(Extra::file("/bin/sockets", 0o755, &context.layout.part("sockets"))?);
+    Ok(files)
 }
 
 /// A server that echoes, another that takes what is sent; and a client. All at once: many clients of a server of the host's.
