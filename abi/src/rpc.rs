@@ -26,6 +26,8 @@ pub const RECEIVE: u32 = 0xC600_F016;
 pub const CANCEL: u32 = 0xC600_F017;
 /// x1 = handle, which is gone then.
 pub const CLOSE: u32 = 0xC600_F018;
+/// As [`CALL`]; x5 = handle of a loan of this VM's to the peer, [`VM_MEM_SHARE`](crate::guest::VM_MEM_SHARE), which goes with the call.
+pub const CALL_WITH: u32 = 0xC600_F019;
 
 /// What x0 says; besides SMCCC's NOT_SUPPORTED.
 pub mod status {
@@ -57,6 +59,8 @@ pub mod received {
     pub const CANCELLED: u32 = 5;
     /// There is more to receive. Where it is clear, the doorbell rings for what comes next.
     pub const MORE: u64 = 1 << 8;
+    /// A call with memory: x10 = handle of the loan, x11 = pages, x12 = rights, as of VM_MEM_SHARE.
+    pub const GRANT: u64 = 1 << 9;
     /// Where the length starts.
     pub const BYTES_SHIFT: u32 = 32;
 }

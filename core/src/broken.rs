@@ -132,6 +132,8 @@ mistakes! {
     SilentEnd,
     /// A message is said to come from whom it is for.
     OwnName,
+    /// What was granted with a call stays with the peer when the call is over.
+    GrantedForEver,
 
     // A guest and EL2.
     /// An unknown system register reads as zero.

@@ -5,6 +5,7 @@ use gzvm_abi::rpc;
 
 use super::channel::Handle;
 use crate::addr::{Ipa, PAGE_SIZE};
+use crate::memory::loans;
 
 /// A message in the caller's memory: in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub enum Call {
         message: Buffer,
         /// µs until it lapses, 0 for never.
         time: u64,
+        /// What goes with it.
+        loan: Option<loans::Handle>,
     },
     /// NOTICE.
     Notice {
@@ -78,18 +81,19 @@ pub enum Call {
 
 /// Whether this is one of the functions here.
 pub const fn is_rpc(fid: u32) -> bool {
-    matches!(fid, rpc::INFO..=rpc::CLOSE)
+    matches!(fid, rpc::INFO..=rpc::CALL_WITH)
 }
 
-/// The call with these x1..x4; nothing where one of them is out of range.
-pub fn decode(fid: u32, [x1, x2, x3, x4]: [u64; 4]) -> Option<Call> {
+/// The call with these x1..x5; nothing where one of them is out of range.
+pub fn decode(fid: u32, [x1, x2, x3, x4, x5]: [u64; 5]) -> Option<Call> {
     let by = Handle(x1);
     let buffer = || Buffer::new(x2, x3);
     Some(match fid {
         rpc::INFO => Call::Info,
         rpc::OPEN => Call::Open(u32::try_from(x1).ok()?),
         rpc::PEER => Call::Peer(by),
-        rpc::CALL => Call::Call { by, message: buffer()?, time: x4 },
+        rpc::CALL => Call::Call { by, message: buffer()?, time: x4, loan: None },
+        rpc::CALL_WITH => Call::Call { by, message: buffer()?, time: x4, loan: Some(loans::Handle(x5)) },
         rpc::NOTICE => Call::Notice { by, message: buffer()? },
         rpc::REPLY => Call::Reply { by, message: buffer()?, token: x4 },
         rpc::RECEIVE => Call::Receive { by, room: buffer()? },

@@ -14,17 +14,23 @@
 //!                             | the caller is told, or cancels
 //!                             +--> Free
 //! ```
+//! A call may take memory along, a [`Grant`]: a loan to whoever answers. It is the caller's again before the caller is told how the call ended:
+//! what would tell it (a reply or lapse that it receives, its cancelling, its leaving) names the loan first ([`Owed`]), to be taken back
+//! and [`settled`](Exchange::settle).
+//!
 //! A notice is Queued until it is received. Time is looked at whenever somebody looks at the slot: nothing happens at the deadline
 //! itself, and a caller that waits for it has a timer of its own. Of what can be received, what has been there longest comes first.
 //!
 //! # Invariants
 //! - A token is used once in a channel, and is never 0.
 //! - Every call that was made ends in exactly one of: a reply, "lapsed", or its cancellation, for the caller; or with the channel.
+//! - A grant is settled once, by its caller alone, and none is left when the call is over.
 //! - A side that was told that there is nothing (more), or no room, hears its doorbell when there is.
 
 use gzvm_abi::rpc::{SLOTS, bell, received};
 
 use super::{Bell, Side};
+use crate::memory::loans;
 
 /// No deadline.
 pub const NEVER: u64 = u64::MAX;
@@ -37,6 +43,21 @@ pub struct Place {
     /// Which, below [`SLOTS`].
     pub slot: usize,
 }
+
+/// Memory that goes with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The caller's loan to its peer.
+    pub loan: loans::Handle,
+    /// How many pages.
+    pub pages: u64,
+    /// The peer may write there.
+    pub write: bool,
+}
+
+/// The caller has to take this back first, and settle it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owed(pub loans::Handle);
 
 /// What a side receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +72,21 @@ pub struct Event {
     pub place: Place,
     /// When the call lapses, or [`NEVER`].
     pub deadline: u64,
+    /// What goes with the call.
+    pub grant: Option<Grant>,
+}
+
+impl Event {
+    /// Whether it can be received: who made the call is not told of its end while anybody else may have what it granted.
+    ///
+    /// # Errors
+    /// It has to be taken back first.
+    pub fn settled(&self) -> Result<(), Owed> {
+        match (self.kind, self.grant) {
+            (received::REPLY | received::LAPSED, Some(grant)) => Err(Owed(grant.loan)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// There is no such call under way.
@@ -76,9 +112,10 @@ struct Slot {
     deadline: u64,
     /// When it came to its phase, counted in steps of the channel.
     since: u64,
+    grant: Option<Grant>,
 }
 
-const FREE: Slot = Slot { phase: Phase::Free, token: 0, bytes: 0, deadline: NEVER, since: 0 };
+const FREE: Slot = Slot { phase: Phase::Free, token: 0, bytes: 0, deadline: NEVER, since: 0, grant: None };
 
 #[derive(Debug)]
 struct End {
@@ -116,16 +153,16 @@ impl Exchange {
     }
 
     /// A call of `bytes` bytes is in a place that [`room`](Self::room) gave. Its token.
-    pub fn call(&mut self, place: Place, bytes: usize, deadline: u64) -> u64 {
+    pub fn call(&mut self, place: Place, bytes: usize, deadline: u64, grant: Option<Grant>) -> u64 {
         self.tokens = self.tokens.wrapping_add(1).max(1);
         let token = self.tokens;
-        self.queue(place, Slot { phase: Phase::Queued, token, bytes, deadline, since: 0 });
+        self.queue(place, Slot { phase: Phase::Queued, token, bytes, deadline, grant, ..FREE });
         token
     }
 
     /// A notice is there.
     pub fn notice(&mut self, place: Place, bytes: usize) {
-        self.queue(place, Slot { phase: Phase::Queued, token: 0, bytes, deadline: NEVER, since: 0 });
+        self.queue(place, Slot { phase: Phase::Queued, bytes, ..FREE });
     }
 
     fn queue(&mut self, place: Place, message: Slot) {
@@ -156,6 +193,24 @@ impl Exchange {
         }
         self.enter(place, Phase::Answered);
         self.tell(place.side);
+    }
+
+    /// What `side` has to take back before it cancels this call, or leaves (any call).
+    ///
+    /// # Errors
+    /// [`Owed`].
+    pub fn owes(&self, side: Side, token: Option<u64>) -> Result<(), Owed> {
+        let slots = side.of(&self.ends).slots.iter();
+        let mut grants =
+            slots.filter(|slot| token.is_none_or(|token| slot.token == token)).filter_map(|slot| slot.grant);
+        grants.next().map_or(Ok(()), |grant| Err(Owed(grant.loan)))
+    }
+
+    /// `side` has taken it back.
+    pub fn settle(&mut self, side: Side, Owed(loan): Owed) {
+        for slot in &mut side.of_mut(&mut self.ends).slots {
+            slot.grant = slot.grant.filter(|grant| grant.loan != loan);
+        }
     }
 
     /// `side` does not want an answer to its call any more.
@@ -210,7 +265,8 @@ impl Exchange {
                 let bytes =
                     if matches!(kind, received::LAPSED | received::CANCELLED) { 0 } else { slot.bytes };
                 let place = Place { side: from, slot: n };
-                Some((slot.since, Event { kind, token: slot.token, bytes, place, deadline: slot.deadline }))
+                let Slot { token, deadline, grant, .. } = *slot;
+                Some((slot.since, Event { kind, token, bytes, place, deadline, grant }))
             })
         };
         of(side).chain(of(side.other())).min_by_key(|(since, _)| *since).map(|(_, event)| event)

@@ -10,7 +10,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`exchange`] | what is under way in a channel: calls, notices, deadlines, cancellation, doorbells |
+//! | [`exchange`] | what is under way in a channel: calls, notices, deadlines, cancellation, doorbells, and what calls grant |
 //! | [`channel`] | whose the two endpoints are, their handles, and the end of one of them |
 //! | [`call`] | the guests' calls, decoded |
 //!

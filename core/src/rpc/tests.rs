@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use super::call::{Buffer, Call, deadline, decode, is_rpc, time_left};
 use super::channel::{Channel, End, Handle, Who};
-use super::exchange::{Exchange, NEVER, NoCall};
+use super::exchange::{Exchange, Grant, NEVER, NoCall, Owed};
 use super::{Bell, Side};
 use crate::addr::{Ipa, VmId};
-use crate::memory::loans::Party;
+use crate::memory::loans::{self, Party};
 
 /// A message of `from`, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +31,8 @@ struct Message {
     bytes: usize,
     deadline: u64,
     stage: Stage,
+    /// Memory that goes with it, until its caller has it back.
+    grant: Option<Grant>,
 }
 
 /// What the two ends have under way, in the order in which it came to its stage.
@@ -90,6 +92,10 @@ impl Oracle {
 #[derive(Clone, Debug)]
 enum Step {
     Call(Side, usize, u64),
+    /// With memory: so many pages.
+    CallWith(Side, u64),
+    /// What a side would have to take back to leave.
+    Owes(Side),
     Notice(Side, usize),
     Receive(Side),
     Peek(Side),
@@ -106,6 +112,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let token = any::<prop::sample::Index>;
     let step = prop_oneof![
         4 => (side(), bytes.clone(), time).prop_map(|(s, b, t)| Step::Call(s, b, t)),
+        3 => (side(), 1u64..17).prop_map(|(s, p)| Step::CallWith(s, p)),
+        1 => side().prop_map(Step::Owes),
         1 => (side(), bytes).prop_map(|(s, b)| Step::Notice(s, b)),
         5 => side().prop_map(Step::Receive),
         1 => side().prop_map(Step::Peek),
@@ -125,27 +133,44 @@ struct Pair {
     tokens: Vec<u64>,
     /// What a caller has been told of each call: at most one thing.
     ended: Vec<u64>,
+    /// Loans made, and those that came back.
+    loans: u64,
+    back: Vec<loans::Handle>,
 }
 
 impl Pair {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Time(ticks) => self.now += ticks,
-            Step::Call(side, bytes, time) => {
-                let deadline = self.now.saturating_add(time);
-                if let Some(place) = self.room(side) {
-                    let token = self.real.call(place, bytes, deadline);
-                    assert!(token != 0 && !self.tokens.contains(&token), "token {token} comes again");
-                    self.tokens.push(token);
-                    let message = Message { from: side, token, bytes, deadline, stage: Stage::Sent };
-                    self.oracle.messages.push(message);
+            Step::Call(side, bytes, time) => self.call(side, bytes, time, None),
+            Step::CallWith(side, pages) => {
+                self.loans += 1;
+                let loan = loans::Handle::new(self.loans, VmId(1));
+                let grant = Grant { loan, pages, write: pages % 2 == 0 };
+                let time = if pages % 4 == 0 { pages } else { u64::MAX };
+                self.call(side, 8, time, Some(grant));
+            }
+            Step::Owes(side) => {
+                let owed = self.real.owes(side, None);
+                let of_side = || self.oracle.messages.iter().filter(|m| m.from == side);
+                let any = of_side().any(|m| m.grant.is_some());
+                assert_eq!(owed.is_err(), any, "whether {side:?} has granted anything");
+                if let Err(Owed(loan)) = owed {
+                    let its = |m: &Message| m.grant.is_some_and(|grant| grant.loan == loan);
+                    assert!(of_side().any(its), "{loan:?} is not granted by {side:?}");
                 }
             }
             Step::Notice(side, bytes) => {
                 if let Some(place) = self.room(side) {
                     self.real.notice(place, bytes);
-                    let message =
-                        Message { from: side, token: 0, bytes, deadline: NEVER, stage: Stage::Sent };
+                    let message = Message {
+                        from: side,
+                        token: 0,
+                        bytes,
+                        deadline: NEVER,
+                        stage: Stage::Sent,
+                        grant: None,
+                    };
                     self.oracle.messages.push(message);
                 }
             }
@@ -159,6 +184,31 @@ impl Pair {
             Step::Reply(side, ref index) => self.reply(side, self.token(index)),
             Step::Cancel(side, ref index) => self.cancel(side, self.token(index)),
         }
+    }
+
+    fn call(&mut self, side: Side, bytes: usize, time: u64, grant: Option<Grant>) {
+        let deadline = self.now.saturating_add(time);
+        if let Some(place) = self.room(side) {
+            let token = self.real.call(place, bytes, deadline, grant);
+            assert!(token != 0 && !self.tokens.contains(&token), "token {token} comes again");
+            self.tokens.push(token);
+            let message = Message { from: side, token, bytes, deadline, stage: Stage::Sent, grant };
+            self.oracle.messages.push(message);
+        }
+    }
+
+    /// The caller takes back what goes with the call at `at`, and nobody else ever has.
+    fn take_back(&mut self, side: Side, at: usize, owed: Owed) {
+        let grant = self.oracle.messages[at].grant.take();
+        assert_eq!(Some(owed.0), grant.map(|grant| grant.loan), "what {side:?} owes");
+        assert!(!self.back.contains(&owed.0), "{owed:?} comes back twice");
+        self.back.push(owed.0);
+        // The other side can't say so.
+        self.real.settle(side.other(), owed);
+        let token = self.oracle.messages[at].token;
+        assert_eq!(self.real.owes(side, Some(token)), Err(owed));
+        self.real.settle(side, owed);
+        assert_eq!(self.real.owes(side, Some(token)), Ok(()));
     }
 
     fn token(&self, index: &prop::sample::Index) -> u64 {
@@ -185,7 +235,16 @@ impl Pair {
         if !matches!(kind, received::LAPSED | received::CANCELLED) {
             assert_eq!(event.bytes, message.bytes);
         }
-        if matches!(kind, received::LAPSED | received::REPLY) {
+        let told = matches!(kind, received::LAPSED | received::REPLY);
+        assert_eq!(event.grant, message.grant, "what goes with {event:?}");
+        if told && let Err(owed) = event.settled() {
+            self.take_back(side, at, owed);
+            let again = self.real.next(side, self.now);
+            assert_eq!(again, Some(super::exchange::Event { grant: None, ..event }), "once it is settled");
+            return self.receive(side);
+        }
+        assert_eq!(event.settled(), Ok(()), "{event:?}");
+        if told {
             assert!(!self.ended.contains(&event.token), "call {} ends twice", event.token);
             self.ended.push(event.token);
         }
@@ -217,6 +276,12 @@ impl Pair {
     fn cancel(&mut self, side: Side, token: u64) {
         let found = self.oracle.find(side, token);
         let found = found.filter(|at| self.oracle.messages[*at].stage != Stage::Withdrawn);
+        let owed = self.real.owes(side, Some(token));
+        let granted = found.and_then(|at| self.oracle.messages[at].grant);
+        assert_eq!(owed.err().map(|Owed(loan)| loan), granted.map(|grant| grant.loan), "what {token} owes");
+        if let (Err(owed), Some(at)) = (owed, found) {
+            self.take_back(side, at, owed);
+        }
         assert_eq!(self.real.cancel(side, token).is_ok(), found.is_some(), "cancelling {token}");
         if let Some(at) = found {
             assert!(!self.ended.contains(&token));
@@ -255,7 +320,15 @@ proptest! {
     #[test]
     fn agrees_with_the_oracle(steps in steps()) {
         let oracle = Oracle { told_nothing: [true; 2], ..Oracle::default() };
-        let mut pair = Pair { real: Exchange::default(), oracle, now: 1, tokens: Vec::new(), ended: Vec::new() };
+        let mut pair = Pair {
+            real: Exchange::default(),
+            oracle,
+            now: 1,
+            tokens: Vec::new(),
+            ended: Vec::new(),
+            loans: 0,
+            back: Vec::new(),
+        };
         for step in &steps {
             pair.step(step);
             pair.bells();
@@ -316,11 +389,11 @@ fn arguments_at_their_ends() {
         assert_eq!(buffer(at, bytes), None, "{bytes} at {at:#x}");
     }
     use gzvm_abi::rpc;
-    assert_eq!(decode(rpc::OPEN, [u32::MAX.into(), 0, 0, 0]), Some(Call::Open(u32::MAX)));
-    assert_eq!(decode(rpc::OPEN, [1 << 32, 0, 0, 0]), None);
-    for fid in rpc::INFO - 2..rpc::CLOSE + 4 {
-        let known = (rpc::INFO..=rpc::CLOSE).contains(&fid);
-        assert_eq!((is_rpc(fid), decode(fid, [0; 4]).is_some()), (known, known), "{fid:#x}");
+    assert_eq!(decode(rpc::OPEN, [u32::MAX.into(), 0, 0, 0, 0]), Some(Call::Open(u32::MAX)));
+    assert_eq!(decode(rpc::OPEN, [1 << 32, 0, 0, 0, 0]), None);
+    for fid in rpc::INFO - 2..rpc::CALL_WITH + 4 {
+        let known = (rpc::INFO..=rpc::CALL_WITH).contains(&fid);
+        assert_eq!((is_rpc(fid), decode(fid, [0; 5]).is_some()), (known, known), "{fid:#x}");
     }
 }
 
@@ -343,7 +416,7 @@ fn a_reply_never_waits_for_room() {
     let mut tokens = Vec::new();
     for side in SIDES {
         while let Some(place) = x.room(side) {
-            tokens.push((side, x.call(place, 1, NEVER)));
+            tokens.push((side, x.call(place, 1, NEVER, None)));
         }
     }
     assert_eq!(tokens.len(), 2 * SLOTS);

@@ -18,7 +18,7 @@
 //! the budget of a step. The first needs no other VM, so two that lend to each other can both end.
 //!
 //! # Locks
-//! Own memory, then [`BOOKS`], then host, ownership, pool. The memory of another VM is only tried, under [`BOOKS`]: where
+//! Own memory, then a channel, then [`BOOKS`], then host, ownership, pool. The memory of another VM is only tried, under [`BOOKS`]: where
 //! somebody has it, or that VM is being taken apart just now, the call is made again. So nobody holds a lock that another
 //! waits for while it waits itself.
 
@@ -31,6 +31,8 @@ use gzvm_core::memory::ownership::{Loan, Transition};
 use gzvm_core::memory::stage2::Progress;
 use gzvm_core::platform::lending::{self, Call};
 use gzvm_core::platform::smccc::INVALID_PARAMETER;
+use gzvm_core::rpc::channel::Who;
+use gzvm_core::rpc::exchange::Grant;
 
 use super::memory::{MapFailure, NoPage, VmMemory};
 use super::private;
@@ -190,6 +192,21 @@ fn retrieve(vm: &Vm, handle: Handle, at: IpaRange) -> Result<Loan, Failure> {
 fn relinquish(vm: &Vm, handle: Handle) -> Result<(), Failure> {
     let mut memory = vm.memory.lock();
     BOOKS.lock().give_back(handle, vm.party.id, &mut memory)
+}
+
+/// What goes with a call from `from` to `to`: a loan of the one to the other, which nobody has yet.
+pub fn granted(from: Who, handle: Handle, to: Who) -> Option<Grant> {
+    let (Who::Vm(from), Who::Vm(to)) = (from, to) else { return None };
+    let mut books = BOOKS.lock();
+    let entry = books.get(from.id)?.lent(handle)?;
+    let pages = entry.pages.len() as u64;
+    entry.is_for(to, pages).then_some(Grant { loan: handle, pages, write: entry.loan.write })
+}
+
+/// What `vm` granted with a call is its alone, wherever it was. False: not yet.
+pub fn take_back(vm: &Vm, handle: Handle) -> bool {
+    // Where the VM was faster there is none any more.
+    broken(Mistake::GrantedForEver) || !matches!(reclaim(vm, handle), Err(Failure::Busy))
 }
 
 fn reclaim(vm: &Vm, handle: Handle) -> Result<(), Failure> {

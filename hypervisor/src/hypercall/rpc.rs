@@ -90,7 +90,7 @@ fn send(handle: Handle, area: Pa) -> Result<Done, Error> {
     let mut header = Header::new_zeroed();
     host::read(&platform::ownership().lock(), area, header.as_mut_bytes()).map_err(|_| Error::Fault)?;
     let what = match header.kind {
-        received::CALL => Sending::Call(header.time),
+        received::CALL => Sending::Call(header.time, None),
         received::REPLY => Sending::Reply(header.token),
         received::NOTICE => Sending::Notice,
         _ => return Err(Error::Invalid),

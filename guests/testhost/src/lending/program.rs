@@ -30,7 +30,7 @@ pub enum Operation {
     Borrows = 5,
     /// Loads from x1 until that takes an exception.
     Watches = 6,
-    /// HVC; x3 to x9 are in its page 3 then.
+    /// HVC with x5 from its page 3, at 56; there x3 to x9 are then, from 0 on, and x10 to x12 from 64 on.
     CallFully = 7,
     /// x2 times: a call of x3 bytes at endpoint x1, whose first word counts down; the reply has one more there. Sleeps meanwhile. Tells
     /// the failures.
@@ -169,12 +169,15 @@ prog_obeys:
     cbz     x22, 8b
     b       2b
 
-9:  hvc     #0
-    add     x21, x20, #3, lsl #12
+9:  add     x21, x20, #3, lsl #12
+    ldr     x5, [x21, #56]
+    hvc     #0
     stp     x3, x4, [x21]
     stp     x5, x6, [x21, #16]
     stp     x7, x8, [x21, #32]
     str     x9, [x21, #48]
+    stp     x10, x11, [x21, #64]
+    str     x12, [x21, #80]
     b       2b
 
 10: mov     x24, x1

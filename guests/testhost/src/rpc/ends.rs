@@ -18,6 +18,11 @@ pub const EVERYBODY: u64 = with::HOST | with::PLAIN | with::PROTECTED;
 pub const OUT: u64 = RAM + 0x8000;
 pub const IN: u64 = RAM + 0x9000;
 
+/// Where guests have further arguments and results of a call ([`Operation::CallFully`]).
+const X3: u64 = RAM + 0x3000;
+const X5: u64 = X3 + 56;
+const X10: u64 = X3 + 64;
+
 /// What RECEIVE told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Got {
@@ -29,6 +34,8 @@ pub struct Got {
     pub time: u64,
     /// VM id and flags, generation, measurement.
     pub sender: [u64; 6],
+    /// What goes with a call: loan, pages, rights.
+    pub grant: Option<[u64; 3]>,
 }
 
 /// A VM at its end of a channel.
@@ -98,6 +105,16 @@ impl End {
         Ok(token)
     }
 
+    /// A call with a loan; status and token.
+    pub fn call_with(&mut self, word: u64, time: u64, loan: u64) -> Result<(i64, u64), Verdict> {
+        self.guest.store(OUT, word)?;
+        self.guest.store(X5, loan)?;
+        let call = [rpc::CALL_WITH.into(), self.handle, OUT, 8, time];
+        let [status, token, _, esr] = self.guest.ask(Operation::CallFully, call)?;
+        check_eq!(esr, 0, "exception at CALL_WITH");
+        Ok((status as i64, token))
+    }
+
     pub fn reply(&mut self, word: u64, token: u64) -> Result<i64, Verdict> {
         Ok(self.send(rpc::REPLY, word, 8, token)?.0)
     }
@@ -112,13 +129,18 @@ impl End {
         check_eq!(esr, 0, "exception at RECEIVE");
         let mut rest = [0; 7];
         for (n, word) in (0..).zip(&mut rest) {
-            *word = self.guest.load(RAM + 0x3000 + 8 * n)?;
+            *word = self.guest.load(X3 + 8 * n)?;
         }
         let [time, sender @ ..] = rest;
         if status as i64 != rpc::status::SUCCESS && status as i64 != rpc::status::TOO_SMALL {
             return Ok(Got { status: status as i64, ..Got::default() });
         }
+        let mut grant = None;
+        if what & received::GRANT != 0 {
+            grant = Some([self.guest.load(X10)?, self.guest.load(X10 + 8)?, self.guest.load(X10 + 16)?]);
+        }
         Ok(Got {
+            grant,
             status: status as i64,
             kind: what as u8 as u32,
             more: what & received::MORE != 0,

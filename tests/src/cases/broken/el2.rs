@@ -77,6 +77,7 @@ pub const MISTAKES: &[Row] = &[
     (34, AnyEndpoint, "rpc::foreign_wrong_and_stale_handles"),
     (34, SilentEnd, "rpc::guest_closes"),
     (34, OwnName, "rpc::calls_and_replies"),
+    (34, GrantedForEver, "rpc::grant_is_back_with_the_reply"),
 ];
 
 /// The same for what is done once, at boot.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Channels between VMs, and between VMs and the host: their memory, who may use them, and the guests' calls. What happens in
-//! one is decided in [`gzvm_core::rpc`]; here messages are copied, doorbells rung, pages charged.
+//! one is decided in [`gzvm_core::rpc`]; here messages are copied, doorbells rung, pages charged. The calls themselves are in [`calls`].
 //!
 //! A VM may have channels if the host said so before it ran ([`Policy`]). Each VM at a channel is charged for all of its
 //! pages, since either may be the one that is left; until it leaves. The buffers go as soon as one side does.
@@ -10,32 +10,31 @@
 //! finds its doorbell rung; the host knows that it destroys the VM, and which channels it has made.
 //!
 //! # Locks
-//! Own memory, then a channel, then ownership or pool. Doorbells are rung with no channel locked: the peer is looked up anew then,
+//! Own memory, then a channel, then [`lending`]'s books, then ownership or pool. Doorbells are rung with no channel locked: the peer is looked up anew then,
 //! and whoever is about to go needs none. No lock of a peer is taken but its vGIC's, a leaf.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use gzvm_abi::rpc::{MOST_BYTES, SLOTS, peer, received, status, with};
-use gzvm_abi::run as abi;
 use gzvm_core::addr::{IntId, Ipa};
 use gzvm_core::broken::{Mistake, broken};
+use gzvm_core::memory::loans;
 use gzvm_core::memory::stage2::Progress;
-use gzvm_core::platform::smccc::NOT_SUPPORTED;
-use gzvm_core::rpc::call::{self, Buffer, Call};
+use gzvm_core::rpc::call;
 use gzvm_core::rpc::channel::{Channel, End, Handle, Who};
-use gzvm_core::rpc::exchange::{Event, Place};
+use gzvm_core::rpc::exchange::{Event, Grant, Owed, Place};
 use gzvm_core::rpc::{Bell, Side};
 use gzvm_core::vm::identity;
 
-use super::memory::NoPage;
+use super::lending;
 use super::registry::{self, VmRef};
-use super::run::{Exit, Next, Running};
 use super::vm::Vm;
 use crate::arch::lock::{Mutex, MutexGuard};
-use crate::arch::{cpu, timer};
+use crate::arch::timer;
 use crate::mem::boxed::{PageBox, pages_of};
-use crate::mem::guest::GuestBytes;
 use crate::mem::pool::Exhausted;
+
+mod calls;
 
 /// Channels at a time: what a handle's index can name.
 const MOST_LINES: usize = 256;
@@ -124,13 +123,21 @@ pub enum Failure {
     TooSmall(Received),
     /// The driver has to bring this page first.
     Absent(Ipa),
+    /// The caller has to take this back first.
+    Owes(Owed),
+}
+
+impl From<Owed> for Failure {
+    fn from(owed: Owed) -> Self {
+        Self::Owes(owed)
+    }
 }
 
 impl Failure {
     /// The status that tells of it.
     pub const fn status(self) -> i64 {
         match self {
-            Self::Invalid | Self::Absent(_) => status::INVALID,
+            Self::Invalid | Self::Absent(_) | Self::Owes(_) => status::INVALID,
             Self::Again => status::AGAIN,
             Self::Gone => status::GONE,
             Self::NoCall => status::NO_CALL,
@@ -175,6 +182,8 @@ pub struct Received {
     pub more: bool,
     /// Who sent it.
     pub sender: Peer,
+    /// What goes with it, a call.
+    pub grant: Option<Grant>,
 }
 
 /// A peer, as EL2 knows it.
@@ -216,8 +225,8 @@ impl Peer {
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sending {
-    /// A call that lapses in so many µs; 0: never.
-    Call(u64),
+    /// A call that lapses in so many µs; 0: never. With a loan of the caller's.
+    Call(u64, Option<loans::Handle>),
     /// A notice.
     Notice,
     /// The reply to the call with this token.
@@ -241,14 +250,23 @@ impl Line {
         let exchange = &mut self.channel.exchange;
         let place = match what {
             Sending::Reply(token) => exchange.reply_place(side, token, now).map_err(|_| Failure::NoCall)?,
-            Sending::Call(_) | Sending::Notice => exchange.room(side).ok_or(Failure::Again)?,
+            Sending::Call(..) | Sending::Notice => exchange.room(side).ok_or(Failure::Again)?,
+        };
+        let grant = match what {
+            Sending::Call(_, Some(loan)) => {
+                let [from, to] = [side, side.other()].map(|side| self.channel.end(side).who);
+                Some(lending::granted(from, loan, to).ok_or(Failure::Invalid)?)
+            }
+            _ => None,
         };
         if bytes != 0 {
             copy(self.buffer(place).and_then(|buffer| buffer.get_mut(..bytes)).ok_or(Failure::Invalid)?)?;
         }
         let exchange = &mut self.channel.exchange;
         Ok(match what {
-            Sending::Call(time) => exchange.call(place, bytes, call::deadline(time, now, timer::frequency())),
+            Sending::Call(time, _) => {
+                exchange.call(place, bytes, call::deadline(time, now, timer::frequency()), grant)
+            }
             Sending::Notice => {
                 exchange.notice(place, bytes);
                 0
@@ -269,6 +287,7 @@ impl Line {
     ) -> Result<Received, Failure> {
         let now = timer::now();
         let event = self.channel.exchange.next(side, now).ok_or(Failure::Again)?;
+        event.settled()?;
         let mut message = Received {
             kind: event.kind,
             bytes: event.bytes,
@@ -276,6 +295,7 @@ impl Line {
             time: self.time_left(&event, now),
             more: true,
             sender: self.peer(if broken(Mistake::OwnName) { side.other() } else { side })?,
+            grant: event.grant.filter(|_| event.kind == received::CALL),
         };
         if event.bytes > room {
             return Err(Failure::TooSmall(message));
@@ -294,6 +314,7 @@ impl Line {
 
     /// `side` cancels its call.
     pub fn cancel(&mut self, side: Side, token: u64) -> Result<(), Failure> {
+        self.channel.exchange.owes(side, Some(token))?;
         self.channel.exchange.cancel(side, token).map_err(|_| Failure::NoCall)
     }
 
@@ -472,10 +493,20 @@ fn close(vm: &Vm, handle: Handle) -> Result<Told, Failure> {
         let mut slot = line(handle);
         let line = slot.as_deref().ok_or(Failure::Invalid)?;
         let side = line.channel.side(handle, Who::Vm(vm.party)).map_err(|_| Failure::Invalid)?;
+        line.channel.exchange.owes(side, None)?;
         leave(&mut slot, side)
     };
     drop(Seat(vm));
     Ok(hears.map_or(Told::Nobody, |(end, handle, bell)| tell(end, handle, bell)))
+}
+
+/// `vm` has taken back what it owed at its endpoint.
+fn settle(handle: Handle, vm: &Vm, owed: Owed) {
+    let mut slot = line(handle);
+    let Some(line) = slot.as_deref_mut() else { return };
+    if let Ok(side) = line.channel.side(handle, Who::Vm(vm.party)) {
+        line.channel.exchange.settle(side, owed);
+    }
 }
 
 /// The host closes a channel: leaves it, if it is at one end, else takes it from both VMs. The vCPUs that sleep of both.
@@ -518,133 +549,4 @@ pub fn end_step(vm: &mut Vm) -> Progress {
         }
     }
     Progress::More
-}
-
-impl Running<'_> {
-    /// One of the calls of [`gzvm_core::rpc::call`].
-    pub(super) fn rpc(&mut self, fid: u32) -> Next {
-        let Some(policy) = self.vm.rpc.policy() else {
-            self.vcpu.regs.x[0] = NOT_SUPPORTED;
-            return Next::Resume;
-        };
-        let [_, x1, x2, x3, x4, ..] = self.vcpu.regs.x;
-        let vm = self.vm;
-        let (done, told) = match call::decode(fid, [x1, x2, x3, x4]) {
-            None => (Err(Failure::Invalid), Told::Nobody),
-            Some(Call::Info) => {
-                self.results(&[policy.doorbell.0.into(), MOST_BYTES as u64, SLOTS as u64]);
-                return Next::Resume;
-            }
-            Some(Call::Open(port)) => {
-                let found = find(vm, port).ok_or(Failure::Invalid);
-                (found.map(|handle| self.results(&[handle.0])), Told::Nobody)
-            }
-            Some(Call::Peer(by)) => {
-                let (peer, told) = at(by, Who::Vm(vm.party), |line, side| line.peer(side));
-                (peer.map(|peer| self.results(&peer.registers())), told)
-            }
-            Some(Call::Call { by, message, time }) => self.send(by, Sending::Call(time), message),
-            Some(Call::Notice { by, message }) => self.send(by, Sending::Notice, message),
-            Some(Call::Reply { by, message, token }) => self.send(by, Sending::Reply(token), message),
-            Some(Call::Receive { by, room }) => self.receive(by, room),
-            Some(Call::Cancel { by, token }) => {
-                let (done, told) = at(by, Who::Vm(vm.party), |line, side| line.cancel(side, token));
-                (done.map(|()| self.results(&[])), told)
-            }
-            Some(Call::Close(by)) => match close(vm, by) {
-                Ok(told) => {
-                    self.results(&[]);
-                    (Ok(()), told)
-                }
-                Err(e) => (Err(e), Told::Nobody),
-            },
-        };
-        match done {
-            Ok(()) => {}
-            // The driver brings it, and the guest calls again. Nothing has happened yet.
-            Err(Failure::Absent(ipa)) => {
-                self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_sub(4);
-                return Next::Exit(Exit::PageFault(ipa.0));
-            }
-            Err(e) => {
-                if let Failure::TooSmall(message) = e {
-                    self.tell_of(&message);
-                }
-                self.vcpu.regs.x[0] = e.status() as u64;
-            }
-        }
-        match told {
-            Told::Nobody => Next::Resume,
-            Told::Sleepers(vm, vcpus) => {
-                Next::Exit(Exit::Bell(abi::Bell { handle: 0, vcpus, vm: vm.into(), what: 0 }))
-            }
-            Told::Host(handle, bell) => {
-                Next::Exit(Exit::Bell(abi::Bell { handle: handle.0, vcpus: 0, vm: 0, what: bell.0 }))
-            }
-        }
-    }
-
-    /// Success, and x1 on.
-    fn results(&mut self, results: &[u64]) {
-        let x = &mut self.vcpu.regs.x;
-        x[0] = status::SUCCESS as u64;
-        for (to, from) in x.iter_mut().skip(1).zip(results) {
-            *to = *from;
-        }
-    }
-
-    fn tell_of(&mut self, message: &Received) {
-        let more = if message.more { received::MORE } else { 0 };
-        let what = u64::from(message.kind) | more | (message.bytes as u64) << received::BYTES_SHIFT;
-        self.results(&[what, message.token, message.time]);
-        for (to, from) in self.vcpu.regs.x.iter_mut().skip(4).zip(message.sender.registers()) {
-            *to = from;
-        }
-    }
-
-    fn send(&mut self, by: Handle, what: Sending, message: Buffer) -> (Result<(), Failure>, Told) {
-        let who = Who::Vm(self.vm.party);
-        let uncached = cpu::guest_is_uncached();
-        let (sent, told) = self.with_buffer(message, false, |place| {
-            at(by, who, |line, side| {
-                line.send(side, what, message.bytes, |to| match place {
-                    Some(place) => place.read(uncached, to).map_err(|_| Failure::Invalid),
-                    None => Ok(()),
-                })
-            })
-        });
-        (sent.map(|token| self.results(&[token])), told)
-    }
-
-    fn receive(&mut self, by: Handle, room: Buffer) -> (Result<(), Failure>, Told) {
-        let who = Who::Vm(self.vm.party);
-        let uncached = cpu::guest_is_uncached();
-        let (received, told) = self.with_buffer(room, true, |place| {
-            at(by, who, |line, side| {
-                line.receive(side, room.bytes, |_, from| match place {
-                    Some(place) => place.write(uncached, from).map_err(|_| Failure::Invalid),
-                    None => Ok(()),
-                })
-            })
-        });
-        (received.map(|message| self.tell_of(&message)), told)
-    }
-
-    /// With the place of a buffer in the guest's memory; without one for an empty buffer.
-    fn with_buffer<T>(
-        &self,
-        buffer: Buffer,
-        write: bool,
-        act: impl FnOnce(Option<&GuestBytes<'_>>) -> (Result<T, Failure>, Told),
-    ) -> (Result<T, Failure>, Told) {
-        if buffer.bytes == 0 {
-            return act(None);
-        }
-        let memory = self.vm.memory.lock();
-        match memory.message_page(buffer.at, write) {
-            Ok(place) => act(Some(&place)),
-            Err(NoPage::Absent) => (Err(Failure::Absent(buffer.at)), Told::Nobody),
-            Err(NoPage::Nowhere) => (Err(Failure::Invalid), Told::Nobody),
-        }
-    }
 }
