@@ -51,7 +51,7 @@ mod instructions {
     /// SHA-256 of `bytes`, by the CPU's instructions.
     ///
     /// # Safety
-    /// They are there ([`available`]), are not trapped, and nobody needs what is in v0 to v7 and v16 to v18.
+    /// They are there ([`available`]), are not trapped, and nobody needs what is in the vector registers.
     pub unsafe fn by_instructions(bytes: &[u8]) -> [u8; 32] {
         let (blocks, rest) = bytes.as_chunks::<BLOCK>();
         // Padding: a one, zeros, the length in bits.
