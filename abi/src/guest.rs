@@ -48,6 +48,9 @@ pub const VM_MEM_MOST_LOANS: usize = 32;
 
 // Who a protected VM is: ours too.
 
+/// As [`MEM_SHARE`], for some of x2 pages from x1 on, as many as lie in one block of stage 2. Results x0 = status, x1 = how many.
+pub const MEM_SHARE_RUN: u32 = 0xC600_F005;
+
 /// x1..x4 = a SHA-256 digest, eight bytes a register, little-endian: the measurement is extended by it. Result x0 = status.
 pub const MEASUREMENT_EXTEND: u32 = 0xC600_F008;
 /// The measurement changes no more. Result x0 = status.

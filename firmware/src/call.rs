@@ -4,6 +4,7 @@
 use core::arch::asm;
 
 use gzvm_abi::guest;
+use gzvm_firmware_verify::tree::PAGE;
 
 const SYSTEM_OFF: u32 = 0x8400_0008;
 const TRNG_RND64: u32 = 0xC400_0053;
@@ -28,6 +29,18 @@ fn hvc4(function: u32, [mut x1, mut x2, mut x3, x4]: [u64; 4]) -> [u64; 4] {
 /// A call about a page.
 pub fn page_call(function: u32, page: u64) -> Result<(), ()> {
     if hvc(function, page)[0] == 0 { Ok(()) } else { Err(()) }
+}
+
+/// Lets the host see all these pages, by as few calls as stage 2 has blocks there.
+pub fn share(mut page: u64, end: u64) -> Result<(), ()> {
+    while page < end {
+        let [status, pages, ..] = hvc4(guest::MEM_SHARE_RUN, [page, (end - page) / PAGE, 0, 0]);
+        if status != 0 || pages == 0 {
+            return Err(());
+        }
+        page = pages.checked_mul(PAGE).and_then(|bytes| page.checked_add(bytes)).ok_or(())?;
+    }
+    Ok(())
 }
 
 /// Extends this VM's measurement.

@@ -135,8 +135,8 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<u64, End> {
     }
 
     plan.devices.iter().flat_map(|device| device.registers.pages()).try_for_each(name)?;
-    for page in plan.pool.iter().flat_map(Range::pages) {
-        page_call(guest::MEM_SHARE, page).map_err(|()| End::Hypervisor("it shares no memory"))?;
+    if let Some(pool) = &plan.pool {
+        call::share(pool.start(), pool.end()).map_err(|()| End::Hypervisor("it shares no memory"))?;
     }
     let seeds = tree::seeds(&fdt, blob);
     for (offset, length) in seeds {

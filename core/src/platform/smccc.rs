@@ -58,6 +58,8 @@ pub enum Answer {
     Relinquish(u64),
     /// A protected guest lets the host see the page at this IPA.
     Share(u64),
+    /// It lets the host see pages from this IPA on, as many as x2 says.
+    ShareRun(u64),
     /// It takes that back.
     Unshare(u64),
     /// From now on, only MMIO pages that it names go to the VMM.
@@ -106,6 +108,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::VENDOR_HYP_FEATURES => Answer::One(1 << 9 | 0b11 | if protected { 0x7F << 2 } else { 0 }),
         guest::HYP_MEMINFO | guest::MMIO_GUARD_INFO if protected => Answer::One(PAGE_SIZE),
         guest::MEM_SHARE if protected => Answer::Share(arg),
+        guest::MEM_SHARE_RUN if protected => Answer::ShareRun(arg),
         guest::MEM_UNSHARE if protected => Answer::Unshare(arg),
         guest::MMIO_GUARD_ENROLL if protected => Answer::GuardEnroll,
         guest::MMIO_GUARD_MAP if protected => Answer::GuardMap(arg),
@@ -222,12 +225,15 @@ mod tests {
             (guest::HYP_MEMINFO, Answer::One(4096)),
             (guest::MMIO_GUARD_INFO, Answer::One(4096)),
             (guest::MEM_SHARE, Answer::Share(0x5000)),
+            (guest::MEM_SHARE_RUN, Answer::ShareRun(0x5000)),
             (guest::MEM_UNSHARE, Answer::Unshare(0x5000)),
             (guest::MMIO_GUARD_ENROLL, Answer::GuardEnroll),
             (guest::MMIO_GUARD_MAP, Answer::GuardMap(0x5000)),
             (guest::MMIO_GUARD_UNMAP, Answer::GuardUnmap(0x5000)),
         ] {
             assert_eq!(decide(fid.into(), 0x5000, true), answer, "{fid:#x}");
+            let plain = decide(fid.into(), 0x5000, false);
+            assert_eq!(plain, Answer::One(NOT_SUPPORTED), "{fid:#x} of a plain VM");
         }
     }
 

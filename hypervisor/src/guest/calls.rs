@@ -45,7 +45,8 @@ impl Running<'_> {
             }
             Answer::Trng { fid, arg } => return self.trng(fid, arg),
             Answer::Relinquish(ipa) => return self.relinquish(ipa),
-            Answer::Share(ipa) => return self.expose(ipa, true),
+            Answer::Share(ipa) => return self.expose(ipa, None, true),
+            Answer::ShareRun(ipa) => return self.expose(ipa, Some(x2), true),
             Answer::Unshare(ipa) => return self.unshare(ipa),
             Answer::GuardEnroll => {
                 self.vm.memory.lock().guard();
@@ -60,11 +61,16 @@ impl Running<'_> {
         Next::Resume
     }
 
-    /// A protected guest lets the host see a page, or takes that back.
-    fn expose(&mut self, ipa: u64, visible: bool) -> Next {
-        let done = self.vm.memory.lock().expose(Ipa(ipa), visible);
+    /// A protected guest lets the host see a page, or some of a run of pages, or takes that back.
+    fn expose(&mut self, ipa: u64, run: Option<u64>, visible: bool) -> Next {
+        let done = self.vm.memory.lock().expose(Ipa(ipa), run.unwrap_or(1), visible);
         self.vcpu.regs.x[0] = match done {
-            Ok(()) => 0,
+            Ok(done) => {
+                if run.is_some() {
+                    self.vcpu.regs.x[1] = done;
+                }
+                0
+            }
             Err(NoPage::Absent) => {
                 // The driver brings it, and the guest calls again.
                 self.vcpu.regs.pc = self.vcpu.regs.pc.wrapping_sub(4);
@@ -79,7 +85,7 @@ impl Running<'_> {
     /// its own mappings.
     fn unshare(&mut self, ipa: u64) -> Next {
         if !self.vm.memory.lock().announces_unshare(Ipa(ipa)) {
-            return self.expose(ipa, false);
+            return self.expose(ipa, None, false);
         }
         self.vcpu.pending = Some(Pending::Unshare(ipa));
         Next::Exit(Exit::Unshare(ipa))

@@ -377,12 +377,24 @@ impl VmMemory {
         self.stage2.annotate(tables, &mut VmTlb { root }, at, WITHDRAWN).map_err(|_| MapFailure::Invalid)
     }
 
-    /// A protected guest lets the host see its page, or takes that back.
-    pub fn expose(&mut self, ipa: Ipa, visible: bool) -> Result<(), NoPage> {
+    /// A protected guest lets the host see its pages from `ipa` on, or takes that back: of so many those that one block or
+    /// page of stage 2 holds; how many these were.
+    pub fn expose(&mut self, ipa: Ipa, pages: u64, visible: bool) -> Result<u64, NoPage> {
         let Some(vm) = self.owner else { return Err(NoPage::Nowhere) };
-        let page = self.private_page(ipa)?;
-        let done = if visible { private::share(vm, page) } else { private::unshare(vm, page) };
-        done.map_err(|_| NoPage::Nowhere)
+        let run = self.private_run(ipa, pages)?;
+        let done = if visible { private::share(vm, run) } else { private::unshare(vm, run) };
+        done.map_err(|_| NoPage::Nowhere)?;
+        Ok(run.pages())
+    }
+
+    fn private_run(&self, ipa: Ipa, pages: u64) -> Result<PaRange, NoPage> {
+        let first = self.private_page(ipa)?;
+        let Walk::Mapped { level, .. } = self.walk(ipa) else { return Err(NoPage::Nowhere) };
+        let size = level.entry_size();
+        let behind = size.wrapping_sub(ipa.0 & size.wrapping_sub(1)).wrapping_shr(PAGE_SHIFT);
+        // A block of 1 GiB would be too much for one call.
+        let pages = pages.min(behind).min(BLOCK_PAGES);
+        PaRange::new(first.start(), pages.wrapping_mul(PAGE_SIZE)).map_err(|_| NoPage::Nowhere)
     }
 
     /// From now on the driver is told before the host loses a page that was shared.

@@ -131,7 +131,7 @@ impl Vcpu {
     /// Completes the call by which the guest stops sharing the page at `ipa`.
     pub fn finish_unshare(&mut self, vm: &Vm, ipa: u64) {
         self.pending = None;
-        let done = vm.memory.lock().expose(Ipa(ipa), false);
+        let done = vm.memory.lock().expose(Ipa(ipa), 1, false);
         self.regs.x[0] = if done.is_ok() { 0 } else { smccc::INVALID_PARAMETER };
     }
 

@@ -18,7 +18,7 @@ use rights::*;
 pub const CASES: &[Case] = cases!["lending":
     two_vms_exchange_what_the_host_cannot_see, read_only_is_read_only, nobody_but_the_named_one, where_it_may_be,
     taken_back_while_mapped, one_thing_at_a_time, borrower_dies, owner_dies, both_die, the_next_vm_of_this_id,
-    books_are_full, races, taken_away_while_the_other_looks,
+    books_are_full, many_pages_are_shown_at_once, races, taken_away_while_the_other_looks,
 ];
 
 const OK: u64 = 0;

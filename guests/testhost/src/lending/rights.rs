@@ -297,6 +297,47 @@ pub fn one_thing_at_a_time() -> Outcome {
     })
 }
 
+/// MEM_SHARE_RUN: what lies in one block is shown at once, or nothing of it.
+pub fn many_pages_are_shown_at_once() -> Outcome {
+    leaving_nothing(|| {
+        let last = RAM_PAGES - 1;
+        for whole in [false, true] {
+            let mut a = Guest::new()?;
+            if whole {
+                let block = [a.id(), 0, a.at(RAM) >> 12, RAM >> 12, RAM_PAGES];
+                check!(call(Function::MapGuest, &block).ok(), "MAP_GUEST of 2 MiB");
+            }
+            let run = |a: &mut Guest, at, pages| {
+                let [status, done, ..] = a.call(guest::MEM_SHARE_RUN, [at, pages, 0, 0])?;
+                Ok((status, done))
+            };
+            let (second, end) = (RAM + 0x10_0000, RAM + RAM_PAGES * 4096);
+            for (at, pages) in [(second, 0), (second + 8, 4), (RAM - 0x1000, 4), (end, 4), (end, u64::MAX)] {
+                check_eq!(run(&mut a, at, pages)?.0, INVALID, "{pages} pages at {at:#x}");
+            }
+            let half = RAM_PAGES / 2;
+            let done = if whole { half } else { 1 };
+            let shared = run(&mut a, second, u64::MAX)?;
+            check_eq!(shared, (OK, done), "status and pages from the middle on");
+            check_eq!(out_of_reach(a.at(second - 0x1000))?, whole, "the page before");
+            for page in [0, done - 1] {
+                check!(!out_of_reach(a.at(second) + page * 4096)?, "the host does not see page {page}");
+            }
+            // All or nothing, also with what is shown behind it.
+            let (before, pages) = if whole { (half - 8, 9) } else { (half, 1) };
+            check_eq!(run(&mut a, RAM + before * 4096, pages)?.0, INVALID, "around a page that is shown");
+            if whole {
+                check!(out_of_reach(a.at(RAM + before * 4096))?, "the host sees a page before it");
+                check_eq!(a.status(guest::MEM_UNSHARE, [RAM + last * 4096, 0, 0, 0])?, OK, "MEM_UNSHARE");
+                check!(out_of_reach(a.at(RAM + last * 4096))?, "the host sees what it is not shown any more");
+                check!(!out_of_reach(a.at(RAM + (last - 1) * 4096))?, "the host does not see its neighbour");
+            }
+            a.destroy()?;
+        }
+        Ok(())
+    })
+}
+
 pub fn books_are_full() -> Outcome {
     leaving_nothing(|| {
         let (mut a, mut b) = (Guest::new()?, Guest::new()?);
