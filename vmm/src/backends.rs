@@ -78,7 +78,14 @@ impl Backends {
             let link = Link::open(&setup, device.socket.clone(), device.kind.config_size())?;
             programs.push((setup, Arc::new(Mutex::new(link))));
         }
-        Ok(Self { cables, rng: options.rng, console, ports, vsock: options.vsock.as_ref().map(vsock).transpose()?, programs })
+        Ok(Self {
+            cables,
+            rng: options.rng,
+            console,
+            ports,
+            vsock: options.vsock.as_ref().map(vsock).transpose()?,
+            programs,
+        })
     }
 
     /// How many devices they are for.
