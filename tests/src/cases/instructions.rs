@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// The host settles, and then runs the guest that measures. Virtual time in which all wait is skipped.
 const SCRIPT: &str = ". /etc/profile
 sleep 20
-gz run --kernel /guest/bench.Image --cmdline console=ttyS0 --cpus 2 --mem 64M </dev/null
+gz run --kernel /guest/bench.Image --cmdline 'console=ttyS0 filter=hypercall,gic-read,mmio-user,eoi,ipi,timer,ioeventfd' --cpus 2 --mem 64M </dev/null
 gz run --kernel /guest/bench.Image --cmdline faults=2m --mem 128M </dev/null
 ";
 const CALLS_BASELINE: &str = include_str!("../../instructions-calls.txt");
