@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Devices in other programs: each is killed in the middle of its work.
+//! Devices in other programs: those that can be killed in the middle of their work are.
 
 use super::{Pair, back_ends, peers};
 use crate::{
@@ -82,35 +82,17 @@ kill $daemon
 ends nobody_listens 1 'is the program running' gz run $kernel --vhost-user block,socket=/tmp/nothing"#;
 
 const RNG_INSIDE: &str = r#"echo RNG-$(cat /sys/class/misc/hw_random/rng_current)
-round=0
-while [ $round -lt 32 ]; do
-    [ $(dd if=/dev/hwrng bs=512 count=8 iflag=fullblock 2>/dev/null | wc -c) = 4096 ] || exit 1
-    round=$((round + 1))
-    echo ROUND-$round
-done
-[ $(dd if=/dev/hwrng bs=512 count=128 iflag=fullblock 2>/dev/null | gzip | wc -c) -gt 60000 ] && echo RANDOM"#;
+[ $(dd if=/dev/hwrng bs=512 count=64 iflag=fullblock 2>/dev/null | gzip | wc -c) -gt 30000 ] && echo RANDOM"#;
 
-const RNG: &str = r#"daemon() {
-    vhost-device-rng --socket-path /tmp/rng.sock >>/tmp/daemon.out 2>&1 &
-    daemon=$!
-}
-daemon
+/// Not killed: `vhost_user/mod.rs` of gz says why another one could not go on.
+const RNG: &str = r#"vhost-device-rng --socket-path /tmp/rng.sock >/tmp/daemon.out 2>&1 &
+daemon=$!
 holds daemon_listens "$(cat /tmp/daemon.out)" appears /tmp/rng.sock0
 guest --vhost-user rng,socket=/tmp/rng.sock0
 holds guest_has_it "another" said RNG-virtio_rng
-for round in 1 2 3; do
-    said ROUND-$((round * 8))
-    kill -9 $daemon
-    wait $daemon 2>/dev/null
-    usleep 300000
-    rm -f /tmp/rng.sock0
-    daemon
-done
 holds it_is_random "not" said RANDOM
 guest_ends
-again=$(grep -c 'requests are done again' /tmp/gz.out)
-holds each_restart_is_seen "$again" [ $again = 3 ]
-kill $daemon"#;
+kill $daemon 2>/dev/null"#;
 
 const FOLDER_INSIDE: &str = r#"mount -t virtiofs shared /mnt || exit 1
 n=0
@@ -138,4 +120,4 @@ guest_ends
 for other in --protected '--balloon 16M'; do
     ends not_with$other 2 'cannot be used with' gz run $kernel $other --fs shared=/tmp/fs.sock
 done
-holds reason_is_told "not" grep -q 'no other one knows what it knew' /tmp/gz.out"#;
+holds reason_is_told "not" grep -q 'no other one can go on where it was' /tmp/gz.out"#;

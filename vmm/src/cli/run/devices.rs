@@ -56,8 +56,8 @@ pub struct DeviceOptions {
     pub folders: Vec<FsOption>,
 
     /// A virtio device in another program, which listens at SOCKET and speaks vhost-user: a disk (`block`), such as
-    /// qemu-storage-daemon's, or random numbers (`rng`). When the program ends, the guest's requests wait for another one
-    /// there. Not for protected guests, nor with a balloon
+    /// qemu-storage-daemon's, or random numbers (`rng`). When a disk's program ends, the guest's requests wait for another
+    /// one there. Not for protected guests, nor with a balloon
     #[arg(long, value_name = "KIND,socket=SOCKET")]
     pub vhost_user: Vec<VhostUserOption>,
 

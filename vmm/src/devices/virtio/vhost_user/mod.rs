@@ -64,7 +64,7 @@ pub struct Setup {
 pub enum WhenGone {
     /// Another one does what it has not done.
     Wait,
-    /// It had a state that no other has: all requests fail. Answers one, and returns how many bytes it wrote.
+    /// It had a state that no other has, or none that is like it can go on: all requests fail. Answers one, and returns how many bytes it wrote.
     Fail(Refusal),
 }
 
@@ -95,9 +95,19 @@ impl Setup {
             queues: vec![QUEUE_SIZE],
             features,
             config: Vec::new(),
-            when_gone: WhenGone::Wait,
+            when_gone: match option.kind {
+                Kind::Block => WhenGone::Wait,
+                // Programs of crate vhost-user-backend 0.10, as vhost-device-rng is, begin with the used ring's first element, wherever
+                // the ring was: a driver in the middle of its ring can't go on with another one.
+                Kind::Rng => WhenGone::Fail(no_answer),
+            },
         }
     }
+}
+
+/// There are no random numbers. Linux waits for others, and can be interrupted.
+fn no_answer(_memory: &GuestMemoryMmap, _chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
+    0
 }
 
 /// A device in another program.
@@ -246,7 +256,7 @@ impl Life {
             WhenGone::Wait => tracing::warn!("{name}: has gone; the guest waits for another one there"),
             WhenGone::Fail(_) => {
                 tracing::warn!(
-                    "{name}: has gone; no other one knows what it knew, so all that the guest asks of it fails until its reset"
+                    "{name}: has gone; no other one can go on where it was, so all that the guest asks of it fails until its reset"
                 );
                 self.collect();
                 self.refuse();

@@ -15,8 +15,7 @@ pub struct VhostUserOption {
     pub socket: PathBuf,
 }
 
-/// Kinds of devices. What they do again after a restart does no harm: sectors are read or written once more, random numbers
-/// are others.
+/// Kinds of devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// A disk.
