@@ -243,7 +243,7 @@ mod tests {
             assert_eq!(decide(fid.into(), 0, true), Answer::Lending(fid), "{fid:#x}");
             assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
-        for fid in [guest::VM_ID - 1, guest::VM_MEM_RECLAIM + 1, 0x8600_F000] {
+        for fid in [guest::VM_ID - 1, guest::MEM_SHARE_RUN + 1, 0x8600_F000] {
             assert_eq!(decide(fid.into(), 0, true), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }
