@@ -28,7 +28,6 @@ pub const MISTAKES: &[Row] = &[
     (4, NoKick, "abuse::destroy_while_running"),
     (4, NoGate, "life::power_off_stops_everybody"),
     (5, NoHide, "hostile::random_calls"),
-    (5, NoScrub, "hostile::random_calls"),
     (6, UnpaidTables, "protected::tables_of_the_host_are_paid_for"),
     (6, NoTables, "protected::tables_of_the_host_are_paid_for"),
     (6, NoHide, "tables::a_block_leaves_and_comes_back"),

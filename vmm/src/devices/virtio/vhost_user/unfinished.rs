@@ -28,7 +28,10 @@ const USED_ELEMENT: u64 = 8;
 pub struct Unfinished {
     available: u16,
     used: u16,
-    /// By the number of its first descriptor, when a buffer was made available, or 0.
+    /// By the number of its first descriptor, whether a buffer is with the back end: how often it was made available, less how often
+    /// it was used.
+    with: Vec<i32>,
+    /// When it was made available the last time.
     since: Vec<u64>,
     /// Buffers that were made available.
     count: u64,
@@ -39,8 +42,14 @@ pub struct Unfinished {
 impl Unfinished {
     /// Of a queue that nobody has served yet.
     pub fn new(queue: &Queue) -> Self {
-        let since = vec![0; queue.size().into()];
-        Self { available: queue.next_avail(), used: queue.next_avail(), since, count: 0, lost: false }
+        Self::empty(queue, queue.next_avail())
+    }
+
+    /// Of a queue of which all up to a position is used.
+    fn empty(queue: &Queue, position: u16) -> Self {
+        let size = usize::from(queue.size());
+        let (with, since) = (vec![0; size], vec![0; size]);
+        Self { available: position, used: position, with, since, count: 0, lost: false }
     }
 
     /// Reads what has happened. True: buffers have been used since the last time.
@@ -54,7 +63,7 @@ impl Unfinished {
         let available = queue.avail_idx(memory, Ordering::Acquire)?.0;
         let progress = used != self.used;
         if used == available {
-            *self = Self { available, used, since: vec![0; size.into()], count: 0, lost: false };
+            *self = Self::empty(queue, used);
             return Ok(progress);
         }
         let mut here = self.available;
@@ -62,8 +71,8 @@ impl Unfinished {
             let slot = u64::from(here % size);
             let head = read_u16(memory, queue.avail_ring(), RING_HEADER + slot * AVAILABLE_ELEMENT)?;
             self.count += 1;
-            match self.since.get_mut(usize::from(head)) {
-                Some(since) if *since == 0 => *since = self.count,
+            match (self.with.get_mut(usize::from(head)), self.since.get_mut(usize::from(head))) {
+                (Some(with), Some(since)) => (*with, *since) = (*with + 1, self.count),
                 _ => self.lost = true,
             }
             here = here.wrapping_add(1);
@@ -72,12 +81,14 @@ impl Unfinished {
         while here != used && !self.lost {
             let slot = u64::from(here % size);
             let head = read_u16(memory, queue.used_ring(), RING_HEADER + slot * USED_ELEMENT)?;
-            match self.since.get_mut(usize::from(head)) {
-                Some(since) if *since != 0 => *since = 0,
-                _ => self.lost = true,
+            match self.with.get_mut(usize::from(head)) {
+                Some(with) => *with -= 1,
+                None => self.lost = true,
             }
             here = here.wrapping_add(1);
         }
+        // It may have come and gone several times since the last look, by turns.
+        self.lost |= self.with.iter().any(|with| !matches!(with, 0 | 1));
         // What was read may be newer than it seemed.
         let available_now = queue.avail_idx(memory, Ordering::Acquire)?.0;
         let used_now = queue.used_idx(memory, Ordering::Acquire)?.0;
@@ -101,8 +112,9 @@ impl Unfinished {
         queue: &mut Queue,
     ) -> Result<Option<usize>, Error> {
         self.look(memory, queue)?;
-        let mut heads: Vec<(u64, u16)> = (0..).zip(&self.since).map(|(head, since)| (*since, head)).collect();
-        heads.retain(|(since, _)| *since != 0);
+        let all = (0_u16..).zip(self.with.iter().zip(&self.since));
+        let mut heads: Vec<(u64, u16)> =
+            all.filter(|(_, (with, _))| **with == 1).map(|(head, (_, since))| (*since, head)).collect();
         heads.sort_unstable();
         let all = heads.len() == usize::from(self.available.wrapping_sub(self.used));
         if (self.lost || !all) && !broken(Mistake::RoundAndRound) {
@@ -224,6 +236,25 @@ pub(crate) mod tests {
         }
         both.offer(&[5]);
         assert_eq!(both.rest(), Some(vec![7, 5]));
+    }
+
+    #[test]
+    pub(crate) fn a_buffer_comes_and_goes_between_two_looks() {
+        let memory = memory();
+        let mut both = Both::new(&memory);
+        both.offer(&[7, 1, 2]);
+        both.look();
+        both.finish(&[1]);
+        both.offer(&[1, 3]);
+        both.finish(&[1, 2]);
+        both.offer(&[2, 1]);
+        assert_eq!(both.rest(), Some(vec![7, 3, 2, 1]));
+        both.finish(&[7]);
+        both.offer(&[7]);
+        both.finish(&[3, 2, 7]);
+        both.offer(&[2, 7, 3]);
+        both.finish(&[2]);
+        assert_eq!(both.rest(), Some(vec![1, 7, 3]));
     }
 
     #[test]
