@@ -232,10 +232,18 @@ impl Exchange {
 
     /// What `side` receives next; it stays until it is [`taken`](Self::taken). If there is nothing, its doorbell rings when there is.
     pub fn next(&mut self, side: Side, now: u64) -> Option<Event> {
+        let (place, kind) = self.look(side, now)?;
+        let Slot { token, deadline, grant, bytes, .. } = *self.slot(place)?;
+        let bytes = if matches!(kind, received::LAPSED | received::CANCELLED) { 0 } else { bytes };
+        Some(Event { kind, token, bytes, place, deadline, grant })
+    }
+
+    /// Where the next one is, and what it is. If there is nothing, the doorbell of `side` rings when there is.
+    fn look(&mut self, side: Side, now: u64) -> Option<(Place, u32)> {
         self.lapse_all(side, now);
-        let event = self.oldest(side, now);
-        side.of_mut(&mut self.ends).waits = event.is_none();
-        event
+        let oldest = self.oldest(side, now);
+        side.of_mut(&mut self.ends).waits = oldest.is_none();
+        oldest
     }
 
     /// Calls for `side` that nobody can answer in time any more: their caller is told.
@@ -257,19 +265,18 @@ impl Exchange {
         self.tell(place.side);
     }
 
-    fn oldest(&self, side: Side, now: u64) -> Option<Event> {
+    fn oldest(&self, side: Side, now: u64) -> Option<(Place, u32)> {
         let of = |from: Side| {
             let slots = from.of(&self.ends).slots.iter().enumerate();
             slots.filter_map(move |(n, slot)| {
                 let kind = if from == side { slot.for_caller(now) } else { slot.for_server() }?;
-                let bytes =
-                    if matches!(kind, received::LAPSED | received::CANCELLED) { 0 } else { slot.bytes };
-                let place = Place { side: from, slot: n };
-                let Slot { token, deadline, grant, .. } = *slot;
-                Some((slot.since, Event { kind, token, bytes, place, deadline, grant }))
+                Some((slot.since, Place { side: from, slot: n }, kind))
             })
         };
-        of(side).chain(of(side.other())).min_by_key(|(since, _)| *since).map(|(_, event)| event)
+        of(side)
+            .chain(of(side.other()))
+            .min_by_key(|(since, ..)| *since)
+            .map(|(_, place, kind)| (place, kind))
     }
 
     /// `side` has received this, which [`next`](Self::next) gave. Whether there is more.
@@ -284,7 +291,7 @@ impl Exchange {
             }
             _ => self.put(event.place, FREE),
         }
-        self.next(side, now).is_some()
+        self.look(side, now).is_some()
     }
 
     /// What `side`'s doorbell rings for since the last time.

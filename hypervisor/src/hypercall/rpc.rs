@@ -125,7 +125,8 @@ fn receive(handle: Handle, area: Pa) -> Done {
         host::write(&ownership, body, from).map_err(|_| not_the_hosts(area))
     };
     rpc::at(handle, Who::Host, |line, side| {
-        let message = line.receive(side, MOST_BYTES, write)?;
+        let mut message = Received::default();
+        line.receive(side, MOST_BYTES, &mut message, write)?;
         if !message.more {
             // Said once more, since it is known only now; a host that has given the pages away meanwhile does without.
             let _ = write(&message, &[]);

@@ -69,12 +69,7 @@ impl Running<'_> {
                     return Next::Exit(Exit::Irq);
                 }
             }
-            Err(e) => {
-                if let Failure::TooSmall(message) = e {
-                    self.tell_of(&message);
-                }
-                self.vcpu.regs.x[0] = e.status() as u64;
-            }
+            Err(e) => self.vcpu.regs.x[0] = e.status() as u64,
         }
         match told {
             Told::Nobody => Next::Resume,
@@ -127,15 +122,20 @@ impl Running<'_> {
     fn receive(&mut self, by: Handle, room: Buffer) -> (Result<(), Failure>, Told) {
         let who = Who::Vm(self.vm.party);
         let uncached = cpu::guest_is_uncached();
+        // Too large to be moved from hand to hand.
+        let mut message = Received::default();
         let (received, told) = self.with_buffer(room, true, |place| {
             at(by, who, |line, side| {
-                line.receive(side, room.bytes, |_, from| match place {
+                line.receive(side, room.bytes, &mut message, |_, from| match place {
                     Some(place) => place.write(uncached, from).map_err(|_| Failure::Invalid),
                     None => Ok(()),
                 })
             })
         });
-        (received.map(|message| self.tell_of(&message)), told)
+        if matches!(received, Ok(()) | Err(Failure::TooSmall)) {
+            self.tell_of(&message);
+        }
+        (received, told)
     }
 
     /// With the place of a buffer in the guest's memory; without one for an empty buffer.

@@ -119,8 +119,8 @@ pub enum Failure {
     Gone,
     /// No such call is under way.
     NoCall,
-    /// What is to be received does not fit.
-    TooSmall(Received),
+    /// What is to be received does not fit; it is told of.
+    TooSmall,
     /// The driver has to bring this page first.
     Absent(Ipa),
     /// The caller has to take this back first.
@@ -141,7 +141,7 @@ impl Failure {
             Self::Again => status::AGAIN,
             Self::Gone => status::GONE,
             Self::NoCall => status::NO_CALL,
-            Self::TooSmall(_) => status::TOO_SMALL,
+            Self::TooSmall => status::TOO_SMALL,
         }
     }
 }
@@ -168,7 +168,7 @@ impl Told {
 }
 
 /// What has been received.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Received {
     /// One of [`received`].
     pub kind: u32,
@@ -283,12 +283,13 @@ impl Line {
         &mut self,
         side: Side,
         room: usize,
+        message: &mut Received,
         copy: impl FnOnce(&Received, &[u8]) -> Result<(), Failure>,
-    ) -> Result<Received, Failure> {
+    ) -> Result<(), Failure> {
         let now = timer::now();
         let event = self.channel.exchange.next(side, now).ok_or(Failure::Again)?;
         event.settled()?;
-        let mut message = Received {
+        *message = Received {
             kind: event.kind,
             bytes: event.bytes,
             token: event.token,
@@ -298,11 +299,11 @@ impl Line {
             grant: event.grant.filter(|_| event.kind == received::CALL),
         };
         if event.bytes > room {
-            return Err(Failure::TooSmall(message));
+            return Err(Failure::TooSmall);
         }
-        copy(&message, self.buffer(event.place).and_then(|b| b.get(..event.bytes)).ok_or(Failure::Invalid)?)?;
+        copy(message, self.buffer(event.place).and_then(|b| b.get(..event.bytes)).ok_or(Failure::Invalid)?)?;
         message.more = self.channel.exchange.taken(side, &event, now);
-        Ok(message)
+        Ok(())
     }
 
     fn time_left(&self, event: &Event, now: u64) -> u64 {
