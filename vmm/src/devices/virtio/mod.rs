@@ -113,8 +113,7 @@ impl Interrupt {
 
     /// Reasons that are not acknowledged yet.
     pub fn status(&self) -> u32 {
-        let used = if self.delegated.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
-        self.status.load(Ordering::Acquire) | used
+        self.status.load(Ordering::Acquire) | self.delegated_reasons()
     }
 
     /// The driver has seen `reasons`.
@@ -124,8 +123,12 @@ impl Interrupt {
 
     /// Reasons that are not acknowledged yet, which are from here on.
     fn take(&self) -> u32 {
-        let used = if self.delegated.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 };
-        self.status.swap(0, Ordering::AcqRel) | used
+        self.status.swap(0, Ordering::AcqRel) | self.delegated_reasons()
+    }
+
+    /// What an interrupt may be for that somebody else has signalled.
+    fn delegated_reasons(&self) -> u32 {
+        if self.delegated.load(Ordering::Acquire) { VIRTIO_MMIO_INT_VRING } else { 0 }
     }
 
     fn clear(&self) {
@@ -144,6 +147,24 @@ pub struct ReadyQueue {
     pub queue: Queue,
     /// The notification.
     pub notify: Arc<EventFd>,
+}
+
+/// The queues with these two numbers, of a device that has one for each way; and what notifications of them signal.
+fn both_ways(
+    queues: Vec<ReadyQueue>,
+    receive: u16,
+    transmit: u16,
+) -> (Option<Queue>, Option<Queue>, Vec<Arc<EventFd>>) {
+    let (mut to_driver, mut from_driver, mut notifications) = (None, None, Vec::with_capacity(2));
+    for ready in queues {
+        match ready.index {
+            index if index == receive => to_driver = Some(ready.queue),
+            index if index == transmit => from_driver = Some(ready.queue),
+            _ => continue,
+        }
+        notifications.push(ready.notify);
+    }
+    (to_driver, from_driver, notifications)
 }
 
 /// What a device gets when its driver is ready.

@@ -30,7 +30,7 @@ use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::worker::{Serve, Worker};
-use super::{Activation, Interrupt, RING_FEATURES, VirtioDevice, read_bytes};
+use super::{Activation, Interrupt, RING_FEATURES, VirtioDevice, both_ways, read_bytes};
 use backend::{BUFFER_SIZE, Backend};
 use options::Mac;
 use request::Delivery;
@@ -113,29 +113,21 @@ impl VirtioDevice for Net {
             backend.set_offloads(features)?;
             backend.file().try_clone_to_owned()?
         };
-        let mut server = Server {
+        let (receive, transmit, notifications) = both_ways(queues, RECEIVE, TRANSMIT);
+        let server = Server {
             cable: self.cable.clone(),
             file,
             memory,
             interrupt: interrupt.clone(),
             link: self.link.clone(),
-            receive: None,
-            transmit: None,
+            receive,
+            transmit,
             merge: features >> VIRTIO_NET_F_MRG_RXBUF & 1 != 0,
             inbound: vec![0; BUFFER_SIZE],
             waiting: None,
             outbound: vec![0; BUFFER_SIZE],
             blocked: false,
         };
-        let mut notifications = Vec::with_capacity(queues.len());
-        for ready in queues {
-            match ready.index {
-                RECEIVE => server.receive = Some(ready.queue),
-                TRANSMIT => server.transmit = Some(ready.queue),
-                _ => continue,
-            }
-            notifications.push(ready.notify);
-        }
         self.worker = Some(Worker::start("net", notifications, interrupt, server)?);
         Ok(())
     }

@@ -23,7 +23,7 @@ use super::backend::{Host, Uplink};
 use super::request::{self, Inbound, op};
 use super::{CID_HOST, QUEUES, RECEIVE, TRANSMIT, VIRTIO_VSOCK_F_SEQPACKET};
 use crate::devices::virtio::worker::{Serve, Worker};
-use crate::devices::virtio::{Activation, Interrupt, RING_FEATURES, VirtioDevice, read_bytes};
+use crate::devices::virtio::{Activation, Interrupt, RING_FEATURES, VirtioDevice, both_ways, read_bytes};
 use crate::events;
 
 /// Packets in one direction before the other gets its turn.
@@ -84,12 +84,13 @@ impl VirtioDevice for Switched {
         let host = self.uplink.start(features & 1 << VIRTIO_VSOCK_F_SEQPACKET)?;
         let mut exchange = self.peers.put(None).ok_or_else(|| io::Error::other("two drivers"))?;
         exchange.begin(features >> VIRTIO_VSOCK_F_SEQPACKET & 1 != 0);
-        let mut server = Server {
+        let (receive, transmit, notifications) = both_ways(queues, RECEIVE, TRANSMIT);
+        let server = Server {
             cid: self.cid,
             memory,
             interrupt: interrupt.clone(),
-            receive: None,
-            transmit: None,
+            receive,
+            transmit,
             host: Some(host),
             exchange: Some(exchange),
             slot: self.peers.clone(),
@@ -97,15 +98,6 @@ impl VirtioDevice for Switched {
             inbound: Inbound::default(),
             outbound: Vec::new(),
         };
-        let mut notifications = Vec::with_capacity(queues.len());
-        for ready in queues {
-            match ready.index {
-                RECEIVE => server.receive = Some(ready.queue),
-                TRANSMIT => server.transmit = Some(ready.queue),
-                _ => continue,
-            }
-            notifications.push(ready.notify);
-        }
         self.worker = Some(Worker::start("vsock", notifications, interrupt, server)?);
         Ok(())
     }
