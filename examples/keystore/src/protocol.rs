@@ -16,6 +16,8 @@ pub const MOST_KEYS: usize = 16;
 pub const MOST_OF_ONE: usize = 6;
 /// Longest message to sign: what a call has room for, beside the rest of a request.
 pub const MOST_BYTES: usize = 3900;
+/// Longest document to sign: what a call can bring along.
+pub const MOST_GRANTED: usize = 64 << 10;
 
 /// What a caller wants.
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +48,13 @@ pub enum Request<'a> {
     Forget {
         /// Which.
         key: PublicKey,
+    },
+    /// A signature, as of [`Sign`](Self::Sign), of what is in the memory that goes with the call.
+    SignGranted {
+        /// Which.
+        key: PublicKey,
+        /// So many bytes of it.
+        bytes: u32,
     },
 }
 
@@ -85,6 +94,10 @@ pub enum Refusal {
     Full,
     /// The platform has no random numbers to make a key of.
     NoEntropy,
+    /// No memory came with the call, or it is not there any more.
+    NotGranted,
+    /// There are fewer bytes.
+    TooLong,
 }
 
 /// A key, as everybody may know it.

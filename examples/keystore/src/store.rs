@@ -39,37 +39,43 @@ impl Store {
         Self { slots: [const { None }; MOST_KEYS] }
     }
 
-    /// Answers what `caller` has asked: the answer's bytes, in `to`. `random` fills bytes with random ones, or says that it can't.
-    pub fn answer<'a>(
+    /// Answers what `caller` has asked: the answer's bytes, in `to`. `granted` has so many bytes of the memory that came with the
+    /// call; `random` fills bytes with random ones, or says that it can't.
+    ///
+    /// What `granted` has must be a copy. A signature reads it twice, and of two documents that were signed as one a caller finds the
+    /// key's secret.
+    pub fn answer<'a, 'b>(
         &mut self,
         caller: Caller,
         asked: &[u8],
+        granted: impl FnOnce(usize) -> Result<&'b [u8], Refusal>,
         random: impl FnOnce(&mut [u8]) -> bool,
         to: &'a mut [u8],
     ) -> &'a [u8] {
         let answer = match postcard::take_from_bytes::<Request>(asked) {
-            Ok((request, [])) => self.decide(caller, request, random),
+            Ok((request, [])) => self.decide(caller, request, granted, random),
             _ => Err(Refusal::Malformed),
         };
         // It has room: a test says how long answers get.
         postcard::to_slice(&answer, to).map_or(&[], |bytes| &*bytes)
     }
 
-    fn decide(
+    fn decide<'b>(
         &mut self,
         caller: Caller,
         request: Request<'_>,
+        granted: impl FnOnce(usize) -> Result<&'b [u8], Refusal>,
         random: impl FnOnce(&mut [u8]) -> bool,
     ) -> Answer {
         Ok(match request {
             Request::WhoAmI => Reply::You(caller),
             Request::List => Reply::Keys(self.slots.each_ref().map(|slot| Some(slot.as_ref()?.listed))),
             Request::Make => Reply::Key(self.make(caller, random)?),
-            Request::Sign { key, message } => {
-                let slot = self.slots.iter().flatten().find(|slot| slot.listed.key == key);
-                let slot = slot.ok_or(Refusal::NoSuchKey)?;
-                may_use(caller, &slot.listed)?;
-                Reply::Signature(sign(&slot.secret, message))
+            Request::Sign { key, message } => Reply::Signature(sign(self.secret(caller, &key)?, message)),
+            Request::SignGranted { key, bytes } => {
+                // Nobody has anything copied for a key that is not its own.
+                let secret = self.secret(caller, &key)?;
+                Reply::Signature(sign(secret, granted(bytes as usize)?))
             }
             Request::Verify { key, message, signature } => Reply::Verified(verify(&key, message, &signature)),
             Request::Forget { key } => {
@@ -84,6 +90,13 @@ impl Store {
                 Reply::Forgotten
             }
         })
+    }
+
+    fn secret(&self, caller: Caller, key: &PublicKey) -> Result<&[u8; 32], Refusal> {
+        let slot = self.slots.iter().flatten().find(|slot| slot.listed.key == *key);
+        let slot = slot.ok_or(Refusal::NoSuchKey)?;
+        may_use(caller, &slot.listed)?;
+        Ok(&slot.secret)
     }
 
     fn make(&mut self, caller: Caller, random: impl FnOnce(&mut [u8]) -> bool) -> Result<PublicKey, Refusal> {
@@ -124,7 +137,7 @@ mod tests {
     extern crate std;
 
     use super::*;
-    use crate::protocol::MOST_BYTES;
+    use crate::protocol::{MOST_BYTES, MOST_GRANTED};
     use std::vec::Vec;
 
     const PLAIN: Caller = Caller::Plain { vm: 3, generation: 9 };
@@ -136,11 +149,16 @@ mod tests {
     struct Service {
         store: Store,
         seed: u8,
+        granted: Result<&'static [u8], Refusal>,
+    }
+
+    fn nothing(_: usize) -> Result<&'static [u8], Refusal> {
+        Err(Refusal::NotGranted)
     }
 
     impl Service {
         fn new() -> Self {
-            Self { store: Store::new(), seed: 0 }
+            Self { store: Store::new(), seed: 0, granted: nothing(0) }
         }
 
         fn ask(&mut self, caller: Caller, request: Request<'_>) -> Answer {
@@ -152,7 +170,9 @@ mod tests {
                 bytes.fill(seed);
                 true
             };
-            postcard::from_bytes(self.store.answer(caller, &asked, random, &mut room)).unwrap()
+            let granted = self.granted;
+            let granted = |bytes| granted?.get(..bytes).ok_or(Refusal::TooLong);
+            postcard::from_bytes(self.store.answer(caller, &asked, granted, random, &mut room)).unwrap()
         }
 
         fn make(&mut self, caller: Caller) -> PublicKey {
@@ -194,6 +214,24 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_with_a_call_is_signed() {
+        let mut service = Service::new();
+        let (key, others) = (service.make(ONE), service.make(OTHER));
+        let sign = |key, bytes| Request::SignGranted { key, bytes };
+        assert_eq!(service.ask(ONE, sign(key, 0)), Err(Refusal::NotGranted));
+        let document: &[u8] = &[7; MOST_GRANTED];
+        service.granted = Ok(document);
+        assert_eq!(service.ask(ONE, sign(key, document.len() as u32 + 1)), Err(Refusal::TooLong));
+        assert_eq!(service.ask(ONE, sign(others, 9)), Err(Refusal::NotYours));
+        assert_eq!(service.ask(ONE, sign([0; 32], 9)), Err(Refusal::NoSuchKey));
+        for bytes in [0, 9, document.len()] {
+            let answer = service.ask(ONE, sign(key, bytes as u32));
+            let Ok(Reply::Signature(signature)) = answer else { panic!("{answer:?}") };
+            assert!(verify(&key, &document[..bytes], &signature), "of {bytes} bytes");
+        }
+    }
+
+    #[test]
     fn nobody_takes_all_the_room() {
         let mut service = Service::new();
         for caller in [ONE, OTHER] {
@@ -209,7 +247,7 @@ mod tests {
         let mut store = Store::new();
         let mut room = [0; ROOM];
         let asked = postcard::to_slice(&Request::Make, &mut [0; 8]).unwrap().to_vec();
-        let answer = store.answer(Caller::Host, &asked, |_| false, &mut room);
+        let answer = store.answer(Caller::Host, &asked, nothing, |_| false, &mut room);
         assert_eq!(postcard::from_bytes::<Answer>(answer), Ok(Err(Refusal::NoEntropy)));
         assert!(store.slots.iter().all(Option::is_none));
     }
@@ -223,7 +261,7 @@ mod tests {
             true
         };
         let make = postcard::to_slice(&Request::Make, &mut [0; 8]).unwrap().to_vec();
-        store.answer(ONE, &make, secret, &mut room);
+        store.answer(ONE, &make, nothing, secret, &mut room);
         let mut state = 1_u64;
         for round in 0..50_000_u32 {
             let mut bytes = [0_u8; 80];
@@ -233,10 +271,10 @@ mod tests {
             }
             // Half of them begin as a request does.
             if round % 2 == 0 {
-                bytes[0] %= 6;
+                bytes[0] %= 7;
             }
             let length = bytes[79] as usize % 80;
-            let answer = store.answer(ONE, &bytes[..length], |_| false, &mut room);
+            let answer = store.answer(ONE, &bytes[..length], nothing, |_| false, &mut room);
             assert!(postcard::from_bytes::<Answer>(answer).is_ok());
             assert!(!answer.windows(8).any(|part| part == b"a secret"));
         }

@@ -35,7 +35,7 @@ fn serve(bell: &Doorbell) {
     let mut message = QUESTION.lock();
     loop {
         let asked = service.next(bell, &mut message);
-        let _ = service.reply(&asked, &message);
+        let _ = service.reply(asked, &message);
     }
 }
 

@@ -11,17 +11,27 @@ gzvm_guest_kit::entry!(serve);
 
 #[cfg(target_os = "none")]
 fn serve() {
-    use gzvm_guest_kit::rpc::{Doorbell, Message, PeerKind, Service};
+    use gzvm_guest_kit::rpc::{Doorbell, Granted, Message, PeerKind, Service};
     use gzvm_guest_kit::spin::Mutex;
     use gzvm_guest_kit::{gic, println, trng};
-    use keystore::protocol::Caller;
+    use keystore::protocol::{Caller, MOST_GRANTED, Refusal};
     use keystore::store::Store;
 
     // Not on the stack, which is small.
     static STORE: Mutex<Store> = Mutex::new(Store::new());
     static QUESTION: Mutex<Message> = Mutex::new(Message::new());
     static ANSWER: Mutex<Message> = Mutex::new(Message::new());
+    static DOCUMENT: Mutex<[u8; MOST_GRANTED]> = Mutex::new([0; MOST_GRANTED]);
     let (mut store, mut question, mut answer) = (STORE.lock(), QUESTION.lock(), ANSWER.lock());
+    let mut document = DOCUMENT.lock();
+
+    /// The document that came with a call, copied: its caller may change what it has lent.
+    fn copy<'a>(granted: Option<&Granted>, bytes: usize, to: &'a mut [u8]) -> Result<&'a [u8], Refusal> {
+        let granted = granted.ok_or(Refusal::NotGranted)?;
+        let to = to.get_mut(..bytes).filter(|_| bytes <= granted.bytes()).ok_or(Refusal::TooLong)?;
+        granted.view().and_then(|view| view.read(0, to)).map_err(|_| Refusal::NotGranted)?;
+        Ok(to)
+    }
 
     gic::init_distributor();
     gic::init_cpu();
@@ -41,11 +51,14 @@ fn serve() {
                 Caller::Plain { vm: asked.caller.vm, generation: asked.caller.generation }
             }
         };
+        let (granted, room) = (asked.granted.as_ref(), &mut *document);
         let _ = answer.fill(|to| {
-            Ok::<_, ()>(store.answer(caller, question.bytes(), |seed| trng::fill(seed), to).len())
+            let said =
+                store.answer(caller, question.bytes(), |bytes| copy(granted, bytes, room), trng::fill, to);
+            Ok::<_, ()>(said.len())
         });
         // One that has gone, or waits no longer, gets none.
-        let _ = service.reply(&asked, &answer);
+        let _ = service.reply(asked, &answer);
     }
 }
 

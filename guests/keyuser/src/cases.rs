@@ -5,15 +5,15 @@ use core::fmt::Write;
 use core::time::Duration;
 
 use gzvm_guest_kit::case::{Case, Outcome, Verdict};
-use gzvm_guest_kit::rpc::{self, Channel, Doorbell, Error, Message, PeerKind};
+use gzvm_guest_kit::rpc::{self, Channel, Doorbell, Error, Message, Pages, PeerKind};
 use gzvm_guest_kit::spin::Mutex;
-use gzvm_guest_kit::{ArrayString, cases, check, check_eq, fail, machine, measurement, timer};
-use keystore::protocol::{Answer, Caller, Listed, PublicKey, Refusal, Reply, Request};
+use gzvm_guest_kit::{ArrayString, ArrayVec, cases, check, check_eq, fail, machine, measurement, timer};
+use keystore::protocol::{Answer, Caller, Listed, MOST_GRANTED, PublicKey, Refusal, Reply, Request};
 use keystore::store::verify;
 
 pub const CASES: &[Case] = cases!["keyuser":
-    peer_is_the_store, store_knows_who_calls, makes_a_key_and_signs, others_keys_are_not_for_us, no_answer_in_no_time,
-    many_calls, gone_is_told,
+    peer_is_the_store, store_knows_who_calls, makes_a_key_and_signs, others_keys_are_not_for_us, signs_a_document,
+    refuses_a_document, no_answer_in_no_time, many_calls, gone_is_told,
 ];
 
 const TIME: Option<Duration> = Some(Duration::from_secs(20));
@@ -21,6 +21,10 @@ const TIME: Option<Duration> = Some(Duration::from_secs(20));
 static CHANNEL: Mutex<Option<(Channel, Doorbell)>> = Mutex::new(None);
 static QUESTION: Mutex<Message> = Mutex::new(Message::new());
 static ANSWER: Mutex<Message> = Mutex::new(Message::new());
+/// What goes with a call.
+static PAGES: Mutex<Pages<16>> = Mutex::new(Pages::new());
+/// What is written there.
+static DOCUMENT: Mutex<[u8; MOST_GRANTED]> = Mutex::new([0; MOST_GRANTED]);
 
 fn error<T>(result: Result<T, Error>, what: &str) -> Result<T, Verdict> {
     result.map_err(|error| Verdict::fail(format_args!("{what}: {error:?}")))
@@ -39,14 +43,44 @@ fn with_channel<T>(act: impl FnOnce(&Channel, &Doorbell) -> Result<T, Verdict>) 
     act(channel, bell)
 }
 
-fn ask(request: Request) -> Result<Answer, Verdict> {
+/// Asks by this `exchange` of the channel.
+fn ask_by(
+    request: Request,
+    exchange: impl FnOnce(&Channel, &Doorbell, &Message, &mut Message) -> Result<(), Error>,
+) -> Result<Result<Answer, Error>, Verdict> {
     with_channel(|channel, bell| {
         let (mut question, mut answer) = (QUESTION.lock(), ANSWER.lock());
         let written = question.fill(|to| postcard::to_slice(&request, to).map(|bytes| bytes.len()));
         check!(written.is_ok(), "the request has no room");
-        error(channel.exchange(bell, &question, &mut answer, TIME), "the call")?;
-        postcard::from_bytes(answer.bytes())
-            .map_err(|_| Verdict::fail(format_args!("an answer that is none")))
+        if let Err(error) = exchange(channel, bell, &question, &mut answer) {
+            return Ok(Err(error));
+        }
+        let answer = postcard::from_bytes(answer.bytes());
+        answer.map(Ok).map_err(|_| Verdict::fail(format_args!("an answer that is none")))
+    })
+}
+
+fn ask(request: Request) -> Result<Answer, Verdict> {
+    let answer = ask_by(request, |channel, bell, question, answer| {
+        channel.exchange(bell, question, answer, TIME).map(drop)
+    })?;
+    error(answer, "the call")
+}
+
+/// For a signature of so many bytes of what goes with the call.
+fn ask_with(
+    key: PublicKey,
+    bytes: usize,
+    document: &[u8],
+    time: Option<Duration>,
+) -> Result<Result<Answer, Error>, Verdict> {
+    let mut pages = PAGES.lock();
+    let Some(grant) = pages.lend(document.len(), |to| to.copy_from_slice(document)) else {
+        fail!("{} bytes have no room", document.len())
+    };
+    let request = Request::SignGranted { key, bytes: bytes as u32 };
+    ask_by(request, |channel, bell, question, answer| {
+        channel.exchange_with(bell, question, answer, grant, time).map(drop)
     })
 }
 
@@ -113,6 +147,83 @@ fn others_keys_are_not_for_us() -> Outcome {
     check_eq!(ask(Request::Forget { key })?, Err(Refusal::NotYours), "Forget");
     check!(keys()?.any(|listed| listed.key == key), "it is gone");
     Ok(())
+}
+
+fn make() -> Result<PublicKey, Verdict> {
+    match ask(Request::Make)? {
+        Ok(Reply::Key(key)) => Ok(key),
+        other => fail!("Make: {other:?}"),
+    }
+}
+
+/// More than a message has room for. Often, too: nothing stays lent.
+fn signs_a_document() -> Outcome {
+    if measurement::read().is_none() {
+        let refused = ask_with([0; 32], 1, b"words", TIME)?;
+        check_eq!(refused, Err(Error::NotSupported), "memory of a plain VM");
+        return Ok(());
+    }
+    let key = make()?;
+    let mut document = DOCUMENT.lock();
+    for (n, byte) in document.iter_mut().enumerate() {
+        *byte = (n ^ n >> 8) as u8;
+    }
+    for bytes in [1, 4096, 4097, 50_000, MOST_GRANTED].into_iter().chain(5000..5040) {
+        let answer = ask_with(key, bytes, &document[..bytes], TIME)?;
+        let Ok(Ok(Reply::Signature(signature))) = answer else { fail!("{bytes} bytes: {answer:?}") };
+        check!(verify(&key, &document[..bytes], &signature), "a bad signature of {bytes} bytes");
+    }
+    check_eq!(ask(Request::Forget { key })?, Ok(Reply::Forgotten), "Forget");
+    Ok(())
+}
+
+fn refuses_a_document() -> Outcome {
+    check!(PAGES.lock().lend(MOST_GRANTED + 1, |_| ()).is_none(), "there are no so many pages");
+    let Some(hosts) = keys()?.find(|listed| listed.owner == Caller::Host) else {
+        fail!("the host has no key")
+    };
+    let without = ask(Request::SignGranted { key: hosts.key, bytes: 1 })?;
+    check_eq!(without, Err(Refusal::NotYours), "the host's key");
+    if measurement::read().is_none() {
+        return Ok(());
+    }
+    check_eq!(
+        ask_with(hosts.key, 5, b"words", TIME)?,
+        Ok(Err(Refusal::NotYours)),
+        "the host's key, by grant"
+    );
+    let key = make()?;
+    let without = ask(Request::SignGranted { key, bytes: 1 })?;
+    check_eq!(without, Err(Refusal::NotGranted), "without memory");
+    for (bytes, lent) in [(4097, 5), (MOST_GRANTED + 1, MOST_GRANTED), (u32::MAX as usize, 1)] {
+        let document = &DOCUMENT.lock()[..lent];
+        check_eq!(
+            ask_with(key, bytes, document, TIME)?,
+            Ok(Err(Refusal::TooLong)),
+            "{bytes} of {lent} bytes"
+        );
+    }
+    // Before the store has seen it, while it copies it, and afterwards: when nobody waits any more, it is ours.
+    for n in 0..40 {
+        let time = Some(Duration::from_micros(1 + 100 * n));
+        let hurried = ask_with(key, MOST_GRANTED, &DOCUMENT.lock()[..], time)?;
+        check!(matches!(hurried, Err(Error::Lapsed) | Ok(Ok(Reply::Signature(_)))), "{hurried:?}");
+    }
+    check_eq!(ask(Request::Forget { key })?, Ok(Reply::Forgotten), "Forget");
+    // Of one that was not even sent, too.
+    with_channel(|channel, bell| {
+        let (mut pages, question, mut answer) = (PAGES.lock(), QUESTION.lock(), ANSWER.lock());
+        // Whose answers nobody receives.
+        let calls = core::iter::from_fn(|| channel.call(&question, None).ok());
+        let calls = calls.collect::<ArrayVec<_, 8>>();
+        for _ in 0..2 {
+            let Some(grant) = pages.lend(5, |to| to.fill(1)) else { fail!("no room") };
+            let unsent =
+                channel.exchange_with(bell, &question, &mut answer, grant, Some(Duration::from_millis(1)));
+            check_eq!(unsent, Err(Error::Lapsed), "a call for which there is no room");
+        }
+        calls.into_iter().try_for_each(|call| error(channel.cancel(call), "CANCEL"))
+    })
 }
 
 /// A call lapses; what is answered too late is not taken for another answer.

@@ -146,6 +146,8 @@ says with_json '{"answer":"000000"}' gz --json rpc store keys 00
 holds with_standard_input "it differs" [ "$(printf '\0' | gz rpc store keys)" = 000000 ]
 holds with_raw_output "it differs" [ "$(gz rpc --raw store keys 00 | od -An -tx1 | tr -d ' ')" = 000000 ]
 says nonsense_is_refused 0100 gz rpc store keys ffffffff
+# A request for a signature of memory that the host can't send along, and the refusal.
+says the_host_grants_nothing 0106 gz rpc store keys 06${key}01
 says info_tells_services "keys" sh -c "gz info store | sed -n 's/^services *//p'"
 ends no_such_service 1 'no service log' gz rpc store log 00
 ends a_message_is_digits 1 'hexadecimal' gz rpc store keys 0x
@@ -159,7 +161,7 @@ user() {
     status=$?
     sed 's/^/    | /; s/\[\([A-Z]*\)\] /<> /' user.out
 }
-calls() { holds $1 "exit status $status" grep -q "^\[DONE\] passed=7 failed=0" user.out; }
+calls() { holds $1 "exit status $status" grep -q "^\[DONE\] passed=9 failed=0" user.out; }
 # The protected one knows whom it calls, and is signed along with that.
 identity=$(gz status store | sed -n 's/.*measurement \([0-9a-f]*\), sealed$/\1/p')
 sign() { gz sign --key /guest/development.key --kernel /guest/keyuser.Image --cmdline "$1" --output user; }

@@ -9,6 +9,11 @@
 //!  device tree ─► places(name) ─► Channel::open ─► call ──► receive      the peer has gone: Error::Gone, once and for all
 //!                     └─► Service ─► next ─► reply
 //! ```
+//! [`grant`] is for what is longer than a message.
+
+mod grant;
+
+pub use grant::{Grant, Granted, Pages, View};
 
 use core::time::Duration;
 
@@ -36,6 +41,8 @@ pub enum Error {
     NoCall,
     /// No answer came in time.
     Lapsed,
+    /// So much is lent already, by this VM or to it.
+    NoMemory,
     /// Anything else that the hypervisor says.
     Unknown(i64),
 }
@@ -46,6 +53,8 @@ impl Error {
             status::SUCCESS => return Ok(()),
             -1 => Self::NotSupported,
             status::INVALID => Self::Invalid,
+            // Of lending: `docs/abi.md`, "Memory between protected VMs".
+            -4 => Self::NoMemory,
             status::AGAIN => Self::Again,
             status::GONE => Self::Gone,
             status::NO_CALL => Self::NoCall,
@@ -166,18 +175,20 @@ pub enum Event {
 }
 
 /// An event with who it comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub struct Received {
     /// What it is.
     pub event: Event,
     /// Who sent it.
     pub sender: Peer,
+    /// The memory that goes with it: of calls only.
+    pub granted: Option<Granted>,
 }
 
-fn call(function: u32, args: [u64; 4]) -> Result<[u64; 18], Error> {
+fn call<const N: usize>(function: u32, args: [u64; N]) -> Result<[u64; 18], Error> {
     let mut x = [0; 18];
     x[0] = function.into();
-    x[1..5].copy_from_slice(&args);
+    x[1..=N].copy_from_slice(&args);
     let x = machine::get().conduit.call18(x);
     Error::of(x[0]).map(|()| x)
 }
@@ -198,12 +209,12 @@ pub struct Channel(u64);
 impl Channel {
     /// The channel at this port. [`Error::Invalid`]: there is none, yet.
     pub fn open(port: u32) -> Result<Self, Error> {
-        call(abi::OPEN, [port.into(), 0, 0, 0]).map(|x| Self(x[1]))
+        call(abi::OPEN, [port.into()]).map(|x| Self(x[1]))
     }
 
     /// Who is at the other end.
     pub fn peer(&self) -> Result<Peer, Error> {
-        let x = call(abi::PEER, [self.0, 0, 0, 0])?;
+        let x = call(abi::PEER, [self.0])?;
         Ok(Peer::of([x[1], x[2], x[3], x[4], x[5], x[6]]))
     }
 
@@ -215,7 +226,7 @@ impl Channel {
 
     /// Says something that nobody answers.
     pub fn notice(&self, message: &Message) -> Result<(), Error> {
-        call(abi::NOTICE, [self.0, at(message), message.bytes as u64, 0]).map(drop)
+        call(abi::NOTICE, [self.0, at(message), message.bytes as u64]).map(drop)
     }
 
     /// Answers a call.
@@ -225,7 +236,7 @@ impl Channel {
 
     /// Wants no answer any more to a call that this side made.
     pub fn cancel(&self, token: Token) -> Result<(), Error> {
-        call(abi::CANCEL, [self.0, token.0, 0, 0]).map(drop)
+        call(abi::CANCEL, [self.0, token.0]).map(drop)
     }
 
     /// Receives what has waited longest, if anything does.
@@ -233,7 +244,7 @@ impl Channel {
         to.bytes = 0;
         // Written by the hypervisor, so from a pointer that may be written by.
         let page = to.page.as_mut_ptr() as u64;
-        let x = call(abi::RECEIVE, [self.0, page, MOST_BYTES as u64, 0])?;
+        let x = call(abi::RECEIVE, [self.0, page, MOST_BYTES as u64])?;
         to.bytes = ((x[1] >> received::BYTES_SHIFT) as usize).min(MOST_BYTES);
         let token = Token(x[2]);
         let event = match x[1] as u32 & 0xFF {
@@ -244,7 +255,8 @@ impl Channel {
             received::CANCELLED => Event::Cancelled(token),
             other => return Err(Error::Unknown(other.into())),
         };
-        Ok(Received { event, sender: Peer::of([x[4], x[5], x[6], x[7], x[8], x[9]]) })
+        let granted = (x[1] & received::GRANT != 0).then(|| Granted::of([x[10], x[11], x[12]]));
+        Ok(Received { event, sender: Peer::of([x[4], x[5], x[6], x[7], x[8], x[9]]), granted })
     }
 
     /// Calls and waits for the answer, for `time` at most. For an end that only calls: what else comes meanwhile is dropped.
@@ -255,14 +267,25 @@ impl Channel {
         answer: &mut Message,
         time: Option<Duration>,
     ) -> Result<Peer, Error> {
+        self.exchange_by(bell, answer, time, || self.call(question, time))
+    }
+
+    /// [`exchange`](Self::exchange), whatever the call is.
+    fn exchange_by(
+        &self,
+        bell: &Doorbell,
+        answer: &mut Message,
+        time: Option<Duration>,
+        call: impl Fn() -> Result<Token, Error>,
+    ) -> Result<Peer, Error> {
         let deadline = time.map(|time| timer::now().saturating_add(ticks(time)));
-        let sent = bell.until(deadline, || settled(self.call(question, time)));
+        let sent = bell.until(deadline, || settled(call()));
         let token = sent.ok_or(Error::Lapsed)??;
         loop {
             // Past the deadline, receiving tells that the call has lapsed.
             let got = bell.until(deadline, || settled(self.receive(answer)));
             match got.unwrap_or_else(|| self.receive(answer)) {
-                Ok(Received { event: Event::Reply(of), sender }) if of == token => return Ok(sender),
+                Ok(Received { event: Event::Reply(of), sender, .. }) if of == token => return Ok(sender),
                 Ok(Received { event: Event::Lapsed(of), .. }) if of == token => return Err(Error::Lapsed),
                 Ok(_) => {}
                 // The two clocks may differ by a tick.
@@ -278,7 +301,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let _ = call(abi::CLOSE, [self.0, 0, 0, 0]);
+        let _ = call(abi::CLOSE, [self.0]);
     }
 }
 
@@ -299,7 +322,7 @@ pub struct Doorbell(());
 impl Doorbell {
     /// Has it come to this CPU, whose GIC is set up ([`gic::init_distributor`], [`gic::init_cpu`]). For one CPU.
     pub fn new() -> Result<Self, Error> {
-        let intid = call(abi::INFO, [0; 4])?[1] as u32;
+        let intid = call(abi::INFO, [])?[1] as u32;
         gic::set_edge(intid, true);
         gic::route(intid, arch::mpidr());
         gic::enable(intid);
@@ -363,13 +386,15 @@ pub struct Service {
     first: usize,
 }
 
-/// A call to a [`Service`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A call to a [`Service`]. It is answered once, and with that nobody looks any more at what came with it.
+#[derive(PartialEq, Eq, Debug)]
 pub struct Asked {
     place: usize,
     token: Token,
     /// Who calls.
     pub caller: Peer,
+    /// The memory that goes with the call.
+    pub granted: Option<Granted>,
 }
 
 impl Service {
@@ -404,9 +429,9 @@ impl Service {
                     Err(_) => break,
                 };
                 match open.receive(message) {
-                    Ok(Received { event: Event::Call(token, _), sender }) => {
+                    Ok(Received { event: Event::Call(token, _), sender, granted }) => {
                         self.first = (place + 1) % count;
-                        return Some(Asked { place, token, caller: sender });
+                        return Some(Asked { place, token, caller: sender, granted });
                     }
                     Ok(_) => {}
                     Err(Error::Again) => break,
@@ -423,8 +448,9 @@ impl Service {
     }
 
     /// Answers it.
-    pub fn reply(&self, asked: &Asked, message: &Message) -> Result<(), Error> {
-        let (_, channel) = &self.places[asked.place];
-        channel.as_ref().ok_or(Error::Gone)?.reply(asked.token, message)
+    pub fn reply(&self, asked: Asked, message: &Message) -> Result<(), Error> {
+        let Asked { place, token, .. } = asked;
+        let (_, channel) = &self.places[place];
+        channel.as_ref().ok_or(Error::Gone)?.reply(token, message)
     }
 }
