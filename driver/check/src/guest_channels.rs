@@ -21,9 +21,9 @@ use crate::{Check, ensure};
 const LATER: &[u8] = b"later";
 const NEVER: &[u8] = b"never";
 /// Longest wait for the other guest, in ms.
-const PATIENCE: i32 = 60_000;
+pub const PATIENCE: i32 = 60_000;
 
-fn open(device: &str) -> Result<File, String> {
+pub fn open(device: &str) -> Result<File, String> {
     File::options().read(true).write(true).open(device).map_err(|e| format!("{device}: {e}"))
 }
 
@@ -78,18 +78,21 @@ fn served(device: &str) -> Result<u64, String> {
     }
 }
 
+/// A check, of a channel and its device, or whatever else it has to know.
+pub type Named = (&'static str, fn(&File, &str) -> Check);
+
+pub const CHECKS: &[Named] = &[
+    ("guest_arguments", arguments),
+    ("guest_calls", calls),
+    ("guest_many_at_once", many_at_once),
+    ("guest_notices", notices),
+    ("guest_deadlines", deadlines),
+    ("guest_cancels", cancels),
+    ("guest_peer_dies", peer_dies),
+];
+
 /// The checks, one after the other.
-pub fn caller(device: &str) -> ExitCode {
-    type Named = (&'static str, fn(&File, &str) -> Check);
-    const CHECKS: &[Named] = &[
-        ("guest_arguments", arguments),
-        ("guest_calls", calls),
-        ("guest_many_at_once", many_at_once),
-        ("guest_notices", notices),
-        ("guest_deadlines", deadlines),
-        ("guest_cancels", cancels),
-        ("guest_peer_dies", peer_dies),
-    ];
+pub fn run(device: &str, argument: &str, checks: &[Named]) -> ExitCode {
     let channel = match open(device) {
         Ok(channel) => channel,
         Err(error) => {
@@ -98,8 +101,8 @@ pub fn caller(device: &str) -> ExitCode {
         }
     };
     let mut failed = 0;
-    for (name, check) in CHECKS {
-        match check(&channel, device) {
+    for (name, check) in checks {
+        match check(&channel, argument) {
             Ok(()) => println!("[PASS] {name}"),
             Err(reason) => {
                 failed += 1;
@@ -107,7 +110,7 @@ pub fn caller(device: &str) -> ExitCode {
             }
         }
     }
-    println!("[DONE] passed={} failed={failed} skipped=0", CHECKS.len() - failed);
+    println!("[DONE] passed={} failed={failed} skipped=0", checks.len() - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

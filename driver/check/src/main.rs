@@ -13,7 +13,7 @@
 //! `crosvm VCPUS KERNEL INITRD COMMAND...` boots a Linux as crosvm does instead, see [`crosvm`]; `vectors SECONDS`
 //! watches this process's own registers, see [`vectors`]; `search` reads all memory, see [`kernels_map`];
 //! `hold SECONDS` has a VM for so long; `calls COUNT BYTES` calls a guest, see [`channels`];
-//! `serve DEVICE` and `caller DEVICE` run in guests, see [`guest_channels`]; `scale` is what many VMs cost, see [`scale`].
+//! `serve DEVICE`, `caller DEVICE` and `lender DEVICE` run in guests, see [`guest_channels`], [`guest_grants`]; `scale` is what many VMs cost, see [`scale`].
 
 mod arguments;
 mod channels;
@@ -21,6 +21,7 @@ mod conformance;
 mod crosvm;
 mod eventfds;
 mod guest_channels;
+mod guest_grants;
 mod guest_memory;
 mod kernels_map;
 mod machine;
@@ -108,7 +109,8 @@ fn main() -> ExitCode {
         [name, seconds] if name == "hold" => hold(seconds),
         [name, count, bytes] if name == "calls" => channels::main(count, bytes),
         [name, device] if name == "serve" => guest_channels::serve(device),
-        [name, device] if name == "caller" => guest_channels::caller(device),
+        [name, device, question] if name == "lender" => guest_grants::lender(device, question),
+        [name, device] if name == "caller" => guest_channels::run(device, device, guest_channels::CHECKS),
         [only, ..] => check(only),
         [] => check(""),
     }

@@ -65,6 +65,8 @@ own() {
     echo "SAYS $name $(keystore --measurement $store /dev/gzvm-rpc/keys "$@" 2>&1 <words | tail -n 1)"
 }
 printf 'words to sign' >words
+# More than a message has room for.
+document() { dd if=/bin/keystore bs=1000 count=50 skip=$1 2>/dev/null; }
 case $(argument part) in
 serve)
     gzvm-check serve /dev/gzvm-rpc/echo.1 &
@@ -77,6 +79,8 @@ plain)
     own make make
     own sign sign $(argument key)
     own verify verify $(argument key) $(argument signature)
+    document 0 >words
+    own document sign $(argument key)
     gzvm-check caller /dev/gzvm-rpc/echo
     echo "SAYS status $?"
     rmmod gzvm_rpc && ! ls /dev/gzvm-rpc && insmod /lib/modules/gzvm-rpc.ko && ls /dev/gzvm-rpc/keys && own again whoami
@@ -91,6 +95,18 @@ protected)
     own verify verify $key $signature
     own sign sign $(argument key)
     own list list
+    document 0 >words
+    own others sign $(argument key)
+    signature=$(keystore /dev/gzvm-rpc/keys sign $key <words)
+    echo "SAYS document $signature"
+    own same verify $key $signature
+    document 1 >words
+    own another verify $key $signature
+    head -c 65537 /bin/keystore >words
+    own more sign $key
+    # SignGranted of 5000 bytes.
+    gzvm-check lender /dev/gzvm-rpc/keys 06${key}8827
+    echo "SAYS status $?"
     own forget forget $key
     ;;
 esac
@@ -144,6 +160,7 @@ said plain make "*NotForYou*"
 said plain sign "*NotForYou* | *NotYours*"
 said plain verify good
 said plain status 0
+said plain document "*lent*protected*"
 holds all_checks_of_the_caller "$(grep FAIL plain.out)" grep -q "passed=7 failed=0" plain.out
 said plain again "VM*"
 said plain complaints 0
@@ -157,7 +174,22 @@ said protected key "????????????????????????????????????????????????????????????
 said protected verify good
 said protected sign "*NotYours*"
 said protected list '*"protected VM"*'
+said protected others "*NotYours*"
+said protected same good
+said protected another bad
+said protected more "*65536*"
+said protected status 0
+holds all_checks_of_the_lender "$(grep FAIL protected.out)" grep -q "passed=5 failed=0" protected.out
 said protected forget forgotten
+# The host has the document, too, but no memory to lend.
+protected_key=$(sed -n 's/^.*SAYS key //p' protected.out | tr -d '\r')
+signature=$(sed -n 's/^.*SAYS document //p' protected.out | tr -d '\r')
+document() { dd if=/bin/keystore bs=1000 count=50 skip=$1 2>/dev/null; }
+document 0 >first
+document 1 >second
+holds the_document_is_signed "$signature" keystore store verify $protected_key $signature <first
+ends another_is_not 3 bad sh -c "keystore store verify $protected_key $signature <second"
+ends the_host_lends_nothing 1 'protected VM' sh -c "keystore store sign $key <first"
 said protected complaints 0
 gz kill store
 wait

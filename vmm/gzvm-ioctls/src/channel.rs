@@ -17,6 +17,17 @@ const HEAD: usize = size_of::<Header>();
 /// A message with its head, as the driver reads and writes it.
 type Whole = [u8; HEAD + MOST_BYTES];
 
+/// What only the guests' module has: `docs/abi.md`, "Channels as files in a Linux guest". _IOWR(0x92, 0xDD, 88 bytes).
+const RPC_CALL_WITH: u32 = 0xC058_92DD;
+
+/// Its argument.
+#[repr(C)]
+struct With {
+    from: u64,
+    bytes: u64,
+    whole: Whole,
+}
+
 /// The host's end of a channel, or what keeps a channel between two VMs open. It can be polled: IN, OUT, HUP.
 #[derive(Debug)]
 pub struct ChannelFd {
@@ -39,7 +50,22 @@ impl ChannelFd {
         let _ = fill(&mut whole, Header { kind: received::CALL, time, ..Header::default() }, message)?;
         // SAFETY: RPC_CALL reads a head and the bytes that it names, which are in `whole`, and writes the head.
         check(unsafe { ioctl_with_mut_ref(&self.file, ioctl::RPC_CALL.into(), &mut whole) })?;
-        Header::read_from_prefix(&whole).map(|(head, _)| head.token).map_err(|_| Error::new(libc::EINVAL))
+        token_of(&whole)
+    }
+
+    /// As [`call`](Self::call), in a protected guest to another one, with memory that the peer may read until the call is over: a
+    /// copy of `memory`.
+    ///
+    /// # Errors
+    /// As of `call`; EOPNOTSUPP, in a plain guest; EINVAL, if the peer is one or the host, or with more than 64 KiB, or nothing; ENOMEM:
+    /// so much is lent already; ENOTTY: the host's end of a channel.
+    pub fn call_with(&self, message: &[u8], memory: &[u8], time: u64) -> Result<u64> {
+        let (from, bytes) = (memory.as_ptr().expose_provenance() as u64, memory.len() as u64);
+        let mut with = With { from, bytes, whole: [0; HEAD + MOST_BYTES] };
+        let _ = fill(&mut with.whole, Header { kind: received::CALL, time, ..Header::default() }, message)?;
+        // SAFETY: RPC_CALL_WITH reads `memory`, and a head and the bytes that it names, which are in `whole`, and writes the head.
+        check(unsafe { ioctl_with_mut_ref(&self.file, RPC_CALL_WITH.into(), &mut with) })?;
+        token_of(&with.whole)
     }
 
     /// Does not want an answer any more.
@@ -101,6 +127,11 @@ impl ChannelFd {
     }
 }
 
+/// Of a call that was made.
+fn token_of(whole: &Whole) -> Result<u64> {
+    Header::read_from_prefix(whole).map(|(head, _)| head.token).map_err(|_| Error::new(libc::EINVAL))
+}
+
 /// The bytes of a message with its head.
 fn fill<'a>(whole: &'a mut Whole, head: Header, message: &[u8]) -> Result<&'a [u8]> {
     let too_long = || Error::new(libc::EINVAL);
@@ -151,6 +182,7 @@ mod tests {
         }
         assert_eq!(a.notice(&[0; MOST_BYTES + 1]).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(a.call(b"", 0).unwrap_err().errno(), libc::ENOTTY, "no channel");
+        assert_eq!(a.call_with(b"", b"words", 0).unwrap_err().errno(), libc::ENOTTY);
         assert_eq!(a.cancel(1).unwrap_err().errno(), libc::ENOTTY);
     }
 }

@@ -137,14 +137,36 @@ pub fn open(vm: &str, service: &str) -> anyhow::Result<ChannelFd> {
 /// # Errors
 /// The message is too long, no answer came in time, or the service has gone.
 pub fn call(channel: &ChannelFd, message: &[u8], time: Duration) -> anyhow::Result<Vec<u8>> {
+    ensure!(message.len() <= MOST_BYTES, "{} bytes: a message has {MOST_BYTES} at the most", message.len());
+    call_by(channel, time, |micros| channel.call(message, micros))
+}
+
+/// As [`call`], with memory that the service may read until it has answered: in a protected Linux guest, to another protected VM.
+///
+/// # Errors
+/// As of [`call`]; and where there is no lending.
+pub fn call_with(
+    channel: &ChannelFd,
+    message: &[u8],
+    memory: &[u8],
+    time: Duration,
+) -> anyhow::Result<Vec<u8>> {
+    call_by(channel, time, |micros| channel.call_with(message, memory, micros))
+}
+
+/// Calls by `call`, which is told after how many µs the call is to lapse.
+fn call_by(
+    channel: &ChannelFd,
+    time: Duration,
+    call: impl Fn(u64) -> gzvm_ioctls::Result<u64>,
+) -> anyhow::Result<Vec<u8>> {
     /// For the hypervisor's clock to reach the deadline, too.
     const LATE: Duration = Duration::from_secs(1);
-    ensure!(message.len() <= MOST_BYTES, "{} bytes: a message has {MOST_BYTES} at the most", message.len());
     fcntl_setfl(channel, fcntl_getfl(channel)? | OFlags::NONBLOCK)?;
     let deadline = Instant::now() + time;
     let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
     let token = loop {
-        match channel.call(message, micros) {
+        match call(micros) {
             Ok(token) => break token,
             Err(error) if error.errno() == libc::EAGAIN && Instant::now() < deadline => {
                 wait(channel, PollFlags::OUT, deadline)?;

@@ -69,7 +69,7 @@ pub fn build(layout: &Layout) -> Result<()> {
 
     let guest = layout.part("driver-guest-build");
     fs::create_dir_all(&guest)?;
-    for name in ["Kbuild", "gzvm-guest.c", "gzvm-rpc.c"] {
+    for name in ["Kbuild", "gzvm-guest.c", "rpc.h", "rpc.c", "rpc-grant.c", "rpc-places.c"] {
         copy_if_changed(&layout.root.join("driver/guest").join(name), &guest.join(name))?;
     }
     make(layout, &guest, false)?;

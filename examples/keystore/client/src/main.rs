@@ -12,7 +12,8 @@ use clap::{Parser, Subcommand};
 use gz::rpc;
 use gzvm_abi::rpc::peer;
 use gzvm_ioctls::ChannelFd;
-use keystore::protocol::{Answer, Caller, MOST_BYTES, PublicKey, Reply, Request, Signature};
+use keystore::protocol::{Answer, Caller, MOST_BYTES, MOST_GRANTED, PublicKey, Reply, Request, Signature};
+use keystore::store::verify;
 
 /// A message's.
 const ROOM: usize = gzvm_abi::rpc::MOST_BYTES;
@@ -84,20 +85,29 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         What::Sign { .. } | What::Verify { .. } => standard_input()?,
         _ => Vec::new(),
     };
+    // What has no room in a request goes with it.
+    let lent = if message.len() > MOST_BYTES { message.as_slice() } else { &[] };
     let request = match &cli.what {
         What::Whoami => Request::WhoAmI,
         What::List => Request::List,
         What::Make => Request::Make,
+        What::Sign { key } if !lent.is_empty() => {
+            Request::SignGranted { key: bytes(key)?, bytes: u32::try_from(lent.len())? }
+        }
         What::Sign { key } => Request::Sign { key: bytes(key)?, message: &message },
         What::Verify { key, signature } => {
             let signature: [u8; 64] = bytes(signature)?;
             let (r, s) = signature.split_at(32);
             let signature: Signature = [r.try_into()?, s.try_into()?];
+            if !lent.is_empty() {
+                // For that nobody needs the store.
+                return Ok(verified(verify(&bytes(key)?, lent, &signature)));
+            }
             Request::Verify { key: bytes(key)?, message: &message, signature }
         }
         What::Forget { key } => Request::Forget { key: bytes(key)? },
     };
-    match call(&channel, &request)? {
+    match call(&channel, &request, lent)? {
         Reply::You(caller) => println!("{}", name(&caller)),
         Reply::Keys(keys) => {
             for listed in keys.iter().flatten() {
@@ -106,21 +116,32 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Reply::Key(key) => println!("{}", hex(&key)),
         Reply::Signature([r, s]) => println!("{}{}", hex(&r), hex(&s)),
-        Reply::Verified(true) => println!("good"),
-        Reply::Verified(false) => {
-            println!("bad");
-            return Ok(ExitCode::from(3));
-        }
+        Reply::Verified(good) => return Ok(verified(good)),
         Reply::Forgotten => println!("forgotten"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A typed call: this, and the enums of the protocol, is all there is to it.
-fn call(channel: &ChannelFd, request: &Request<'_>) -> anyhow::Result<Reply> {
+fn verified(good: bool) -> ExitCode {
+    println!("{}", if good { "good" } else { "bad" });
+    if good { ExitCode::SUCCESS } else { ExitCode::from(3) }
+}
+
+/// A typed call: this, and the enums of the protocol, is all there is to it. With memory that is lent to the store, if there is any.
+fn call(channel: &ChannelFd, request: &Request<'_>, lent: &[u8]) -> anyhow::Result<Reply> {
     let mut room = [0; ROOM];
     let asked = postcard::to_slice(request, &mut room).context("the request does not fit")?;
-    let answer = rpc::call(channel, asked, PATIENCE)?;
+    let answer = if lent.is_empty() {
+        rpc::call(channel, asked, PATIENCE)?
+    } else {
+        let what = || {
+            format!(
+                "{} bytes, lent from one protected VM to another: if it is none, sign the hash",
+                lent.len()
+            )
+        };
+        rpc::call_with(channel, asked, lent, PATIENCE).with_context(what)?
+    };
     match postcard::from_bytes::<Answer>(&answer).context("an answer that is none")? {
         Ok(reply) => Ok(reply),
         Err(refusal) => bail!("refused: {refusal:?}"),
@@ -129,8 +150,8 @@ fn call(channel: &ChannelFd, request: &Request<'_>) -> anyhow::Result<Reply> {
 
 fn standard_input() -> anyhow::Result<Vec<u8>> {
     let mut message = Vec::new();
-    io::stdin().take(MOST_BYTES as u64 + 1).read_to_end(&mut message).context("standard input")?;
-    ensure!(message.len() <= MOST_BYTES, "the message has more than {MOST_BYTES} bytes: sign its hash");
+    io::stdin().take(MOST_GRANTED as u64 + 1).read_to_end(&mut message).context("standard input")?;
+    ensure!(message.len() <= MOST_GRANTED, "the message has more than {MOST_GRANTED} bytes: sign its hash");
     Ok(message)
 }
 

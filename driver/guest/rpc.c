@@ -14,43 +14,29 @@
  * poll() has found and read() has not taken yet.
  */
 
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
-#include <linux/arm-smccc.h>
 #include <linux/fs.h>
-#include <linux/interrupt.h>
 #include <linux/io.h>
-#include <linux/miscdevice.h>
 #include <linux/module.h>
-#include <linux/mutex.h>
-#include <linux/of.h>
-#include <linux/of_irq.h>
 #include <linux/poll.h>
-#include <linux/slab.h>
-#include <linux/timer.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
 #include <linux/wait.h>
+
+#include "rpc.h"
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
 #define timer_delete_sync del_timer_sync
 #endif
 
 /* The hypervisor's calls: docs/abi.md, "RPC". */
-#define RPC_INFO	0xC600F010
 #define RPC_OPEN	0xC600F011
-#define RPC_PEER	0xC600F012
 #define RPC_CALL	0xC600F013
 #define RPC_NOTICE	0xC600F014
 #define RPC_REPLY	0xC600F015
 #define RPC_RECEIVE	0xC600F016
 #define RPC_CANCEL	0xC600F017
 #define RPC_CLOSE	0xC600F018
-
-#define MOST_BYTES	4096
-#define MOST_PLACES	16
-#define SLOTS		4
-#define NAME_MAX_BYTES	31
+#define RPC_CALL_WITH	0xC600F019
 
 /* Kinds of messages. */
 #define KIND_CALL	1
@@ -58,57 +44,18 @@
 #define KIND_NOTICE	3
 #define KIND_LAPSED	4
 
-/* In front of each message that is read or written. */
-struct head {
-	u32 kind;
-	u32 bytes;
-	u64 token;
-	u64 time;
-	u32 sender;
-	u32 more;
-	u64 generation;
-	u64 measurement[4];
+/* In front of a call's message, with what goes along. */
+struct call_with {
+	u64 from;
+	u64 bytes;
+	struct head head;
 };
-static_assert(sizeof(struct head) == 72);
+static_assert(sizeof(struct call_with) == 88);
 
 #define IOCTL_CALL	_IOWR(0x92, 0xDA, struct head)
 #define IOCTL_CANCEL	_IOW(0x92, 0xDB, u64)
 #define IOCTL_PEER	_IOR(0x92, 0xDC, struct head)
-
-/* A call under way, of whoever has the file open. Token 0: none. */
-struct pending {
-	u64 token;
-	bool lapses;
-	unsigned long due;
-};
-
-/* Where there may be a channel. */
-struct place {
-	struct miscdevice misc;
-	char name[48];
-	char node[48];
-	u32 port;
-	unsigned long taken;
-	/* Of all below. */
-	struct mutex lock;
-	/* 0: there is no channel yet. */
-	u64 handle;
-	/* A message that was received and not read yet: its head, and what it says at `in`. */
-	bool there;
-	struct head head;
-	void *in;
-	void *out;
-	/* Of the open file: it is at its end; there was no room for a message after so many rings. */
-	bool over;
-	bool full;
-	int full_at;
-	struct pending pending[SLOTS];
-	struct timer_list timer;
-};
-
-static struct place *places;
-static unsigned int place_count;
-static int irq;
+#define IOCTL_CALL_WITH	_IOWR(0x92, 0xDD, struct call_with)
 
 /* Those who wait for anything, and how often they were woken. */
 static DECLARE_WAIT_QUEUE_HEAD(bell);
@@ -120,21 +67,20 @@ static void ring(void)
 	wake_up_interruptible_all(&bell);
 }
 
-static irqreturn_t rung(int number, void *data)
+irqreturn_t rpc_rung(int number, void *data)
 {
 	ring();
 	return IRQ_HANDLED;
 }
 
-/* A deadline has come, which the hypervisor tells only to who looks. */
-static void due(struct timer_list *timer)
+void rpc_due(struct timer_list *timer)
 {
 	ring();
 }
 
-static int call(u32 function, u64 x1, u64 x2, u64 x3, u64 x4, struct arm_smccc_1_2_regs *x)
+int rpc_hvc(struct arm_smccc_1_2_regs *x)
 {
-	struct arm_smccc_1_2_regs args = { .a0 = function, .a1 = x1, .a2 = x2, .a3 = x3, .a4 = x4 };
+	struct arm_smccc_1_2_regs args = *x;
 
 	arm_smccc_1_2_hvc(&args, x);
 	switch ((long)x->a0) {
@@ -142,6 +88,8 @@ static int call(u32 function, u64 x1, u64 x2, u64 x3, u64 x4, struct arm_smccc_1
 		return 0;
 	case -3:
 		return -EINVAL;
+	case -4:
+		return -ENOMEM;
 	case -5:
 		return -EAGAIN;
 	case -6:
@@ -153,13 +101,29 @@ static int call(u32 function, u64 x1, u64 x2, u64 x3, u64 x4, struct arm_smccc_1
 	}
 }
 
+int rpc_call(u32 function, u64 x1, u64 x2, u64 x3, u64 x4, struct arm_smccc_1_2_regs *x)
+{
+	*x = (struct arm_smccc_1_2_regs) { .a0 = function, .a1 = x1, .a2 = x2, .a3 = x3, .a4 = x4 };
+	return rpc_hvc(x);
+}
+
+/* It is over, as the hypervisor sees it. */
+static void over(struct pending *call)
+{
+	call->token = 0;
+	rpc_take_back(&call->lent);
+}
+
 /* The channel has gone, and the file is at its end. */
 static int end_of(struct place *place)
 {
 	struct arm_smccc_1_2_regs x;
+	int i;
 
 	if (place->handle)
-		call(RPC_CLOSE, place->handle, 0, 0, 0, &x);
+		rpc_call(RPC_CLOSE, place->handle, 0, 0, 0, &x);
+	for (i = 0; i < SLOTS; i++)
+		over(&place->pending[i]);
 	place->handle = 0;
 	place->over = true;
 	return -EPIPE;
@@ -174,7 +138,7 @@ static int connect(struct place *place)
 		return -EPIPE;
 	if (place->handle)
 		return 0;
-	ret = call(RPC_OPEN, place->port, 0, 0, 0, &x);
+	ret = rpc_call(RPC_OPEN, place->port, 0, 0, 0, &x);
 	if (ret)
 		return ret == -EINVAL ? -ENOTCONN : ret;
 	place->handle = x.a1;
@@ -205,7 +169,7 @@ static void arm(struct place *place)
 }
 
 /* A new call; there are no more than SLOTS under way. Microseconds, 0 for never. */
-static void note(struct place *place, u64 token, u64 time)
+static void note(struct place *place, u64 token, u64 time, const struct lent *lent)
 {
 	u64 ms = min_t(u64, div_u64(time, USEC_PER_MSEC) + 1, INT_MAX);
 	int i;
@@ -218,6 +182,7 @@ static void note(struct place *place, u64 token, u64 time)
 		.token = token,
 		.lapses = time,
 		.due = jiffies + msecs_to_jiffies(ms) + 1,
+		.lent = *lent,
 	};
 	arm(place);
 }
@@ -228,7 +193,7 @@ static void forget(struct place *place, u64 token)
 
 	for (i = 0; i < SLOTS; i++)
 		if (place->pending[i].token == token)
-			place->pending[i].token = 0;
+			over(&place->pending[i]);
 }
 
 static void sender(struct head *head, u64 who, u64 generation, const u64 measurement[4])
@@ -249,7 +214,7 @@ static int look(struct place *place)
 	ret = connect(place);
 	if (ret)
 		return ret == -ENOTCONN ? -EAGAIN : ret;
-	ret = call(RPC_RECEIVE, place->handle, virt_to_phys(place->in), MOST_BYTES, 0, &x);
+	ret = rpc_call(RPC_RECEIVE, place->handle, virt_to_phys(place->in), MOST_BYTES, 0, &x);
 	if (ret == -EAGAIN)
 		arm(place);
 	if (ret == -EPIPE)
@@ -269,6 +234,8 @@ static int look(struct place *place)
 	place->there = true;
 	return 0;
 }
+
+static const struct lent nothing;
 
 /* Until the doorbell has rung since `seen`, or a signal. */
 static int wait_for_bell(struct file *file, int seen)
@@ -314,8 +281,8 @@ static ssize_t rpc_read(struct file *file, char __user *to, size_t room, loff_t 
 	}
 }
 
-/* Sends what `from` says. The token, of a call. */
-static int send(struct place *place, struct head *head, const char __user *from)
+/* Sends what `from` says. The token, of a call; which has then what goes with it. */
+static int send(struct place *place, struct head *head, const char __user *from, const struct lent *lent)
 {
 	static const u32 functions[] = { 0, RPC_CALL, RPC_REPLY, RPC_NOTICE };
 	struct arm_smccc_1_2_regs x;
@@ -326,15 +293,22 @@ static int send(struct place *place, struct head *head, const char __user *from)
 		return ret;
 	if (copy_from_user(place->out, from, head->bytes))
 		return -EFAULT;
-	ret = call(functions[head->kind], place->handle, virt_to_phys(place->out), head->bytes,
-		   head->kind == KIND_CALL ? head->time : head->token, &x);
+	x = (struct arm_smccc_1_2_regs) {
+		.a0 = lent->pages ? RPC_CALL_WITH : functions[head->kind],
+		.a1 = place->handle,
+		.a2 = virt_to_phys(place->out),
+		.a3 = head->bytes,
+		.a4 = head->kind == KIND_CALL ? head->time : head->token,
+		.a5 = lent->loan,
+	};
+	ret = rpc_hvc(&x);
 	place->full = ret == -EAGAIN;
 	place->full_at = seen;
 	if (ret == -EPIPE)
 		return end_of(place);
 	if (!ret && head->kind == KIND_CALL) {
 		head->token = x.a1;
-		note(place, head->token, head->time);
+		note(place, head->token, head->time, lent);
 	}
 	return ret;
 }
@@ -357,7 +331,7 @@ static ssize_t rpc_write(struct file *file, const char __user *from, size_t byte
 
 		if (mutex_lock_interruptible(&place->lock))
 			return -ERESTARTSYS;
-		ret = send(place, &head, from + sizeof(head));
+		ret = send(place, &head, from + sizeof(head), &nothing);
 		mutex_unlock(&place->lock);
 		if (ret != -EAGAIN)
 			return ret ? ret : bytes;
@@ -377,10 +351,33 @@ static int ioctl_call(struct place *place, struct head __user *arg)
 		return -EFAULT;
 	if (head.kind != KIND_CALL || head.bytes > MOST_BYTES)
 		return -EINVAL;
-	ret = send(place, &head, (char __user *)(arg + 1));
+	ret = send(place, &head, (char __user *)(arg + 1), &nothing);
 	if (ret)
 		return ret;
 	return copy_to_user(arg, &head, sizeof(head)) ? -EFAULT : 0;
+}
+
+static int ioctl_call_with(struct place *place, struct call_with __user *arg)
+{
+	struct call_with with;
+	struct lent lent = { };
+	int ret;
+
+	if (copy_from_user(&with, arg, sizeof(with)))
+		return -EFAULT;
+	if (with.head.kind != KIND_CALL || with.head.bytes > MOST_BYTES)
+		return -EINVAL;
+	ret = connect(place);
+	if (!ret)
+		ret = rpc_lend(&lent, place->handle, u64_to_user_ptr(with.from), with.bytes);
+	if (ret)
+		return ret == -EPIPE ? end_of(place) : ret;
+	ret = send(place, &with.head, (char __user *)(arg + 1), &lent);
+	if (ret) {
+		rpc_take_back(&lent);
+		return ret;
+	}
+	return copy_to_user(&arg->head, &with.head, sizeof(with.head)) ? -EFAULT : 0;
 }
 
 static int ioctl_cancel(struct place *place, u64 __user *arg)
@@ -399,7 +396,7 @@ static int ioctl_cancel(struct place *place, u64 __user *arg)
 	ret = connect(place);
 	if (ret)
 		return ret;
-	ret = call(RPC_CANCEL, place->handle, token, 0, 0, &x);
+	ret = rpc_call(RPC_CANCEL, place->handle, token, 0, 0, &x);
 	if (ret == -EPIPE)
 		return end_of(place);
 	if (!ret)
@@ -415,7 +412,7 @@ static int ioctl_peer(struct place *place, struct head __user *arg)
 
 	if (ret)
 		return ret;
-	ret = call(RPC_PEER, place->handle, 0, 0, 0, &x);
+	ret = rpc_call(RPC_PEER, place->handle, 0, 0, 0, &x);
 	if (ret == -EPIPE)
 		return end_of(place);
 	if (ret)
@@ -435,6 +432,9 @@ static long rpc_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	switch (cmd) {
 	case IOCTL_CALL:
 		ret = ioctl_call(place, at);
+		break;
+	case IOCTL_CALL_WITH:
+		ret = ioctl_call_with(place, at);
 		break;
 	case IOCTL_CANCEL:
 		ret = ioctl_cancel(place, at);
@@ -476,7 +476,7 @@ static int rpc_open(struct inode *inode, struct file *file)
 	if (test_and_set_bit_lock(0, &place->taken))
 		return -EBUSY;
 	/* A peer that went when nobody had the file is not this program's, nor what it has left. */
-	if (place->handle && call(RPC_PEER, place->handle, 0, 0, 0, &x) == -EPIPE) {
+	if (place->handle && rpc_call(RPC_PEER, place->handle, 0, 0, 0, &x) == -EPIPE) {
 		end_of(place);
 		place->there = false;
 	}
@@ -495,8 +495,8 @@ static int rpc_release(struct inode *inode, struct file *file)
 	/* The next program gets no answers that are not its own. */
 	for (i = 0; i < SLOTS; i++) {
 		if (place->pending[i].token && place->handle)
-			call(RPC_CANCEL, place->handle, place->pending[i].token, 0, 0, &x);
-		place->pending[i].token = 0;
+			rpc_call(RPC_CANCEL, place->handle, place->pending[i].token, 0, 0, &x);
+		over(&place->pending[i]);
 	}
 	if (place->head.kind == KIND_REPLY || place->head.kind == KIND_LAPSED)
 		place->there = false;
@@ -505,7 +505,7 @@ static int rpc_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static const struct file_operations rpc_fops = {
+const struct file_operations rpc_fops = {
 	.owner = THIS_MODULE,
 	.open = rpc_open,
 	.read = rpc_read,
@@ -514,126 +514,3 @@ static const struct file_operations rpc_fops = {
 	.unlocked_ioctl = rpc_ioctl,
 	.release = rpc_release,
 };
-
-static void remove_places(void)
-{
-	while (place_count) {
-		struct place *place = &places[--place_count];
-
-		if (place->misc.fops)
-			misc_deregister(&place->misc);
-		free_page((unsigned long)place->in);
-		free_page((unsigned long)place->out);
-	}
-	kfree(places);
-}
-
-/* The place number `n` of the node. */
-static int add_place(struct device_node *node, unsigned int n)
-{
-	struct place *place = &places[n];
-	unsigned int before = 0;
-	const char *name, *other;
-	unsigned int i;
-	int ret;
-
-	place_count = n + 1;
-	mutex_init(&place->lock);
-	timer_setup(&place->timer, due, 0);
-	place->in = (void *)get_zeroed_page(GFP_KERNEL);
-	place->out = (void *)get_zeroed_page(GFP_KERNEL);
-	if (!place->in || !place->out)
-		return -ENOMEM;
-	ret = of_property_read_u32_index(node, "gzvm,ports", n, &place->port);
-	if (!ret)
-		ret = of_property_read_string_index(node, "gzvm,port-names", n, &name);
-	if (ret)
-		return ret;
-	/* It becomes a path. */
-	if (!*name || strlen(name) > NAME_MAX_BYTES ||
-	    strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(name))
-		return -EINVAL;
-	for (i = 0; i < n; i++)
-		if (!of_property_read_string_index(node, "gzvm,port-names", i, &other))
-			before += !strcmp(name, other);
-	if (before)
-		snprintf(place->node, sizeof(place->node), "gzvm-rpc/%s.%u", name, before);
-	else
-		snprintf(place->node, sizeof(place->node), "gzvm-rpc/%s", name);
-	strscpy(place->name, place->node, sizeof(place->name));
-	strreplace(place->name, '/', '-');
-	place->misc = (struct miscdevice) {
-		.minor = MISC_DYNAMIC_MINOR,
-		.name = place->name,
-		.nodename = place->node,
-		.fops = &rpc_fops,
-		.mode = 0600,
-	};
-	ret = misc_register(&place->misc);
-	if (ret)
-		place->misc.fops = NULL;
-	return ret;
-}
-
-static int add_places(struct device_node *node)
-{
-	int count = of_property_count_u32_elems(node, "gzvm,ports");
-	int n, ret = 0;
-
-	if (count < 1 || count > MOST_PLACES)
-		return -EINVAL;
-	places = kcalloc(count, sizeof(*places), GFP_KERNEL);
-	if (!places)
-		return -ENOMEM;
-	for (n = 0; !ret && n < count; n++)
-		ret = add_place(node, n);
-	if (ret)
-		remove_places();
-	return ret;
-}
-
-static int __init gzvm_rpc_init(void)
-{
-	struct device_node *node = of_find_compatible_node(NULL, NULL, "gzvm,rpc");
-	struct arm_smccc_1_2_regs x;
-	int ret;
-
-	if (!node)
-		return -ENODEV;
-	ret = -ENODEV;
-	if (call(RPC_INFO, 0, 0, 0, 0, &x) || x.a2 != MOST_BYTES || x.a3 > SLOTS)
-		goto out;
-	irq = irq_of_parse_and_map(node, 0);
-	if (!irq)
-		goto out;
-	ret = request_irq(irq, rung, 0, KBUILD_MODNAME, &places);
-	if (ret)
-		goto unmap;
-	ret = add_places(node);
-	if (!ret)
-		goto out;
-	free_irq(irq, &places);
-unmap:
-	irq_dispose_mapping(irq);
-out:
-	if (ret)
-		pr_err("no channels: %d\n", ret);
-	of_node_put(node);
-	return ret;
-}
-
-static void __exit gzvm_rpc_exit(void)
-{
-	/* The channels stay, for who loads it again. */
-	remove_places();
-	free_irq(irq, &places);
-	irq_dispose_mapping(irq);
-}
-
-module_init(gzvm_rpc_init);
-module_exit(gzvm_rpc_exit);
-
-static const struct of_device_id gzvm_rpc_of[] = { { .compatible = "gzvm,rpc" }, { } };
-MODULE_DEVICE_TABLE(of, gzvm_rpc_of);
-MODULE_DESCRIPTION("Channels of a GenieZone VM as files");
-MODULE_LICENSE("GPL");
