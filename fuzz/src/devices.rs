@@ -22,7 +22,7 @@ use gz::devices::virtio::console::{Console, Port};
 use gz::devices::virtio::fs::{self as folder, options::FsOption};
 use gz::devices::virtio::mmio::MmioTransport;
 use gz::devices::virtio::net::backend::passt::Passt;
-use gz::devices::virtio::net::{Net, options::Mac};
+use gz::devices::virtio::net::{Cable, Net, options::Mac};
 use gz::devices::virtio::rng::Rng;
 use gz::devices::virtio::vhost_user::options::{Kind, VhostUserOption};
 use gz::devices::virtio::vhost_user::{Setup, VhostUser, link::Link};
@@ -44,7 +44,7 @@ pub fn blk(data: &[u8]) {
     GUEST.with_borrow_mut(|guest| guest.get_or_insert_with(|| Guest::new(disk(), None)).execute(data));
 }
 
-/// `net`: what the other end sends is the stream that passt would send.
+/// `net`: two pairs of queues; what the other ends send is the stream that passt would send, the same to both.
 pub fn net(data: &[u8]) {
     thread_local!(static GUEST: RefCell<Option<Guest>> = const { RefCell::new(None) });
     GUEST.with_borrow_mut(|guest| {
@@ -150,9 +150,17 @@ fn disk() -> Box<dyn VirtioDevice> {
 }
 
 fn network() -> Guest {
-    let (ours, theirs) = UnixStream::pair().expect("sockets");
-    let cable = Arc::new(Mutex::new(Passt::new(ours, None).expect("a cable")));
-    Guest::new(Box::new(Net::new(cable, Mac::random())), Some(theirs))
+    let (cables, mut ends): (Vec<Cable>, Vec<UnixStream>) = (0..2)
+        .map(|_| {
+            let (ours, theirs) = UnixStream::pair().expect("sockets");
+            (Arc::new(Mutex::new(Passt::new(ours, None).expect("a cable"))) as Cable, theirs)
+        })
+        .unzip();
+    let second = ends.pop().expect("two ends");
+    second.set_nonblocking(true).expect("a socket");
+    let mut guest = Guest::new(Box::new(Net::new(cables, Mac::random())), ends.pop());
+    guest.second = Some(second);
+    guest
 }
 
 fn ports() -> Guest {
@@ -211,6 +219,8 @@ struct Guest {
     transport: MmioTransport,
     memory: GuestMemoryMmap,
     peer: Option<UnixStream>,
+    /// Another one like it.
+    second: Option<UnixStream>,
     /// The other end has sent something.
     heard: bool,
     /// It does not send, but leaves.
@@ -232,7 +242,7 @@ impl Guest {
         }
         let line = EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd");
         let transport = MmioTransport::new(device, memory.clone(), line, false).expect("a transport");
-        Self { transport, memory, peer, heard: false, leaves: false, rings: 0 }
+        Self { transport, memory, peer, second: None, heard: false, leaves: false, rings: 0 }
     }
 
     /// Steps: a register and its value, memory, what the other end sends, an honest start, a descriptor, a buffer for the device.
@@ -293,8 +303,10 @@ impl Guest {
             self.peer = None;
             return self.notify(0);
         }
-        let _ = peer.write(rest.get(..64).unwrap_or(rest));
-        let _ = peer.read(&mut [0; 4096]);
+        for end in [Some(peer), self.second.as_mut()].into_iter().flatten() {
+            let _ = end.write(rest.get(..64).unwrap_or(rest));
+            let _ = end.read(&mut [0; 4096]);
+        }
         self.notify(0);
     }
 

@@ -15,7 +15,7 @@ use crate::devices::virtio::console::{Console, PORTS_MAX, Port};
 use crate::devices::virtio::fs;
 use crate::devices::virtio::net::backend::{passt::Passt, tap::Tap};
 use crate::devices::virtio::net::kernel::KernelNet;
-use crate::devices::virtio::net::options::{End, Mac};
+use crate::devices::virtio::net::options::{End, Mac, NetOption};
 use crate::devices::virtio::net::{Cable, Net};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vhost_user::{Setup, VhostUser, link::Link};
@@ -27,8 +27,7 @@ use crate::devices::virtio::vsock::switch::{Slot as Peers, Switched};
 
 /// All of it.
 pub struct Backends {
-    /// Each with its address, and whether the kernel serves it.
-    cables: Vec<(Cable, Mac, bool)>,
+    nets: Vec<Network>,
     rng: bool,
     /// The console, and where what is typed goes.
     console: Option<(Slot, Arc<dyn Terminal>)>,
@@ -39,20 +38,47 @@ pub struct Backends {
     programs: Vec<(Setup, Arc<Mutex<Link>>)>,
 }
 
+/// What is behind a network interface.
+struct Network {
+    /// One for each pair of queues.
+    cables: Vec<Cable>,
+    mac: Mac,
+    /// The kernel serves it.
+    vhost: bool,
+}
+
+impl Network {
+    fn open(option: &NetOption) -> anyhow::Result<Self> {
+        let cables = match &option.end {
+            End::Tap(name) => {
+                let queues = Tap::open(name, option.queues)?.into_iter();
+                queues.map(|tap| Arc::new(Mutex::new(tap)) as Cable).collect()
+            }
+            End::Passt(forward) => vec![Arc::new(Mutex::new(Passt::start(forward)?)) as Cable],
+        };
+        Ok(Self { cables, mac: option.mac.unwrap_or_else(Mac::random), vhost: option.vhost })
+    }
+
+    fn device(&self, memory: &GuestMemoryMmap) -> anyhow::Result<Box<dyn VirtioDevice>> {
+        for cable in &self.cables {
+            cable.lock().unwrap_or_else(PoisonError::into_inner).check()?;
+        }
+        Ok(if self.vhost {
+            Box::new(KernelNet::open(&self.cables, self.mac, memory)?)
+        } else {
+            Box::new(Net::new(self.cables.clone(), self.mac))
+        })
+    }
+}
+
 impl Backends {
     /// Opens what `options` name; `output` is standard output.
     ///
     /// # Errors
     /// The first that is not there, or may not be used.
     pub fn open(options: &DeviceOptions, output: &Output) -> anyhow::Result<Self> {
-        let mut cables = Vec::with_capacity(options.nets.len());
-        for net in &options.nets {
-            let cable: Cable = match &net.end {
-                End::Tap(name) => Arc::new(Mutex::new(Tap::open(name)?)),
-                End::Passt(forward) => Arc::new(Mutex::new(Passt::start(forward)?)),
-            };
-            cables.push((cable, net.mac.unwrap_or_else(Mac::random), net.vhost));
-        }
+        let nets: anyhow::Result<_> = options.nets.iter().map(Network::open).collect();
+        let nets = nets?;
         let console = match options.console {
             ConsoleKind::Serial => None,
             ConsoleKind::Virtio => {
@@ -79,7 +105,7 @@ impl Backends {
             programs.push((setup, Arc::new(Mutex::new(link))));
         }
         Ok(Self {
-            cables,
+            nets,
             rng: options.rng,
             console,
             ports,
@@ -91,7 +117,7 @@ impl Backends {
     /// How many devices they are for.
     pub fn count(&self) -> usize {
         let others = [self.vsock.is_some(), self.rng, self.console.is_some(), !self.ports.is_empty()];
-        self.cables.len() + self.programs.len() + others.map(usize::from).iter().sum::<usize>()
+        self.nets.len() + self.programs.len() + others.map(usize::from).iter().sum::<usize>()
     }
 
     /// Devices for one life of the guest, which has this memory.
@@ -100,13 +126,8 @@ impl Backends {
     /// What each life has a new one of is not to be had.
     pub fn devices(&self, memory: &GuestMemoryMmap) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::with_capacity(self.count());
-        for (cable, mac, vhost) in &self.cables {
-            cable.lock().unwrap_or_else(PoisonError::into_inner).check()?;
-            if *vhost {
-                devices.push(Box::new(KernelNet::open(cable.clone(), *mac, memory)?));
-            } else {
-                devices.push(Box::new(Net::new(cable.clone(), *mac)));
-            }
+        for net in &self.nets {
+            devices.push(net.device(memory)?);
         }
         if self.rng {
             devices.push(Box::new(Rng::default()));

@@ -20,6 +20,8 @@ pub enum Mistake {
     AnyFeature,
     /// A back end's frame may be longer than the buffer for it.
     AnyFrame,
+    /// As many pairs of queues are in use as a driver likes.
+    AnyPairs,
     /// A back end's successor may be another device.
     AnyDevice,
     /// A successor begins where the rings' positions are, whatever was finished out of order.
@@ -47,6 +49,7 @@ mod tests {
     use crate::devices::virtio::blk::request::tests as blk;
     use crate::devices::virtio::mmio::tests as mmio;
     use crate::devices::virtio::net::backend::passt::tests as passt;
+    use crate::devices::virtio::net::control::tests as control;
     use crate::devices::virtio::rng::request::tests as rng;
     use crate::devices::virtio::vhost_user::link::tests as link;
     use crate::devices::virtio::vhost_user::unfinished::tests as unfinished;
@@ -83,6 +86,7 @@ mod tests {
         is_found(Mistake::AnySector, blk::what_is_out_of_range_is_an_error);
         is_found(Mistake::AnyRing, mmio::queues_outside_memory_need_a_reset);
         is_found(Mistake::AnyFeature, mmio::wrong_features_are_not_ok);
+        is_found(Mistake::AnyPairs, control::numbers_that_cannot_be_change_nothing);
         is_found(Mistake::RoundAndRound, unfinished::who_is_too_fast_is_lost_until_the_queue_is_empty);
     }
 }

@@ -18,7 +18,7 @@ use gz::devices::virtio::console::backend::{Slot, Socket};
 use gz::devices::virtio::console::{Console, Port};
 use gz::devices::virtio::mmio::MmioTransport;
 use gz::devices::virtio::net::backend::passt::Passt;
-use gz::devices::virtio::net::{Net, options::Mac};
+use gz::devices::virtio::net::{Cable, Net, options::Mac};
 use gz::devices::virtio::rng::Rng;
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio as reg;
@@ -281,16 +281,22 @@ proptest! {
     }
 
     #[test]
-    fn a_network_survives_any_driver(steps in steps()) {
-        let (ours, mut peer) = UnixStream::pair().unwrap();
-        peer.set_nonblocking(true).unwrap();
-        let cable = Arc::new(Mutex::new(Passt::new(ours, None).unwrap()));
-        let guest = Guest::new(Box::new(Net::new(cable, Mac::random())));
+    fn a_network_survives_any_driver(steps in steps(), pairs in 1..3_usize) {
+        let (mut cables, mut peers) = (Vec::new(), Vec::new());
+        for _ in 0..pairs {
+            let (ours, peer) = UnixStream::pair().unwrap();
+            peer.set_nonblocking(true).unwrap();
+            cables.push(Arc::new(Mutex::new(Passt::new(ours, None).unwrap())) as Cable);
+            peers.push(peer);
+        }
+        let guest = Guest::new(Box::new(Net::new(cables, Mac::random())));
         let frame = [&[0, 0, 5, 220][..], &[0x22; 1500]].concat();
         guest.survives(steps, || {
             // What does not go in whole would cut the stream: the other end is dead then, which is a case, too.
-            let _ = peer.write(&frame);
-            let _ = peer.read(&mut [0; 9000]);
+            for peer in &mut peers {
+                let _ = peer.write(&frame);
+                let _ = peer.read(&mut [0; 9000]);
+            }
         });
     }
 

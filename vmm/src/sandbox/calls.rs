@@ -3,7 +3,7 @@
 //! thread and of those that look for back ends, or new executable memory.
 //!
 //! ```text
-//!  Main ⊇ Vcpu ⊇ Device      Main ⊇ BackEnd      Main ⊇ Control      Main ⊇ Helper      all ⊇ COMMON
+//!  Main ⊇ Vcpu ⊇ Device, Switch      Main ⊇ BackEnd      Main ⊇ Control      Main ⊇ Helper      all ⊇ COMMON
 //! ```
 
 use std::collections::BTreeMap;
@@ -155,6 +155,7 @@ pub fn filter(role: Role) -> anyhow::Result<BpfProgram> {
         Role::BackEnd => &[COMMON, ALSO, DATA, &[libc::SYS_connect]],
         Role::Control => &[COMMON, ALSO, CONTROL],
         Role::Helper => &[COMMON, ALSO, HELPER],
+        Role::Switch => &[COMMON, ALSO],
     };
     let ioctls: &[u64] = match role {
         Role::Main => &[TTY, KVM, GZVM, BLOCK, VHOST],
@@ -166,6 +167,8 @@ pub fn filter(role: Role) -> anyhow::Result<BpfProgram> {
         // Pause and resume.
         Role::Control => &[TTY, GZVM],
         Role::Helper => &[TTY],
+        // Taps have the type of terminals.
+        Role::Switch => &[TTY, VHOST],
     };
     let mut rules: Rules =
         lists.iter().flat_map(|list| list.iter()).map(|&call| (call, Vec::new())).collect();
@@ -200,7 +203,9 @@ mod tests {
 
     #[test]
     fn filters_compile() {
-        for role in [Role::Main, Role::Vcpu, Role::Device, Role::BackEnd, Role::Control, Role::Helper] {
+        for role in
+            [Role::Main, Role::Vcpu, Role::Device, Role::Switch, Role::BackEnd, Role::Control, Role::Helper]
+        {
             let program = filter(role).unwrap();
             assert!((50..1000).contains(&program.len()), "{role:?}: {}", program.len());
         }

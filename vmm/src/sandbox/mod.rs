@@ -34,6 +34,8 @@ pub enum Role {
     Vcpu,
     /// Serves a device's queue.
     Device,
+    /// Tells the host's kernel which of a device's queues to serve.
+    Switch,
     /// Keeps a device in another program, and looks for its successor.
     BackEnd,
     /// Serves the control socket.
@@ -70,6 +72,7 @@ static ENTERED: OnceLock<(Filters, Confinement)> = OnceLock::new();
 struct Filters {
     vcpu: BpfProgram,
     device: BpfProgram,
+    switch: BpfProgram,
     back_end: BpfProgram,
     control: BpfProgram,
     helper: BpfProgram,
@@ -93,6 +96,7 @@ pub fn enter(files: &Files) -> anyhow::Result<()> {
     let filters = Filters {
         vcpu: calls::filter(Role::Vcpu)?,
         device: calls::filter(Role::Device)?,
+        switch: calls::filter(Role::Switch)?,
         back_end: calls::filter(Role::BackEnd)?,
         control: calls::filter(Role::Control)?,
         helper: calls::filter(Role::Helper)?,
@@ -119,6 +123,7 @@ pub fn narrow(role: Role) {
         Role::Main => return,
         Role::Vcpu => &filters.vcpu,
         Role::Device => &filters.device,
+        Role::Switch => &filters.switch,
         Role::BackEnd => &filters.back_end,
         Role::Control => &filters.control,
         Role::Helper => &filters.helper,

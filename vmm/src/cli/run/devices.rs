@@ -25,7 +25,8 @@ pub struct DeviceOptions {
     pub virtio_transport: VirtioTransport,
 
     /// A network interface, at the other end of its cable a tap interface of the host (`tap=NAME`), or passt (Debian's
-    /// package), which needs no privileges. `vhost`: the host kernel's module vhost_net moves a tap's frames. `mac=ADDRESS` is the guest's; `tcp=PORTS` and `udp=PORTS` are what passt
+    /// package), which needs no privileges. `vhost`: the host kernel's module vhost_net moves a tap's frames. `queues=N`: a tap with N pairs of queues, so that
+    /// as many vCPUs send and receive at once. `mac=ADDRESS` is the guest's; `tcp=PORTS` and `udp=PORTS` are what passt
     /// forwards from the host, as its options -t and -u
     #[arg(long = "net", value_name = "tap=NAME|passt[,...]")]
     pub nets: Vec<NetOption>,

@@ -14,6 +14,7 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::Interrupt;
+use crate::sandbox::Role;
 #[cfg(feature = "inline-workers")]
 pub use inline::Worker;
 #[cfg(not(feature = "inline-workers"))]
@@ -26,6 +27,11 @@ pub trait Serve: Send + 'static {
     /// # Errors
     /// The rings are nonsense.
     fn serve(&mut self) -> Result<(), Error>;
+
+    /// What its thread may do.
+    fn role(&self) -> Role {
+        Role::Device
+    }
 
     /// Files that are worth another call once they are ready, beside the notifications. Asked for after each call.
     fn sources(&self) -> Vec<PollFd<'_>> {

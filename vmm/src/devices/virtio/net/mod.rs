@@ -3,49 +3,50 @@
 //!
 //! - [`options`]: what the command line says of it.
 //! - [`backend`]: the other end of the cable.
+//! - [`interface`]: what the driver sees of the device.
+//! - [`control`]: how many pairs of queues are in use.
 //! - [`request`]: frames in and out of the guest's buffers.
-//! - [`kernel`]: the same by the host kernel's vhost_net, without a thread of ours.
-//! - here: the device, and the thread that serves both queues.
+//! - [`kernel`]: the same by the host kernel's vhost_net, without a thread of ours for frames.
+//! - here: the device, and the threads that serve its queues, one for each pair.
 //!
-//! There is no control queue, and one pair of queues: the host's end filters addresses and spreads flows.
+//! Each pair has a cable of its own, to the same interface of the host, whose end filters addresses and spreads flows. By default there is one
+//! pair, and no control queue.
 
 pub mod backend;
+pub mod control;
+pub mod interface;
 pub mod kernel;
 pub mod options;
 pub mod request;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::{Serve, Worker};
-use super::{Activation, Interrupt, RING_FEATURES, VirtioDevice, both_ways, read_bytes};
+use super::{Activation, Interrupt, RING_FEATURES, ReadyQueue, VirtioDevice, both_ways};
+use crate::sandbox::Role;
 use backend::{BUFFER_SIZE, Backend};
+use control::{Control, Pairs};
+use interface::Interface;
 use options::Mac;
 use request::Delivery;
 
-const QUEUE_SIZE: u16 = 256;
-/// Queues, by number.
-const QUEUES: [u16; 2] = [QUEUE_SIZE; 2];
-const RECEIVE: u16 = 0;
-const TRANSMIT: u16 = 1;
 /// Frames in one direction before the other gets its turn.
 const TURN: usize = 64;
 
-/// Features that need nothing of a back end.
-const OURS: u64 = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
-/// Those that a tap interface has.
+/// Features that a tap interface has.
 const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM
     | 1 << VIRTIO_NET_F_GUEST_TSO4
@@ -58,31 +59,56 @@ pub type Cable = Arc<Mutex<dyn Backend>>;
 
 /// A network interface as a virtio device.
 pub struct Net {
-    cable: Cable,
-    mac: Mac,
+    interface: Interface,
+    /// One for each pair of queues.
+    cables: Vec<Cable>,
     link: Arc<AtomicBool>,
-    worker: Option<Worker>,
+    /// Pairs of queues in use. Changed by the thread of the control queue; each pair's looks while it holds the cable.
+    used: Arc<AtomicU16>,
+    control: Option<Worker>,
+    workers: Vec<Worker>,
 }
 
 impl Net {
-    /// A device without a driver.
-    pub fn new(cable: Cable, mac: Mac) -> Self {
-        Self { cable, mac, link: Arc::new(AtomicBool::new(true)), worker: None }
+    /// A device without a driver. Of the cables the first one is attached.
+    pub fn new(cables: Vec<Cable>, mac: Mac) -> Self {
+        Self {
+            interface: Interface::new(mac, cables.len()),
+            cables,
+            link: Arc::new(AtomicBool::new(true)),
+            used: Arc::new(AtomicU16::new(1)),
+            control: None,
+            workers: Vec::new(),
+        }
+    }
+
+    /// Takes pairs into use, and out of it; `wake` has the threads look at theirs.
+    fn switch(&self, wake: Vec<Option<Arc<EventFd>>>) -> impl FnMut(u16, bool) -> io::Result<()> + use<> {
+        let (used, cables) = (self.used.clone(), self.cables.clone());
+        move |pair, on| {
+            let Some(cable) = cables.get(usize::from(pair)) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            if !on {
+                used.store(pair, Ordering::Relaxed);
+                // Whoever has the cable now lets go of it after one turn.
+                return lock(cable).attach(false);
+            }
+            lock(cable).attach(true)?;
+            used.store(pair + 1, Ordering::Relaxed);
+            // It may have buffers already.
+            if let Some(Some(notify)) = wake.get(usize::from(pair))
+                && let Err(error) = notify.write(1)
+            {
+                tracing::warn!("virtio-net: queue pair {pair} sleeps: {error}");
+            }
+            Ok(())
+        }
     }
 }
 
 fn lock(cable: &Cable) -> MutexGuard<'_, dyn Backend + 'static> {
     cable.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the configuration has: mac, status.
-fn config(mac: Mac, link: bool) -> [u8; 8] {
-    let mut config = [0; 8];
-    let (address, status) = config.split_at_mut(6);
-    address.copy_from_slice(&mac.bytes());
-    let link = if link { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
-    status.copy_from_slice(&link.to_le_bytes());
-    config
 }
 
 impl VirtioDevice for Net {
@@ -91,54 +117,78 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
+        let offloads = self.cables.first().is_some_and(|cable| lock(cable).offloads());
         RING_FEATURES
-            | OURS
+            | self.interface.features()
             | 1 << VIRTIO_NET_F_MRG_RXBUF
-            | if lock(&self.cable).offloads() { OFFLOADS } else { 0 }
+            | if offloads { OFFLOADS } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUES
+        self.interface.queue_sizes()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_bytes(&config(self.mac, self.link.load(Ordering::Relaxed)), offset, data);
+        self.interface.read_config(self.link.load(Ordering::Relaxed), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.reset();
         let Activation { memory, features, interrupt, queues } = activation;
-        let file = {
-            let mut backend = lock(&self.cable);
-            backend.set_offloads(features)?;
-            backend.file().try_clone_to_owned()?
-        };
-        let (receive, transmit, notifications) = both_ways(queues, RECEIVE, TRANSMIT);
-        let server = Server {
-            cable: self.cable.clone(),
-            file,
-            memory,
-            interrupt: interrupt.clone(),
-            link: self.link.clone(),
-            receive,
-            transmit,
-            merge: features >> VIRTIO_NET_F_MRG_RXBUF & 1 != 0,
-            inbound: vec![0; BUFFER_SIZE],
-            waiting: None,
-            outbound: vec![0; BUFFER_SIZE],
-            blocked: false,
-        };
-        self.worker = Some(Worker::start("net", notifications, interrupt, server)?);
+        let (pairs, control) = self.interface.sort(queues, features);
+        let count = pairs.len();
+        let mut wake = Vec::with_capacity(count);
+        for (pair, (cable, queues)) in (0..).zip(self.cables.iter().zip(pairs)) {
+            let file = {
+                let mut backend = lock(cable);
+                backend.set_offloads(features)?;
+                backend.file().try_clone_to_owned()?
+            };
+            let (receive, transmit, notifications) = both_ways(queues, 2 * pair, 2 * pair + 1);
+            wake.push(notifications.first().cloned());
+            let server = Server {
+                pair,
+                used: self.used.clone(),
+                cable: cable.clone(),
+                file,
+                memory: memory.clone(),
+                interrupt: interrupt.clone(),
+                link: self.link.clone(),
+                receive,
+                transmit,
+                merge: features >> VIRTIO_NET_F_MRG_RXBUF & 1 != 0,
+                inbound: vec![0; BUFFER_SIZE],
+                waiting: None,
+                outbound: vec![0; BUFFER_SIZE],
+                blocked: false,
+            };
+            self.workers.push(Worker::start("net", notifications, interrupt.clone(), server)?);
+        }
+        if let Some(ReadyQueue { queue, notify, .. }) = control {
+            let pairs = Pairs::new(count, features, self.switch(wake));
+            let server = Control { memory, queue, interrupt: interrupt.clone(), pairs, role: Role::Device };
+            self.control = Some(Worker::start("net-control", vec![notify], interrupt, server)?);
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.control = None;
+        self.workers.clear();
+        self.used.store(1, Ordering::Relaxed);
+        for cable in self.cables.iter().skip(1) {
+            if let Err(error) = lock(cable).attach(false) {
+                tracing::warn!("virtio-net: {error}");
+            }
+        }
     }
 }
 
-/// What the thread works on.
+/// What the thread of a pair of queues works on.
 struct Server {
+    pair: u16,
+    /// Pairs in use.
+    used: Arc<AtomicU16>,
     cable: Cable,
     /// To wait for.
     file: OwnedFd,
@@ -159,6 +209,10 @@ struct Server {
 }
 
 impl Server {
+    fn in_use(&self) -> bool {
+        self.pair < self.used.load(Ordering::Relaxed)
+    }
+
     /// Frames for the driver. True: there may be more.
     fn receive(&mut self, backend: &mut dyn Backend) -> Result<bool, Error> {
         let Self { memory, interrupt, receive: Some(queue), inbound, waiting, merge, link, .. } = self else {
@@ -248,6 +302,11 @@ impl Serve for Server {
         let cable = self.cable.clone();
         let mut backend = lock(&cable);
         loop {
+            if !self.in_use() {
+                self.waiting = None;
+                self.blocked = false;
+                return Ok(());
+            }
             let more = self.receive(&mut *backend)?;
             if !self.transmit(&mut *backend)? && !more {
                 return Ok(());
@@ -259,7 +318,7 @@ impl Serve for Server {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, self.waiting.is_none() && self.receive.is_some());
         flags.set(PollFlags::OUT, self.blocked);
-        if flags.is_empty() || !self.link.load(Ordering::Relaxed) {
+        if flags.is_empty() || !self.in_use() || !self.link.load(Ordering::Relaxed) {
             return Vec::new();
         }
         vec![PollFd::from_borrowed_fd(self.file.as_fd(), flags)]
@@ -267,86 +326,4 @@ impl Serve for Server {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::devices::virtio::ReadyQueue;
-    use crate::devices::virtio::tests::{WRITE, descriptors, memory};
-    use backend::passt::Passt;
-    use request::HEADER_SIZE;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
-    use std::time::{Duration, Instant};
-    use virtio_queue::mock::MockSplitQueue;
-    use vm_memory::{Bytes, GuestAddress};
-    use vmm_sys_util::eventfd::EventFd;
-
-    fn net() -> (Net, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let passt = Passt::new(ours, None).unwrap();
-        (Net::new(Arc::new(Mutex::new(passt)), "02:00:00:00:00:01".parse().unwrap()), theirs)
-    }
-
-    fn until(what: &str, mut done: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !done() {
-            assert!(Instant::now() < deadline, "no {what}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn features_and_configuration() {
-        let (net, _peer) = net();
-        let mut config = [9; 9];
-        net.read_config(0, &mut config);
-        assert_eq!(config, [2, 0, 0, 0, 0, 1, 1, 0, 9]);
-        assert_eq!(net.features() >> VIRTIO_NET_F_CSUM & 1, 0, "passt has no offloads");
-        assert_eq!(net.features() >> VIRTIO_NET_F_MAC & 1, 1);
-    }
-
-    #[test]
-    fn frames_go_both_ways_until_the_other_end_is_gone() {
-        let (mut net, mut peer) = net();
-        let memory = memory();
-        let rings = [
-            MockSplitQueue::create(&memory, GuestAddress(0), 16),
-            MockSplitQueue::create(&memory, GuestAddress(0x2000), 16),
-        ];
-        rings[0].add_desc_chains(&descriptors(0, &[(0x8000, 1600, WRITE)]), 0).unwrap();
-        memory.write_slice(&[0x11; 72], GuestAddress(0xA000)).unwrap();
-        // The second is no frame.
-        let mut sent = descriptors(0, &[(0xA000, 72, 0)]);
-        sent.extend(descriptors(1, &[(0xA000, 13, 0)]));
-        rings[1].add_desc_chains(&sent, 0).unwrap();
-        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
-        let queues = (0..).zip(&rings).map(|(index, ring)| ReadyQueue {
-            index,
-            queue: ring.create_queue().unwrap(),
-            notify: Arc::new(EventFd::new(0).unwrap()),
-        });
-        net.activate(Activation {
-            memory: memory.clone(),
-            features: net.features(),
-            interrupt: interrupt.clone(),
-            queues: queues.collect(),
-        })
-        .unwrap();
-        let mut got = [0; 64];
-        peer.read_exact(&mut got).unwrap();
-        assert_eq!((got[..4].to_vec(), got[4..].to_vec()), (vec![0, 0, 0, 60], vec![0x11; 60]));
-        peer.write_all(&[&[0, 0, 0, 60][..], &[0x22; 60]].concat()).unwrap();
-        until("frames used", || rings[0].used().idx().load() == 1 && rings[1].used().idx().load() == 2);
-        assert_eq!(
-            memory.read_obj::<u64>(GuestAddress(0x8000 + HEADER_SIZE as u64)).unwrap(),
-            0x2222_2222_2222_2222
-        );
-        assert_eq!(interrupt.status() & 1, 1);
-        drop(peer);
-        until("configuration change", || interrupt.status() & 2 != 0);
-        let mut status = [9; 2];
-        net.read_config(6, &mut status);
-        assert_eq!(status, [0; 2], "the link is down");
-        net.reset();
-    }
-}
+mod tests;

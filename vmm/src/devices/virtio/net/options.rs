@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
+/// Most pairs of queues of an interface.
+pub const QUEUES_MAX: u16 = 16;
+
 /// One network interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NetOption {
@@ -15,6 +18,8 @@ pub struct NetOption {
     pub mac: Option<Mac>,
     /// The kernel's vhost_net serves the queues.
     pub vhost: bool,
+    /// Pairs of queues.
+    pub queues: u16,
 }
 
 /// The other end of the cable.
@@ -36,18 +41,32 @@ impl FromStr for NetOption {
             Some(("passt", "")) => End::Passt(Vec::new()),
             _ => return Err("begins with `tap=NAME` or `passt`".into()),
         };
-        let (mut mac, mut vhost) = (None, false);
+        let (mut mac, mut vhost, mut queues) = (None, false, 1);
         for (word, value) in words {
             match (word, &mut end) {
                 ("mac", _) => mac = Some(value.parse()?),
                 ("vhost", End::Tap(_)) if value.is_empty() => vhost = true,
+                ("queues", End::Tap(_)) => queues = number(value)?,
+                ("queues", End::Passt(_)) => {
+                    return Err(
+                        "passt has one stream of frames, so its interfaces have one pair of queues: \
+                                `queues` is for `tap=NAME`"
+                            .into(),
+                    );
+                }
                 ("tcp", End::Passt(options)) => options.extend(["-t".into(), value.into()]),
                 ("udp", End::Passt(options)) => options.extend(["-u".into(), value.into()]),
                 _ => return Err(format!("unknown: {word}")),
             }
         }
-        Ok(Self { end, mac, vhost })
+        Ok(Self { end, mac, vhost, queues })
     }
+}
+
+/// A number of pairs of queues.
+fn number(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| (1..=QUEUES_MAX).contains(number));
+    number.ok_or_else(|| format!("queues={text}: from 1 to {QUEUES_MAX}"))
 }
 
 /// An Ethernet address of one interface.
@@ -100,9 +119,11 @@ mod tests {
     #[test]
     fn cables() {
         let parse = |text: &str| text.parse::<NetOption>();
-        let tap = NetOption { end: End::Tap("tap0".into()), mac: None, vhost: false };
+        let tap = NetOption { end: End::Tap("tap0".into()), mac: None, vhost: false, queues: 1 };
         assert_eq!(parse("tap=tap0"), Ok(tap.clone()));
-        assert_eq!(parse("tap=tap0,vhost"), Ok(NetOption { vhost: true, ..tap }));
+        assert_eq!(parse("tap=tap0,queues=1"), Ok(tap.clone()));
+        assert_eq!(parse("tap=tap0,vhost"), Ok(NetOption { vhost: true, ..tap.clone() }));
+        assert_eq!(parse("tap=tap0,queues=16,vhost"), Ok(NetOption { vhost: true, queues: 16, ..tap }));
         let passt = parse("passt,mac=02:11:22:33:44:5f,tcp=2222:22,udp=53").unwrap();
         assert_eq!(passt.end, End::Passt(["-t", "2222:22", "-u", "53"].map(String::from).into()));
         assert_eq!(passt.mac.unwrap().to_string(), "02:11:22:33:44:5f");
@@ -117,9 +138,15 @@ mod tests {
             "passt,mtu=9",
             "passt,vhost",
             "tap=t,vhost=1",
+            "tap=t,queues",
+            "tap=t,queues=0",
+            "tap=t,queues=17",
+            "tap=t,queues=65537",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+        let refused = parse("passt,queues=2").unwrap_err();
+        assert!(refused.contains("passt has one stream"), "{refused}");
     }
 
     #[test]

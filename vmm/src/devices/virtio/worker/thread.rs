@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Serve;
 use crate::devices::virtio::Interrupt;
 use crate::events;
-use crate::sandbox::{self, Role};
+use crate::sandbox;
 
 /// The thread, and how to end it. Dropped: the thread has ended, and no request is in flight.
 pub struct Worker {
@@ -34,7 +34,7 @@ impl Worker {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let stopped = stop.try_clone()?;
         let thread = thread::Builder::new().name(format!("gz-{name}")).spawn(move || {
-            sandbox::narrow(Role::Device);
+            sandbox::narrow(server.role());
             loop {
                 if let Err(error) = server.serve() {
                     tracing::warn!("virtio-{name}: the guest broke its queue: {error}");

@@ -33,6 +33,15 @@ pub trait Backend: Send {
     /// The kernel refused.
     fn set_offloads(&mut self, features: u64) -> io::Result<()>;
 
+    /// Takes part in the interface's frames, or no more: what waited for the driver is lost then. Only asked of the second and later
+    /// queues of an interface that has several.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn attach(&mut self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Gets a frame, if one is there; returns how long it is with its header. `buffer` is of [`BUFFER_SIZE`] bytes.
     ///
     /// # Errors
