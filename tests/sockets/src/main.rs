@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Both ends of AF_VSOCK connections, for tests in guests and hosts. What went well is a word in capitals, everything else an error.
+//! Both ends of AF_VSOCK connections, and the queues of network interfaces, for tests in guests and hosts. What went well is a word in capitals, everything else an error.
 //!
 //! | command | what it does |
 //! |---|---|
@@ -11,7 +11,9 @@
 //! | `many KIND CID PORT COUNT` | so many connections to `echo` at once |
 //! | `hold KIND CID PORT STATE` | a connection to `hang`, in a state, until that is ended by others |
 //! | `ping KIND CID PORT NAME BYTES COUNT` | instructions of a way to `echo` and back |
+//! | `channels INTERFACE [COUNT]` | pairs of queues of an interface; so many from here on |
 
+mod interface;
 mod vsock;
 
 use std::fs::File;
@@ -55,6 +57,11 @@ fn run(words: &[&str]) -> io::Result<String> {
         ["ping", kind, cid, port, name, bytes, count] => {
             ping(&mut connect(kind, cid, port)?, name, number(bytes)? as usize, number(count)?)
         }
+        ["channels", interface] => channels(interface),
+        ["channels", interface, count] => {
+            interface::set_channels(interface, number(count)?)?;
+            channels(interface)
+        }
         _ => Err(wrong("unknown command")),
     }
 }
@@ -77,6 +84,11 @@ fn kind(text: &str) -> io::Result<Kind> {
 
 fn connect(kind: &str, cid: &str, port: &str) -> io::Result<File> {
     vsock::connect(number(cid)?, number(port)?, self::kind(kind)?)
+}
+
+fn channels(interface: &str) -> io::Result<String> {
+    let (count, most) = interface::channels(interface)?;
+    Ok(format!("CHANNELS-{count}-OF-{most}"))
 }
 
 fn echo(listener: File) -> io::Result<String> {

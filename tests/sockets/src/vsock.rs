@@ -18,7 +18,7 @@ pub enum Kind {
     Messages,
 }
 
-fn result(value: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn result(value: libc::c_int) -> io::Result<libc::c_int> {
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
