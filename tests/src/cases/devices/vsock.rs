@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = peers::cases();
     cases.extend(figures::cases());
     cases.extend(with_host());
+    cases.push(by_pci());
     cases
 }
 
@@ -33,6 +34,19 @@ fn with_host() -> [Case; 2] {
             };
             pair.run(context)
         })
+    })
+}
+
+/// socat at both ends, the device a PCI function: served by the host's kernel, and by gz.
+fn by_pci() -> Case {
+    Case::new(Tier::System, "devices::vsock::pci", WHOLE, |context| {
+        let socat = || super::peers(&context.layout, &["socat1"]);
+        let pair = Pair {
+            guest: (&["vmw_vsock_virtio_transport"], PCI_INSIDE, socat()?),
+            host: (&["vhost_vsock"], PCI, socat()?),
+            ..Pair::default()
+        };
+        pair.run(context)
     })
 }
 
@@ -106,3 +120,29 @@ kill $gz
 wait $gz
 status=$?
 holds ends_by_signal "exit status $status" [ $status = 143 ]"#;
+
+/// A server that echoes, another that takes what is sent; and a client.
+const PCI_INSIDE: &str = r#"echo FUNCTIONS-$(readlink -f /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* | grep -c pci)
+socat VSOCK-LISTEN:1000,fork EXEC:cat &
+echo READY
+socat -u VSOCK-LISTEN:1001 /tmp/data
+echo SUM-$(md5sum </tmp/data | cut -c 1-32)
+until socat -u /tmp/data VSOCK-CONNECT:2:2000; do usleep 200000; done
+socat -u VSOCK-CONNECT:2:9999 /dev/null 2>&1 | grep -o 'reset by peer\|refused'"#;
+
+const PCI: &str = r#"head -c 262144 /dev/urandom >/tmp/data
+sum=$(md5sum </tmp/data | cut -c 1-32)
+for by in kernel gz; do
+    case $by in kernel) vsock=5 ;; gz) vsock=5,peer=6 ;; esac
+    guest --virtio-transport pci --vsock $vsock
+    holds guest_is_ready_$by "not" said READY
+    holds a_function_$by "$(grep FUNCTIONS /tmp/gz.out)" said FUNCTIONS-1
+    answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+    holds guest_answers_$by "$answer" [ "$answer" = hello ]
+    socat -u /tmp/data VSOCK-CONNECT:5:1001
+    holds guest_receives_$by "not $sum" said SUM-$sum
+    socat -u VSOCK-LISTEN:2000 CREATE:/tmp/came
+    holds host_receives_$by "$(wc -c </tmp/came) bytes" cmp -s /tmp/data /tmp/came
+    holds nobody_listens_$by "not refused" said 'reset by peer\|refused'
+    guest_ends
+done"#;
