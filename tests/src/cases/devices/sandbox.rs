@@ -74,7 +74,7 @@ socat VSOCK-LISTEN:2001,fork EXEC:cat &
 socat=$!
 # Threads come and go meanwhile, so those with another state are what counts, and that there are any.
 seccomp() { cat /proc/$gz/task/*/status 2>/dev/null | sed -n 's/^Seccomp:.//p' | sort -u; }
-guest --name vm --on-reset restart --console virtio --disk /guest/disk.qcow2,format=qcow2 --net tap=tap0 --rng \
+guest --name vm --on-reset restart --console virtio --disk /guest/disk.qcow2,format=qcow2 --net tap=tap0,queues=2 --rng \
     --port port=/tmp/port --vsock 5 $folder
 appears /sys/class/net/tap0
 ip addr add 10.9.0.1/24 dev tap0
