@@ -91,7 +91,7 @@ impl Gzvm {
     /// Asks for a capability: `None` where the driver does not know it.
     ///
     /// # Errors
-    /// Any errno but EOPNOTSUPP.
+    /// Any errno but EOPNOTSUPP and EINVAL.
     pub fn check_extension(&self, capability: u64) -> Result<Option<u64>> {
         check_extension(&self.device, capability)
     }
@@ -107,9 +107,15 @@ impl AsRawFd for Gzvm {
 fn check_extension(file: &File, capability: u64) -> Result<Option<u64>> {
     let mut value = capability;
     // SAFETY: CHECK_EXTENSION reads and writes exactly one u64 at the pointer.
-    match check(unsafe { ioctl_with_mut_ref(file, ioctl::CHECK_EXTENSION.into(), &mut value) }) {
-        Ok(_) => Ok(Some(value)),
-        Err(error) if error.errno() == libc::EOPNOTSUPP => Ok(None),
+    let result = check(unsafe { ioctl_with_mut_ref(file, ioctl::CHECK_EXTENSION.into(), &mut value) });
+    known(result.map(|_| value))
+}
+
+/// What is unknown: EOPNOTSUPP by our driver, EINVAL by MediaTek's.
+fn known(answer: Result<u64>) -> Result<Option<u64>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -132,5 +138,14 @@ mod tests {
         assert_eq!(null.create_vm(0).unwrap_err().errno(), libc::ENOTTY);
         assert_eq!(null.create_guest_memory(4096).unwrap_err().errno(), libc::ENOTTY);
         assert_eq!(null.check_extension(CAP_ARM_VM_IPA_SIZE).unwrap_err().errno(), libc::ENOTTY);
+    }
+
+    #[test]
+    fn either_driver_may_not_know() {
+        assert_eq!(known(Ok(1)).unwrap(), Some(1));
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            assert_eq!(known(Err(Error::new(errno))).unwrap(), None);
+        }
+        assert_eq!(known(Err(Error::new(libc::EFAULT))).unwrap_err().errno(), libc::EFAULT);
     }
 }

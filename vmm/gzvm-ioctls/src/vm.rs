@@ -36,7 +36,7 @@ impl VmFd {
     /// Asks for a capability of this VM: `None` where the driver does not know it.
     ///
     /// # Errors
-    /// Any errno but EOPNOTSUPP.
+    /// Any errno but EOPNOTSUPP and EINVAL.
     pub fn check_extension(&self, capability: u64) -> Result<Option<u64>> {
         check_extension(&self.vm, capability)
     }
