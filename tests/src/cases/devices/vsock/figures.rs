@@ -59,6 +59,8 @@ fn run(context: &Context) -> Result<()> {
     let mut console = context.start(&machine, "console")?;
     console.wait_power_off(Duration::from_secs(3000))?;
     let text = console.text();
+    let told = |line: &&str| line.contains("[BENCH] ") || line.contains("way ");
+    text.lines().filter(told).for_each(|line| println!("{line}"));
     let count = text.lines().filter_map(benchmark::operation).collect::<Result<Vec<_>>>()?.len();
     let rates = text.lines().filter(|line| line.contains("way ") && line.contains("SENT-64")).count();
     ensure!((count, rates) == (6, 3), "{count} operations and {rates} rates");
