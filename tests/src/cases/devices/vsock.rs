@@ -91,7 +91,12 @@ guest --vsock 5
 holds guest_is_ready "not" said READY
 gz run $kernel --cmdline "$arguments" --mem 256M --vsock 5 >/tmp/second 2>&1 </dev/null
 holds address_is_taken "$(cat /tmp/second)" grep -q 'does another guest have it' /tmp/second
-answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+# Its server may not be there yet.
+answer= try=0
+until [ "$answer" = hello ] || [ $try = 10 ]; do
+    try=$((try + 1))
+    answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+done
 holds guest_answers "$answer" [ "$answer" = hello ]
 socat -u /tmp/data VSOCK-CONNECT:5:1001
 holds guest_receives "not $sum" said SUM-$sum
@@ -137,9 +142,14 @@ for by in kernel gz; do
     guest --virtio-transport pci --vsock $vsock
     holds guest_is_ready_$by "not" said READY
     holds a_function_$by "$(grep FUNCTIONS /tmp/gz.out)" said FUNCTIONS-1
-    answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+    # Its server may not be there yet.
+    answer= try=0
+    until [ "$answer" = hello ] || [ $try = 10 ]; do
+        try=$((try + 1))
+        answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+    done
     holds guest_answers_$by "$answer" [ "$answer" = hello ]
-    socat -u /tmp/data VSOCK-CONNECT:5:1001
+    until socat -u /tmp/data VSOCK-CONNECT:5:1001; do sleep 1; done
     holds guest_receives_$by "not $sum" said SUM-$sum
     socat -u VSOCK-LISTEN:2000 CREATE:/tmp/came
     holds host_receives_$by "$(wc -c </tmp/came) bytes" cmp -s /tmp/data /tmp/came
