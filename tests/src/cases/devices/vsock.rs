@@ -29,7 +29,11 @@ fn with_host() -> [Case; 2] {
             let pair = Pair {
                 protected,
                 guest: (&["vmw_vsock_virtio_transport"], INSIDE, super::peers(&context.layout, &["socat1"])?),
-                host: (&["vhost_vsock"], HOST, super::peers(&context.layout, &["socat1"])?),
+                host: (
+                    &["vhost_vsock"],
+                    &format!("{GREET}{HOST}"),
+                    super::peers(&context.layout, &["socat1"])?,
+                ),
                 ..Pair::default()
             };
             pair.run(context)
@@ -43,12 +47,22 @@ fn by_pci() -> Case {
         let socat = || super::peers(&context.layout, &["socat1"]);
         let pair = Pair {
             guest: (&["vmw_vsock_virtio_transport"], PCI_INSIDE, socat()?),
-            host: (&["vhost_vsock"], PCI, socat()?),
+            host: (&["vhost_vsock"], &format!("{GREET}{PCI}"), socat()?),
             ..Pair::default()
         };
         pair.run(context)
     })
 }
+
+/// What a guest's server answers goes to `answer`; it may not be there yet.
+const GREET: &str = r#"greet() {
+    answer= try=0
+    until [ "$answer" = hello ] || [ $try = 10 ]; do
+        try=$((try + 1))
+        answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
+    done
+}
+"#;
 
 /// Programs of guests and hosts.
 fn files(context: &Context) -> Result<Vec<Extra>> {
@@ -91,12 +105,7 @@ guest --vsock 5
 holds guest_is_ready "not" said READY
 gz run $kernel --cmdline "$arguments" --mem 256M --vsock 5 >/tmp/second 2>&1 </dev/null
 holds address_is_taken "$(cat /tmp/second)" grep -q 'does another guest have it' /tmp/second
-# Its server may not be there yet.
-answer= try=0
-until [ "$answer" = hello ] || [ $try = 10 ]; do
-    try=$((try + 1))
-    answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
-done
+greet
 holds guest_answers "$answer" [ "$answer" = hello ]
 socat -u /tmp/data VSOCK-CONNECT:5:1001
 holds guest_receives "not $sum" said SUM-$sum
@@ -142,12 +151,7 @@ for by in kernel gz; do
     guest --virtio-transport pci --vsock $vsock
     holds guest_is_ready_$by "not" said READY
     holds a_function_$by "$(grep FUNCTIONS /tmp/gz.out)" said FUNCTIONS-1
-    # Its server may not be there yet.
-    answer= try=0
-    until [ "$answer" = hello ] || [ $try = 10 ]; do
-        try=$((try + 1))
-        answer=$( (echo hello; sleep 2) | socat - VSOCK-CONNECT:5:1000)
-    done
+    greet
     holds guest_answers_$by "$answer" [ "$answer" = hello ]
     until socat -u /tmp/data VSOCK-CONNECT:5:1001; do sleep 1; done
     holds guest_receives_$by "not $sum" said SUM-$sum
