@@ -242,6 +242,67 @@ void gzk_unpin(u64 *pfns, size_t n)
 	unpin_user_pages_dirty_lock(pages, n, true);
 }
 
+/*
+ * Whether one leaf of the caller's tables maps the whole 2 MiB at addr, this page first, for writing. The
+ * walk is that of a lockless gup: with interrupts off no table is freed.
+ */
+static bool gzk_is_block(u64 addr, struct page *first)
+{
+	unsigned long flags;
+	bool block = false;
+	pgd_t *pgdp, pgd;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+	pmd_t pmd;
+
+	local_irq_save(flags);
+	pgdp = pgd_offset(current->mm, addr);
+	pgd = READ_ONCE(*pgdp);
+	if (pgd_none(pgd))
+		goto out;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d))
+		goto out;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = READ_ONCE(*pudp);
+	if (pud_none(pud) || pud_leaf(pud))
+		goto out;
+	pmd = READ_ONCE(*pmd_offset_lockless(pudp, pud, addr));
+	block = pmd_present(pmd) && pmd_leaf(pmd) && pmd_write(pmd) && pmd_pfn(pmd) == page_to_pfn(first);
+out:
+	local_irq_restore(flags);
+	return block;
+}
+
+/*
+ * Pins the 2 MiB of the caller at addr, a multiple of that, if they are one huge page: by its first
+ * page, since what holds one holds all of them. 1 with its PFN; 0 if they are not.
+ */
+int gzk_pin_block(u64 addr, u64 *pfn)
+{
+	struct page *page;
+
+	if (PMD_SIZE != SZ_2M)
+		return 0;
+	if (pin_user_pages_fast(addr, 1, FOLL_WRITE | FOLL_LONGTERM, &page) != 1)
+		return 0;
+	if (!gzk_is_block(addr, page)) {
+		unpin_user_page(page);
+		return 0;
+	}
+	*pfn = page_to_pfn(page);
+	return 1;
+}
+
+/* Gives such a block back. */
+void gzk_unpin_block(u64 pfn)
+{
+	struct page *page = pfn_to_page(pfn);
+
+	unpin_user_pages_dirty_lock(&page, 1, true);
+}
+
 /* ---- Locks ---- */
 
 void *gzk_mutex_new(u32 class)

@@ -43,6 +43,11 @@ pub fn has_function(function: Function) -> bool {
     EXTENSIONS.load(Ordering::Relaxed) & function.extension_bit() != 0
 }
 
+/// Does one MAP_GUEST map contiguous pages? The public driver never asked for more than one.
+pub fn maps_runs() -> bool {
+    EXTENSIONS.load(Ordering::Relaxed) != 0
+}
+
 /// Are registers of 128 bits, and system registers, known?
 pub fn knows_registers() -> bool {
     VERSION.load(Ordering::Relaxed) >= NAMES_SLEEPERS

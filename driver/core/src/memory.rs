@@ -263,8 +263,7 @@ impl Memory {
             Paging::Eager => Err(code::EFAULT),
             Paging::Single => {
                 let pfn = one_page(slot, gfn)?;
-                let args = [vm.id.into(), slot.id.into(), pfn, gfn, 1];
-                vm.map(slot, gfn, 1, || patiently(|| call(Function::MapGuest, args).map(drop)))
+                map_contiguous(vm, slot, pfn, gfn, 1)
             }
             Paging::Block => {
                 if slot.pins.block_is_empty(gfn) && map_window(vm, slot, gfn, self.mailbox.as_mut_array())? {
@@ -285,7 +284,8 @@ impl Memory {
         let Some(pfn) = slot.pins.get(gfn) else { return };
         // Another vCPU may have touched it again before we came here: then it is the guest's, and stays.
         if !device::has_function(Function::HostAccess) || hypercall::host_access(pfn).1 {
-            slot.pins.release(gfn, 1);
+            // If that can't be noted the page stays, for the guest to have it again.
+            let _ = slot.pins.release(gfn, 1);
         }
     }
 
@@ -311,7 +311,8 @@ impl Memory {
     }
 
     /// DISCARD: the host gets the pages back; where the guest touches them again it gets what user space has there by
-    /// then. EINVAL: no whole pages of one slot. EOPNOTSUPP: the hypervisor can't, or the VM must not fault.
+    /// then. EINVAL: no whole pages of one slot. EOPNOTSUPP: the hypervisor can't, or the VM must not fault. ENOMEM: the guest finds
+    /// its old pages, those from here on.
     pub fn discard(&mut self, range: &Discard) -> Result {
         if !device::has_function(Function::UnmapGuest) || self.paging == Paging::Eager {
             return Err(code::EOPNOTSUPP);
@@ -330,7 +331,7 @@ impl Memory {
                 if !broken(Mistake::DiscardTooEarly) {
                     in_steps(|| call(Function::UnmapGuest, [vm, gfn, pages]))?;
                 }
-                slot.pins.release(gfn, pages);
+                slot.pins.release(gfn, pages)?;
             }
             gfn = block_end;
             task::cond_resched();
@@ -361,6 +362,12 @@ fn patiently(f: impl FnMut() -> Result) -> Result {
     })
 }
 
+/// Maps pages that follow one another in the machine too, from `pfn` on.
+fn map_contiguous(vm: &mut Target, slot: &Slot, pfn: u64, gfn: u64, pages: u64) -> Result {
+    let args = [vm.id.into(), slot.id.into(), pfn, gfn, pages];
+    vm.map(slot, gfn, pages, || patiently(|| call(Function::MapGuest, args).map(drop)))
+}
+
 fn map_block(vm: &mut Target, slot: &Slot, gfn: u64, pages: u64) -> Result {
     let args = [vm.id.into(), slot.id.into(), gfn, pages];
     vm.map(slot, gfn, pages, || patiently(|| call(Function::MapGuestBlock, args).map(drop)))
@@ -388,6 +395,12 @@ fn map_window(
     let end = block.saturating_add(BLOCK_PAGES).min(slot.end());
     let mut at = block.max(slot.gfn);
     let mut served = false;
+    if device::maps_runs()
+        && end - at == BLOCK_PAGES
+        && let Some(pfn) = slot.pins.take_block(at)
+    {
+        return map_contiguous(vm, slot, pfn, at, BLOCK_PAGES).map(|()| true);
+    }
     while at < end {
         let want = device::map_batch().min(end - at);
         let pfns = mailbox.get_mut(..want as usize).ok_or(code::EINVAL)?;

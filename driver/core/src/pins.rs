@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Which page of the host lies under which page of a slot.
 //!
-//! A two-level table: blocks of 512 pages (2 MiB, aligned in guest space), 8 bytes a page, allocated on the first touch.
+//! A two-level table: blocks of 512 pages (2 MiB, aligned in guest space). A huge page of the creator's is one number there; any
+//! other block lists its pages, 8 bytes each, allocated on the first touch.
 //!
-//! Invariant: an entry stands for exactly one page taken from the slot's [`Source`]. Dropping the table gives everything
+//! Invariant: an entry of a list stands for exactly one page taken from the slot's [`Source`], and a run for one pin that holds its 512
+//! pages. Those of a run may go one by one: then it is a list of what is left, and the pin goes with the last of them, as
+//! the kernel can't use a part of a huge page sooner either. Dropping the table gives everything
 //! back; so it must only be dropped when the hypervisor has let go of the pages.
+
+use core::ops::Range;
 
 use gzvm_abi::PAGE_SIZE;
 use zerocopy::FromZeros;
@@ -50,20 +55,34 @@ impl Source {
     }
 }
 
+/// Of an entry: the page is one of the block's run.
+const OF_RUN: u64 = 1 << 63;
+
+/// A block's pages one by one.
 #[derive(FromZeros)]
 #[repr(C)]
-struct Block {
+struct List {
     /// Entries that are not zero.
     used: u64,
+    /// Those of them with [`OF_RUN`], and its first PFN.
+    of_run: u64,
+    run: u64,
     /// PFN + 1, or 0 for nothing.
     entries: [u64; BLOCK_PAGES as usize],
+}
+
+enum Block {
+    Empty,
+    /// All pages, from this PFN on, held by one pin.
+    Run(u64),
+    List(KBox<List>),
 }
 
 /// The pages of one slot.
 pub struct Pins {
     gfn: u64,
     source: Source,
-    blocks: KVec<Option<KBox<Block>>>,
+    blocks: KVec<Block>,
 }
 
 /// Number of the block of a guest page, and the page's index in it.
@@ -78,7 +97,7 @@ impl Pins {
         let last = gfn.checked_add(pages).and_then(|end| end.checked_sub(1)).ok_or(code::EINVAL)?;
         let n = (last / BLOCK_PAGES).saturating_sub(first_block).saturating_add(1);
         let n = usize::try_from(n).map_err(|_| code::ENOMEM)?;
-        Ok(Self { gfn, source, blocks: KVec::filled(n, || None)? })
+        Ok(Self { gfn, source, blocks: KVec::filled(n, || Block::Empty)? })
     }
 
     fn place(&self, block: u64) -> Option<usize> {
@@ -86,22 +105,36 @@ impl Pins {
     }
 
     fn block(&self, block: u64) -> Option<&Block> {
-        self.blocks.get(self.place(block)?)?.as_deref()
+        self.blocks.get(self.place(block)?)
     }
 
-    fn block_mut(&mut self, block: u64) -> Option<&mut Block> {
-        let place = self.place(block)?;
-        self.blocks.get_mut(place)?.as_deref_mut()
+    /// The list of a block; an empty one is made where there is none. ENOMEM changes nothing.
+    fn list(&mut self, block: u64) -> Result<&mut List> {
+        let place = self.place(block).ok_or(code::EINVAL)?;
+        let block = self.blocks.get_mut(place).ok_or(code::EINVAL)?;
+        block.list()
+    }
+
+    /// Takes the whole block that starts at `gfn`, of which nothing is here yet, if it is a huge page: its first PFN.
+    pub fn take_block(&mut self, gfn: u64) -> Option<u64> {
+        let (number, index) = split(gfn);
+        let place = self.place(number).filter(|_| index == 0)?;
+        let Source::User(address) = &self.source else { return None };
+        let address = address.checked_add(gfn.checked_sub(self.gfn)?.checked_mul(PAGE_SIZE)?)?;
+        let block = self.blocks.get_mut(place).filter(|block| matches!(block, Block::Empty))?;
+        if !address.is_multiple_of(BLOCK_PAGES * PAGE_SIZE) {
+            return None;
+        }
+        let first = mm::pin_block(address)?;
+        PINNED_PAGES.add(BLOCK_PAGES);
+        *block = Block::Run(first);
+        Some(first)
     }
 
     /// Takes pages from `gfn` on, none of which is here yet, and records them. They lie in one block. How many, at least
     /// one; their PFNs are in `pfns` then.
     pub fn take(&mut self, gfn: u64, pfns: &mut [u64]) -> Result<usize> {
-        let place = self.place(split(gfn).0).ok_or(code::EINVAL)?;
-        let slot = self.blocks.get_mut(place).ok_or(code::EINVAL)?;
-        if slot.is_none() {
-            *slot = Some(KBox::zeroed()?);
-        }
+        self.list(split(gfn).0)?;
         let n = gfn.checked_sub(self.gfn).ok_or(code::EINVAL)?;
         let got = self.source.take(n, pfns)?;
         let taken = pfns.get_mut(..got).ok_or(code::EINVAL)?;
@@ -123,62 +156,128 @@ impl Pins {
 
     /// Is nothing pinned in the block of `gfn`?
     pub fn block_is_empty(&self, gfn: u64) -> bool {
-        self.block(split(gfn).0).is_none_or(|b| b.used == 0)
+        match self.block(split(gfn).0) {
+            None | Some(Block::Empty) => true,
+            Some(Block::Run(_)) => false,
+            Some(Block::List(list)) => list.used == 0,
+        }
     }
 
     /// The PFN under `gfn`.
     pub fn get(&self, gfn: u64) -> Option<u64> {
         let (block, index) = split(gfn);
-        self.block(block)?.entries.get(index)?.checked_sub(1)
+        match self.block(block)? {
+            Block::Empty => None,
+            Block::Run(first) => Some(first.wrapping_add(index as u64)),
+            Block::List(list) => (list.entries.get(index)? & !OF_RUN).checked_sub(1),
+        }
     }
 
     /// Records pages from `gfn` on, where there are none, in one block. If that is not so, EINVAL or EEXIST: all of them stay
     /// the caller's.
     fn record(&mut self, gfn: u64, pfns: &[u64]) -> Result {
         let (number, index) = split(gfn);
-        let block = self.block_mut(number).ok_or(code::EINVAL)?;
+        let list = self.list(number)?;
         let end = index.checked_add(pfns.len()).ok_or(code::EINVAL)?;
-        let entries = block.entries.get_mut(index..end).ok_or(code::EINVAL)?;
-        if entries.iter().any(|&e| e != 0) || pfns.contains(&u64::MAX) {
+        let entries = list.entries.get_mut(index..end).ok_or(code::EINVAL)?;
+        if entries.iter().any(|&e| e != 0) || pfns.iter().any(|&pfn| pfn >= OF_RUN - 1) {
             return Err(code::EEXIST);
         }
         for (entry, pfn) in entries.iter_mut().zip(pfns) {
             *entry = pfn.wrapping_add(1);
         }
-        block.used = block.used.saturating_add(pfns.len() as u64);
+        list.used = list.used.saturating_add(pfns.len() as u64);
         Ok(())
     }
 
-    /// Gives back what there is under `pages` pages from `gfn` on, which lie in one block.
-    pub fn release(&mut self, gfn: u64, pages: u64) {
+    /// Gives back what there is under `pages` pages from `gfn` on, which lie in one block. ENOMEM: a part of a run, and no memory
+    /// to note what is left of it. All of it is here still.
+    pub fn release(&mut self, gfn: u64, pages: u64) -> Result {
         let (number, index) = split(gfn);
-        let Some(place) = self.place(number) else { return };
-        let Some(slot) = self.blocks.get_mut(place) else { return };
-        let Some(block) = slot.as_deref_mut() else { return };
-        let end = index.saturating_add(pages as usize).min(block.entries.len());
-        let entries = block.entries.get_mut(index..end).unwrap_or_default();
-        let given = empty(&self.source, gfn.saturating_sub(self.gfn), entries);
-        block.used = block.used.saturating_sub(given);
-        if block.used == 0 {
-            *slot = None;
+        let n = gfn.saturating_sub(self.gfn);
+        let Some(place) = self.place(number) else { return Ok(()) };
+        let Some(block) = self.blocks.get_mut(place) else { return Ok(()) };
+        match block {
+            Block::Empty => return Ok(()),
+            Block::Run(_) if pages >= BLOCK_PAGES => {
+                empty(&self.source, n, block);
+                return Ok(());
+            }
+            Block::Run(_) | Block::List(_) => {}
+        }
+        let list = block.list()?;
+        let end = index.saturating_add(pages as usize).min(list.entries.len());
+        release(&self.source, n, list, index..end);
+        if list.used == 0 {
+            *block = Block::Empty;
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    /// Its pages one by one; ENOMEM changes nothing.
+    fn list(&mut self) -> Result<&mut List> {
+        if let Self::Empty | Self::Run(_) = self {
+            let mut list = KBox::<List>::zeroed()?;
+            if let Self::Run(first) = *self {
+                (list.used, list.of_run, list.run) = (BLOCK_PAGES, BLOCK_PAGES, first);
+                for (entry, pfn) in list.entries.iter_mut().zip(first..) {
+                    *entry = pfn.wrapping_add(1) | OF_RUN;
+                }
+            }
+            *self = Self::List(list);
+        }
+        match self {
+            Self::List(list) => Ok(list),
+            // Not reached.
+            _ => Err(code::EINVAL),
         }
     }
 }
 
-/// Gives back the pages that these entries, of the slot's page `n` and those behind, stand for. How many.
-fn empty(source: &Source, n: u64, entries: &mut [u64]) -> u64 {
-    let (mut at, mut given) = (n, 0_u64);
-    for run in entries.chunk_by_mut(|a, b| (*a == 0) == (*b == 0)) {
-        let pages = run.len() as u64;
-        if run.first() != Some(&0) {
-            run.iter_mut().for_each(|entry| *entry = entry.wrapping_sub(1));
-            source.put(at, run);
-            run.fill(0);
-            given = given.saturating_add(pages);
+/// Gives a run back.
+fn put_run(first: u64) {
+    if !broken(Mistake::KeepPins) {
+        PINNED_PAGES.sub(BLOCK_PAGES);
+        mm::unpin_block(first);
+    }
+}
+
+/// Gives back all pages of a block, whose first page is the slot's page `n`.
+fn empty(source: &Source, n: u64, block: &mut Block) {
+    match core::mem::replace(block, Block::Empty) {
+        Block::Empty => {}
+        Block::Run(first) => put_run(first),
+        Block::List(mut list) => release(source, n, &mut list, 0..BLOCK_PAGES as usize),
+    }
+}
+
+/// Gives back the pages that these entries of a list stand for; the first of them is the slot's page `n`.
+fn release(source: &Source, n: u64, list: &mut List, entries: Range<usize>) {
+    let mut at = n;
+    let entries = list.entries.get_mut(entries).unwrap_or_default();
+    let kind = |entry: u64| (entry == 0, entry & OF_RUN);
+    for same in entries.chunk_by_mut(|a, b| kind(*a) == kind(*b)) {
+        let pages = same.len() as u64;
+        match same.first() {
+            None | Some(0) => {}
+            Some(entry) => {
+                list.used = list.used.saturating_sub(pages);
+                if entry & OF_RUN == 0 {
+                    same.iter_mut().for_each(|entry| *entry = entry.wrapping_sub(1));
+                    source.put(at, same);
+                } else {
+                    list.of_run = list.of_run.saturating_sub(pages);
+                    if list.of_run == 0 {
+                        put_run(list.run);
+                    }
+                }
+                same.fill(0);
+            }
         }
         at = at.wrapping_add(pages);
     }
-    given
 }
 
 impl Drop for Pins {
@@ -186,8 +285,8 @@ impl Drop for Pins {
         // The first block's first entry may lie before the slot: nothing is there, but it counts.
         let mut gfn = self.gfn - self.gfn % BLOCK_PAGES;
         for block in self.blocks.iter_mut() {
-            if let Some(block) = block.as_deref_mut() {
-                empty(&self.source, gfn.wrapping_sub(self.gfn), &mut block.entries);
+            if !matches!(block, Block::Empty) {
+                empty(&self.source, gfn.wrapping_sub(self.gfn), block);
                 task::cond_resched();
             }
             gfn = gfn.saturating_add(BLOCK_PAGES);

@@ -22,6 +22,8 @@ unsafe extern "C" {
     pub fn gzk_mm_drop(mm: *mut c_void);
     pub fn gzk_pin(addr: u64, n: usize, pfns: *mut u64) -> isize;
     pub fn gzk_unpin(pfns: *mut u64, n: usize);
+    pub fn gzk_pin_block(addr: u64, pfn: *mut u64) -> i32;
+    pub fn gzk_unpin_block(pfn: u64);
 
     pub fn gzk_mutex_new(class: u32) -> *mut c_void;
     pub fn gzk_mutex_free(m: *mut c_void);

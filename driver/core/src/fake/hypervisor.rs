@@ -181,8 +181,14 @@ impl Fake {
                 done
             }
             Function::MapGuest => {
-                assert_eq!(a5, 1);
-                self.vms.get_mut(&vm_of).unwrap().mapped.insert(a4, a3);
+                assert!(a5 == 1 || self.extensions != 0 && a5 <= 512);
+                let vm = self.vms.get_mut(&vm_of).unwrap();
+                let (first, pages) = vm.slots[&(a2 as u32)];
+                for i in 0..a5 {
+                    let (gfn, pfn) = (a4 + i, a3 + i);
+                    assert!((first..first + pages).contains(&gfn), "outside the slot");
+                    assert!(vm.mapped.insert(gfn, pfn).is_none_or(|old| old == pfn), "mapped differently");
+                }
                 done
             }
             Function::MapGuestBlock => {

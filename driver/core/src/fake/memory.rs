@@ -116,18 +116,40 @@ pub unsafe fn gzk_pin(addr: u64, n: usize, pfns: *mut u64) -> isize {
     })
 }
 
+pub unsafe fn gzk_pin_block(addr: u64, pfn: *mut u64) -> i32 {
+    assert!(addr.is_multiple_of(512 * 4096));
+    fake(|k| {
+        let pages = (addr..).step_by(4096).take(512);
+        if !k.huge.contains(&addr) || pages.clone().any(|at| k.unpinnable.contains(&at)) {
+            return 0;
+        }
+        let first = PFN_BASE + addr / 4096;
+        for (page, _) in (first..).zip(pages) {
+            *k.pins.entry(page).or_default() += 1;
+        }
+        // SAFETY: the caller's variable.
+        unsafe { pfn.write(first) };
+        1
+    })
+}
+
+pub unsafe fn gzk_unpin_block(pfn: u64) {
+    let mut pfns: Vec<u64> = (pfn..pfn + 512).collect();
+    // SAFETY: pointer and length are those of the vector.
+    unsafe { gzk_unpin(pfns.as_mut_ptr(), pfns.len()) }
+}
+
 pub unsafe fn gzk_unpin(pfns: *mut u64, n: usize) {
     fake(|k| {
         for i in 0..n {
             // SAFETY: i < n.
             let pfn = unsafe { pfns.add(i).read() };
-            for vm in k.vms.values() {
-                assert!(!vm.mapped.values().any(|&p| p == pfn), "unpinned under the hypervisor");
-            }
             let count = k.pins.get_mut(&pfn).expect("not pinned");
             *count -= 1;
             if *count == 0 {
                 k.pins.remove(&pfn);
+                let mapped = k.vms.values().any(|vm| vm.mapped.values().any(|&p| p == pfn));
+                assert!(!mapped, "unpinned under the hypervisor");
             }
         }
     });

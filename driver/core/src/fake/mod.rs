@@ -81,6 +81,8 @@ pub struct Fake {
     pub mapped: Vec<(u64, u64)>,
     pub unpinnable: BTreeSet<u64>,
     pub pins: BTreeMap<u64, u32>,
+    /// Where huge pages of user space start.
+    pub huge: BTreeSet<u64>,
     pub files: BTreeMap<i32, File>,
     pub eventfds: HashMap<usize, EventFd>,
     watches: HashMap<usize, eventfd::Watch>,

@@ -83,6 +83,19 @@ pub fn unpin(pfns: &mut [u64]) {
     }
 }
 
+/// Pins the 2 MiB of the caller at `addr`, a multiple of that, if they are one huge page: its first PFN.
+pub fn pin_block(addr: u64) -> Option<u64> {
+    let mut pfn = 0;
+    // SAFETY: pfn is valid for a write.
+    (unsafe { sys::gzk_pin_block(addr, &mut pfn) } == 1).then_some(pfn)
+}
+
+/// Unpins it. The caller recorded this pin, and forgets it.
+pub fn unpin_block(pfn: u64) {
+    // SAFETY: by the callers' books, as for pins.
+    unsafe { sys::gzk_unpin_block(pfn) }
+}
+
 /// While it lives, page frames may be hidden from readers of the kernel's own map (`/proc/kcore`, dumps), until they are freed. They
 /// touch user space with the other side of this lock held: it is taken before any lock that a fault of user space takes.
 pub struct Hiding(());

@@ -209,6 +209,67 @@ fn relinquished_pages_are_unpinned_and_come_back_alone() {
     close(vm);
 }
 
+#[test]
+fn a_huge_page_is_one_run() {
+    let k = Session::new();
+    k.with(|k| k.huge.extend([GUEST_MEM, GUEST_MEM + 2 * MIB]));
+    let (vm, vcpu) = machine(&k, RAM, 6 * MIB);
+    assert!(fault(&k, vcpu, RAM + 5 * 4096) && fault(&k, vcpu, RAM + 2 * MIB));
+    assert_eq!((k.count(Function::MapGuest), k.count(Function::MapGuestBlock)), (2, 0));
+    assert_eq!(mapped(&k).len(), 1024);
+    assert!(fault(&k, vcpu, RAM + 4 * MIB), "small pages");
+    assert_eq!(k.count(Function::MapGuestBlock), 1);
+    // A second vCPU's fault from before finds the same page.
+    assert!(fault(&k, vcpu, RAM + 7 * 4096));
+    assert_eq!(k.with(|k| k.pins.len()), 1536);
+    // What is left of a huge page holds all of it; a page that comes again is held for itself.
+    relinquish(&k, vcpu, RAM);
+    assert_eq!(discard(&k, vm, RAM + 2 * 4096, 4096), 0);
+    assert!(fault(&k, vcpu, RAM));
+    let held = |k: &Session| k.with(|k| (k.pins.len(), k.pins[&(PFN_BASE + GUEST_MEM / 4096)]));
+    assert_eq!(held(&k), (1536, 2));
+    assert_eq!(discard(&k, vm, RAM + 4096, 2 * MIB - 4096), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 1025, "the last page of the run takes its pin along");
+    assert_eq!(mapped(&k).len(), 1025);
+    assert_eq!(discard(&k, vm, RAM, 4 * MIB), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
+    assert!(fault(&k, vcpu, RAM), "whole again");
+    assert_eq!((k.count(Function::MapGuest), k.count(Function::MapGuestBlock)), (3, 3));
+    assert_eq!(k.with(|k| k.pins.len()), 1024);
+}
+
+#[test]
+fn a_run_that_cannot_be_parted_stays_whole() {
+    let k = Session::new();
+    k.with(|k| k.huge.insert(GUEST_MEM));
+    let (vm, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    // The first call that may fail is the read of the argument.
+    k.with(|k| k.fail_at = Some(k.fallible_calls + 2));
+    assert_eq!(discard(&k, vm, RAM, 4096), ENOMEM);
+    assert_eq!(k.with(|k| k.pins.len()), 512);
+    assert!(fault(&k, vcpu, RAM), "its old page");
+    assert_eq!(mapped(&k).len(), 512);
+    assert_eq!(discard(&k, vm, RAM, 2 * MIB), 0);
+    assert_eq!(k.with(|k| k.pins.len()), 0);
+}
+
+#[test]
+fn runs_need_their_alignment_and_our_hypervisor() {
+    let k = Session::new();
+    k.with(|k| k.huge.extend([GUEST_MEM, GUEST_MEM + 2 * MIB]));
+    let (_, vcpu) = machine(&k, RAM + MIB, 4 * MIB);
+    assert!(fault(&k, vcpu, RAM + 2 * MIB), "a block of the guest's is half of two of user space");
+    assert_eq!((k.count(Function::MapGuest), k.count(Function::MapGuestBlock)), (0, 1));
+    drop(k);
+    let k = Session::new();
+    k.with(|k| (k.extensions, _) = (0, k.huge.insert(GUEST_MEM)));
+    assert_eq!(entry::gzr_init(), 0);
+    let (_, vcpu) = machine(&k, RAM, 2 * MIB);
+    assert!(fault(&k, vcpu, RAM));
+    assert_eq!((k.count(Function::MapGuest), k.count(Function::MapGuestBlock)), (0, 1));
+}
+
 fn ask(k: &Session, capability: u64) -> (i64, u64) {
     k.put(ARG, &capability);
     (k.dev_ioctl(ioctl::CHECK_EXTENSION, ARG), k.get(ARG))
