@@ -311,8 +311,11 @@ impl<M: Memory> Vgic<M> {
         };
         self.present = self.present.without(v);
         self.choose_any();
-        for intid in FIRST_SPI..self.end() {
-            self.update_ending(v, intid, &mut kicks, |irq| irq.holder() == Some(v) && irq.deactivate());
+        // What is active is busy.
+        for word in ones(self.spi_words.into()) {
+            for intid in self.busy_in(word) {
+                self.update_ending(v, intid, &mut kicks, |irq| irq.holder() == Some(v) && irq.deactivate());
+            }
         }
         (kicks.without(v), Some(state))
     }
