@@ -145,6 +145,8 @@ fn flags(attrs: Attrs) -> S2 {
     let mut flags = S2::VALID | S2::ACCESS_FLAG | S2::SH_INNER;
     flags |= match attrs.memory {
         MemoryType::Normal => S2::MEMATTR_NORMAL_INNER_WB | S2::MEMATTR_NORMAL_OUTER_WB,
+        // The crate has no names for HCR_EL2.FWB = 1 (Arm ARM D8.6.6: MemAttr[2:0] = 0b110).
+        MemoryType::Forced => S2::from_bits_retain(0b0110 << 2),
         MemoryType::Device => S2::MEMATTR_DEVICE_nGnRE,
     };
     flags |= match (attrs.read, attrs.write) {
@@ -181,11 +183,12 @@ fn map_oracle(tables: &mut [(u64, Table)], range: IpaRange, pa: u64, flags: S2) 
 }
 
 fn attrs() -> impl Strategy<Value = Attrs> {
-    (any::<[bool; 4]>(), 0u8..16).prop_map(|([read, write, execute, device], software)| Attrs {
+    let memory = prop_oneof![Just(MemoryType::Normal), Just(MemoryType::Forced), Just(MemoryType::Device)];
+    (any::<[bool; 3]>(), memory, 0u8..16).prop_map(|([read, write, execute], memory, software)| Attrs {
         read,
         write,
         execute,
-        memory: if device { MemoryType::Device } else { MemoryType::Normal },
+        memory,
         software: SoftwareBits::new(software).unwrap(),
     })
 }

@@ -19,6 +19,7 @@ use gzvm_core::memory::ownership::{Ownership, Sizes, Transition};
 use gzvm_core::memory::pool::Pool;
 use log::{info, warn};
 
+use crate::arch::decision::{FORCED_WRITE_BACK, WIDE_VMIDS};
 use crate::arch::gic::CpuGic;
 use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, STACKS_PAGES, power};
@@ -52,6 +53,7 @@ enum BootError {
     NoRedistributor,
     NoRoom(u64),
     NarrowVmids,
+    NoForcedWriteBack,
     HostImage(&'static str),
     Smmu(u64),
 }
@@ -76,6 +78,9 @@ impl core::fmt::Display for BootError {
             }
             Self::NarrowVmids => {
                 write!(f, "this CPU has VMIDs of 8 bits, and there are VMs by now whose ids need 16")
+            }
+            Self::NoForcedWriteBack => {
+                write!(f, "this CPU lacks FEAT_S2FWB, and there are VMs by now that rely on it")
             }
             Self::Smmu(base) => write!(f, "the SMMU at {base:#x} can't be told to block its devices"),
             Self::HostImage(why) => write!(f, "the host image can't be started: {why}"),
@@ -388,8 +393,12 @@ fn start_cpu(mpidr: u64) -> Result<&'static PerCpu, BootError> {
     this.install();
     let (vttbr, vtcr) = host::translation_registers();
     this.with(|state| state.init(vttbr, vtcr));
-    if !this.with(|state| state.features.vmid16) && !guest::registry::eight_bits_only() {
+    let (vmid16, fwb) = this.with(|state| (state.features.vmid16, state.features.fwb));
+    if !WIDE_VMIDS.joins(vmid16) {
         return Err(BootError::NarrowVmids);
+    }
+    if !FORCED_WRITE_BACK.joins(fwb) {
+        return Err(BootError::NoForcedWriteBack);
     }
     let p = platform::get();
     let gic = CpuGic::init(&p.gic, &p.timers, mpidr).ok_or(BootError::NoRedistributor)?;

@@ -38,6 +38,7 @@ bitflags::bitflags! {
         const TLOR = 1 << 35;
         const TERR = 1 << 36;
         const APK = 1 << 40;
+        const FWB = 1 << 46;
         const API = 1 << 41;
         const FIEN = 1 << 47;
         const ENSCXT = 1 << 53;
@@ -198,6 +199,11 @@ pub fn vtcr(t0sz: u8, sl0: u8, features: &Features) -> u64 {
         44 => 4,
         _ => 5,
     };
+/// HCR_EL2 of a guest; with `forced`, its stage 2 makes accesses to RAM cacheable.
+pub const fn hcr_guest(forced: bool) -> u64 {
+    HCR_GUEST.bits() | if forced { Hcr::FWB.bits() } else { 0 }
+}
+
     let vs = u64::from(features.vmid16);
     1 << 31 | vs << 19 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | u64::from(sl0) << 6 | u64::from(t0sz)
 }
@@ -350,7 +356,7 @@ impl CpuState {
             write!("s3_4_c12_c1_1", 0);
         }
         write!("s3_4_c12_c9_5", ICC_SRE_GUEST);
-        write!("hcr_el2", HCR_GUEST.bits());
+        write!("hcr_el2", guest.hcr);
         write!("vbar_el2", &raw const guest_vectors as u64);
         timer::restore(guest.timer, guest.cntvoff);
         isb();
@@ -488,6 +494,8 @@ pub struct GuestWorld<'a> {
     pub timer: &'a VirtualTimer,
     /// CNTVOFF_EL2.
     pub cntvoff: u64,
+    /// HCR_EL2.
+    pub hcr: u64,
     /// VTTBR_EL2.
     pub vttbr: u64,
     /// VTCR_EL2.

@@ -12,6 +12,8 @@ pub struct Features {
     pub pa_bits: u8,
     /// 16-bit VMIDs.
     pub vmid16: bool,
+    /// FEAT_S2FWB.
+    pub fwb: bool,
     /// FEAT_SVE.
     pub sve: bool,
     /// FEAT_SME.
@@ -57,6 +59,7 @@ impl Features {
         let pfr1 = read!("id_aa64pfr1_el1");
         let mmfr0 = read!("id_aa64mmfr0_el1");
         let mmfr1 = read!("id_aa64mmfr1_el1");
+        let mmfr2 = read!("id_aa64mmfr2_el1");
         let isar0 = read!("id_aa64isar0_el1");
         let isar1 = read!("id_aa64isar1_el1");
         let isar2 = read!("s3_0_c0_c6_2");
@@ -67,6 +70,7 @@ impl Features {
         Self {
             pa_bits: pa_bits(mmfr0 as u32 & 0xF),
             vmid16: field(mmfr1, 4) == 2,
+            fwb: field(mmfr2, 40) != 0,
             sve: field(pfr0, 32) != 0,
             sme,
             sme_fa64: sme && smfr0 >> 63 != 0,

@@ -5,6 +5,7 @@
 pub mod barrier;
 pub mod cpu;
 pub mod debug;
+pub mod decision;
 pub mod el1;
 pub mod fp;
 pub mod frame;

@@ -7,7 +7,7 @@ use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VmId};
 use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, Ownership, OwnershipError, Transition};
 use gzvm_core::memory::slots::Slots;
-use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, Progress, Stage2, Walk};
+use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, MemoryType, Progress, Stage2, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 
 use super::firmware::Window;
@@ -57,6 +57,8 @@ pub struct VmMemory {
     guarded: bool,
     /// The driver wants to know of a page that the guest stops sharing before the host loses it.
     announces: bool,
+    /// What its RAM is in its tables.
+    ram: MemoryType,
 }
 
 /// Marks pages of the host as shared with a VM.
@@ -98,8 +100,9 @@ impl VmMemory {
         self.stage2.walk(&Tables { account: &mut nobody }, ipa)
     }
 
-    /// No memory, and no slots: for the VM `id`, with so many bits of addresses.
-    pub fn new(id: VmId, bits: u8, pa_bits: u8) -> Result<Self, Exhausted> {
+    /// No memory, and no slots: for the VM `id`, with so many bits of addresses. With `forced`, the CPU makes its accesses to RAM
+    /// cacheable (HCR_EL2.FWB).
+    pub fn new(id: VmId, bits: u8, pa_bits: u8, forced: bool) -> Result<Self, Exhausted> {
         let root_pages = Stage2::root_pages(bits);
         let root = pool::alloc(root_pages, root_pages)?;
         let Ok(stage2) = Stage2::new(root, bits, pa_bits, id.0) else {
@@ -118,6 +121,7 @@ impl VmMemory {
             firmware: None,
             guarded: false,
             announces: false,
+            ram: if forced { MemoryType::Forced } else { MemoryType::Normal },
         })
     }
 
@@ -235,14 +239,17 @@ impl VmMemory {
             release(owner, pa, &mut self.account);
             return Err(MapFailure::NotHosts);
         }
-        // The guest may look with its caches off at what the VMM wrote with caches on.
-        barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
+        if self.ram != MemoryType::Forced {
+            // The guest may look with its caches off at what the VMM wrote with caches on.
+            barrier::clean_invalidate(pa.start().0 as usize, pa.size() as usize);
+        }
         barrier::ic_ialluis();
         let named = if broken(Mistake::MailboxAgain) { self.named_by_now() } else { None };
         let root = self.stage2.root();
         let mut tables = Tables { account: &mut self.account };
         let target = named.unwrap_or(pa.start());
-        let mapped = self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, target, Attrs::RAM);
+        let attrs = Attrs { memory: self.ram, ..Attrs::RAM };
+        let mapped = self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, target, attrs);
         mapped.map_err(|e| {
             release(owner, pa, &mut self.account);
             match e {
@@ -348,7 +355,8 @@ impl VmMemory {
         if self.slots.overlap(&at) {
             return Err(MapFailure::Invalid);
         }
-        let attrs = Attrs { write, ..if broken(Mistake::LentToRun) { Attrs::RAM } else { Attrs::RAM_NX } };
+        let execute = broken(Mistake::LentToRun);
+        let attrs = Attrs { write, execute, memory: self.ram, ..Attrs::RAM };
         let root = self.stage2.root();
         let mut rest = Some(at);
         for (n, pa) in (0u64..).zip(pages) {

@@ -4,13 +4,14 @@
 //! A VM's id is its VMID. Up to [`NARROW_VMS`] of them fit the eight bits that every CPU has; the ids above are used when those are
 //! taken, and where all CPUs have sixteen.
 
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use gzvm_core::addr::VmId;
 use gzvm_core::memory::stage2::Progress;
 use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::vm::{CreateError, Vm};
+use crate::arch::decision::WIDE_VMIDS;
 use crate::mem::boxed::PageBox;
 
 /// Most VMs at a time.
@@ -27,26 +28,6 @@ static NEXT_WIDE: AtomicUsize = AtomicUsize::new(0);
 /// VMs with narrow ids.
 static NARROW: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether ids are given that need sixteen bits. Decided once, by what comes first: such a VM, or a CPU that has but eight.
-static WIDTH: AtomicU8 = AtomicU8::new(width::OPEN);
-
-mod width {
-    pub const OPEN: u8 = 0;
-    pub const EIGHT: u8 = 1;
-    pub const SIXTEEN: u8 = 2;
-}
-
-fn decide(width: u8) -> bool {
-    match WIDTH.compare_exchange(width::OPEN, width, Ordering::SeqCst, Ordering::SeqCst) {
-        Ok(_) => true,
-        Err(decided) => decided == width,
-    }
-}
-
-/// A CPU has eight bits of VMID only. False: it is too late for that.
-pub fn eight_bits_only() -> bool {
-    decide(width::EIGHT)
-}
 /// VMs and vCPUs that exist, for the counters.
 pub static VMS: AtomicU64 = AtomicU64::new(0);
 /// See [`VMS`].
@@ -98,7 +79,7 @@ pub fn create() -> Result<VmId, CreateError> {
         _ => Err(CreateError::TooMany),
     };
     match narrow {
-        Err(CreateError::TooMany) if decide(width::SIXTEEN) => {
+        Err(CreateError::TooMany) if WIDE_VMIDS.rely() => {
             create_among(NARROW_VMS, MAX_VMS - NARROW_VMS, &NEXT_WIDE)
         }
         other => other,

@@ -298,6 +298,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         };
         s.enter_guest_world(&world);
     });
+            hcr: vm.hcr,
     // vCPUs share a VMID, but each believes its TLB to be its own.
     let mark = vcpu.id.0 as u8 + 1;
     if vm.last_vcpu.get(this.index).is_none_or(|last| last.swap(mark, Ordering::Relaxed) != mark) {

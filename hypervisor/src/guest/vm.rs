@@ -25,6 +25,7 @@ use super::rpc::{self, VmRpc};
 use super::vcpu::Vcpu;
 use super::watch::VmWatch;
 use crate::arch::cpu;
+use crate::arch::decision::FORCED_WRITE_BACK;
 use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::percpu::{PerCpu, kick};
 use crate::mem::boxed::{PageBox, pages_of};
@@ -87,6 +88,8 @@ pub struct Vm {
     pub vttbr: u64,
     /// See [`vttbr`](Self::vttbr).
     pub vtcr_fields: (u8, u8),
+    /// HCR_EL2 while one of its vCPUs runs.
+    pub hcr: u64,
     /// Its vCPUs have SVE.
     pub sve: AtomicBool,
     protected: AtomicBool,
@@ -129,12 +132,14 @@ impl Vm {
         let pa_bits = PerCpu::this().with(|s| s.features.pa_bits);
         let bits = IPA_BITS.min(pa_bits);
         let vgic = PageBox::new(Vgic::new(DEFAULT_SPIS, None))?;
-        let memory = VmMemory::new(id, bits, pa_bits)?;
+        let forced = FORCED_WRITE_BACK.rely();
+        let memory = VmMemory::new(id, bits, pa_bits, forced)?;
         let (root, vtcr_fields) = (memory.stage2.root(), memory.stage2.vtcr_fields());
         PageBox::new(Self {
             party: Party { id, generation: GENERATION.fetch_add(1, Ordering::Relaxed) },
             vttbr: cpu::vttbr(root.0, id.0),
             vtcr_fields,
+            hcr: cpu::hcr_guest(forced),
             sve: AtomicBool::new(false),
             protected: AtomicBool::new(false),
             firmware_entry: AtomicU64::new(NO_FRAME),

@@ -22,7 +22,9 @@ pub(super) const TABLE_OR_PAGE: u64 = 1 << 1;
 const MEMATTR_MASK: u64 = 0b1111 << 2;
 /// Outer and inner write-back cacheable (HCR_EL2.FWB = 0).
 const MEMATTR_NORMAL_WB: u64 = 0b1111 << 2;
-/// Device-nGnRE.
+/// Write-back cacheable whatever stage 1 says (HCR_EL2.FWB = 1).
+const MEMATTR_FORCED_WB: u64 = 0b0110 << 2;
+/// Device-nGnRE, with either HCR_EL2.FWB.
 const MEMATTR_DEVICE_NGNRE: u64 = 0b0001 << 2;
 const S2AP_READ: u64 = 1 << 6;
 const S2AP_WRITE: u64 = 1 << 7;
@@ -84,11 +86,13 @@ impl Level {
     }
 }
 
-/// Stage-2 memory types; combined with stage 1 the stricter one wins (HCR_EL2.FWB = 0).
+/// Stage-2 memory types; combined with stage 1 the stricter one wins, but for [`Forced`](Self::Forced).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemoryType {
-    /// Normal, write-back cacheable, inner shareable.
+    /// Normal, write-back cacheable, inner shareable; for tables in force with HCR_EL2.FWB = 0.
     Normal,
+    /// The same, whatever stage 1 says, if it says anything (FEAT_S2FWB); for tables in force with HCR_EL2.FWB = 1.
+    Forced,
     /// Device-nGnRE.
     Device,
 }
@@ -159,6 +163,7 @@ impl Attrs {
         let mut bits = ACCESS_FLAG | SH_INNER;
         bits |= match self.memory {
             MemoryType::Normal => MEMATTR_NORMAL_WB,
+            MemoryType::Forced => MEMATTR_FORCED_WB,
             MemoryType::Device => MEMATTR_DEVICE_NGNRE,
         };
         if self.read {
@@ -180,6 +185,7 @@ impl Attrs {
             execute: bits & XN == 0,
             memory: match bits & MEMATTR_MASK {
                 MEMATTR_NORMAL_WB => MemoryType::Normal,
+                MEMATTR_FORCED_WB => MemoryType::Forced,
                 _ => MemoryType::Device,
             },
             software: SoftwareBits(((bits >> SOFTWARE_SHIFT) & 0xF) as u8),

@@ -128,7 +128,11 @@ impl Model {
 /// The attribute bits of a leaf, by the Arm ARM (D8.3.1.2, stage 2).
 fn bits(attrs: Attrs) -> u64 {
     let mut bits = 1 << 10 | 0b11 << 8;
-    bits |= if attrs.memory == MemoryType::Normal { 0b1111 << 2 } else { 0b0001 << 2 };
+    bits |= match attrs.memory {
+        MemoryType::Normal => 0b1111 << 2,
+        MemoryType::Forced => 0b0110 << 2,
+        MemoryType::Device => 0b0001 << 2,
+    };
     bits |= u64::from(attrs.read) << 6 | u64::from(attrs.write) << 7;
     bits |= u64::from(!attrs.execute) << 54 | u64::from(attrs.software.get()) << 55;
     bits
@@ -155,6 +159,7 @@ fn attrs() -> impl Strategy<Value = Attrs> {
     let software = (0u8..16).prop_map(|b| SoftwareBits::new(b).unwrap());
     prop_oneof![
         4 => Just(Attrs::RAM),
+        2 => Just(Attrs { memory: MemoryType::Forced, ..Attrs::RAM }),
         2 => Just(Attrs::RAM_RO),
         2 => Just(Attrs::DEVICE),
         1 => Just(Attrs::RAM_NX),
