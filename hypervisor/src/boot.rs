@@ -403,7 +403,7 @@ fn start_cpu(mpidr: u64) -> Result<&'static PerCpu, BootError> {
     let p = platform::get();
     let gic = CpuGic::init(&p.gic, &p.timers, mpidr).ok_or(BootError::NoRedistributor)?;
     platform::set_lrs(gic.nr_lrs);
-    this.with(|state| state.gic = Some(gic));
+    this.set_gic(gic);
     Ok(this)
 }
 

@@ -110,6 +110,14 @@ const fn bit(esr: u64, n: u32) -> bool {
 
 /// ESR_EL2 of HVC #0.
 pub const ESR_HVC_0: u64 = 0x16 << 26 | IL;
+
+/// Whether it is sure not to be the data abort of a load: ISS.WnR of an abort; of other exceptions, whatever that bit is. In one
+/// instruction, for the way from the vector.
+#[inline]
+pub const fn is_no_load(esr: u64) -> bool {
+    bit(esr, 6)
+}
+
 /// ESR_ELx.IL: the instruction has 32 bits.
 const IL: u64 = 1 << 25;
 
@@ -233,6 +241,7 @@ mod tests {
         assert_eq!((without_rt(esr), rt(esr)), (esr_of_write(s.key()), 9));
         assert_ne!(without_rt(esr | 1), esr_of_write(s.key()), "a read");
         assert_eq!(decode(ESR_HVC_0), Cause::Hvc { imm: 0 });
+        assert!(is_no_load(0x24 << 26 | 1 << 6) && !is_no_load(0x24 << 26));
     }
 
     #[test]

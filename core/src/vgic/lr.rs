@@ -95,6 +95,14 @@ pub struct CpuInterface {
     pub ap1r: [u32; 4],
 }
 
+impl CpuInterface {
+    /// Nothing in the list registers, and nothing that EL2 waits for or the guest has left to be counted.
+    #[inline(always)]
+    pub const fn is_empty(&self) -> bool {
+        self.used == 0 && self.hcr == Hcr::EN.bits()
+    }
+}
+
 /// What was put in a list register, to recognise it when it comes back.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {

@@ -10,7 +10,6 @@ use super::barrier::{isb, tlbi_alle1};
 use super::debug::{Breakpoints, DebugRegs, Owner};
 use super::el1::El1Regs;
 use super::fp::{self, GuestFp, HostFp};
-use super::gic::CpuGic;
 use super::id::Features;
 use super::sysreg::{read, write};
 use super::timer::{self, VirtualTimer};
@@ -38,8 +37,8 @@ bitflags::bitflags! {
         const TLOR = 1 << 35;
         const TERR = 1 << 36;
         const APK = 1 << 40;
-        const FWB = 1 << 46;
         const API = 1 << 41;
+        const FWB = 1 << 46;
         const FIEN = 1 << 47;
         const ENSCXT = 1 << 53;
         const ATA = 1 << 56;
@@ -144,8 +143,6 @@ pub struct CpuState {
     cptr_guest: u64,
     mdcr_host: u64,
     mdcr_guest: u64,
-    /// This CPU's part of the GIC; there from boot on.
-    pub gic: Option<CpuGic>,
     /// List registers, from the first on, that may hold something of a guest's.
     pub filled_lrs: u8,
     /// VTTBR_EL2 and VTCR_EL2 of the host.
@@ -172,7 +169,6 @@ impl Default for CpuState {
             cptr_guest: 0,
             mdcr_host: 0,
             mdcr_guest: 0,
-            gic: None,
             filled_lrs: MAX_LRS as u8,
             host_vttbr: 0,
             host_vtcr: 0,
@@ -199,13 +195,13 @@ pub fn vtcr(t0sz: u8, sl0: u8, features: &Features) -> u64 {
         44 => 4,
         _ => 5,
     };
+    let vs = u64::from(features.vmid16);
+    1 << 31 | vs << 19 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | u64::from(sl0) << 6 | u64::from(t0sz)
+}
+
 /// HCR_EL2 of a guest; with `forced`, its stage 2 makes accesses to RAM cacheable.
 pub const fn hcr_guest(forced: bool) -> u64 {
     HCR_GUEST.bits() | if forced { Hcr::FWB.bits() } else { 0 }
-}
-
-    let vs = u64::from(features.vmid16);
-    1 << 31 | vs << 19 | ps << 16 | 3 << 12 | 1 << 10 | 1 << 8 | u64::from(sl0) << 6 | u64::from(t0sz)
 }
 
 /// VTTBR_EL2 of a root table and VMID.
@@ -494,12 +490,12 @@ pub struct GuestWorld<'a> {
     pub timer: &'a VirtualTimer,
     /// CNTVOFF_EL2.
     pub cntvoff: u64,
-    /// HCR_EL2.
-    pub hcr: u64,
     /// VTTBR_EL2.
     pub vttbr: u64,
     /// VTCR_EL2.
     pub vtcr: u64,
+    /// HCR_EL2.
+    pub hcr: u64,
     /// What the guest reads as MPIDR_EL1.
     pub vmpidr: u64,
     /// What the guest reads as MIDR_EL1.

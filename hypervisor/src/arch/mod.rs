@@ -25,3 +25,4 @@ pub mod timer;
 core::arch::global_asm!(include_str!("entry.S"));
 core::arch::global_asm!(include_str!("vectors.S"));
 core::arch::global_asm!(include_str!("fp.S"));
+core::arch::global_asm!(include_str!("memory.S"));

@@ -13,8 +13,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use gzvm_abi::counter;
 use gzvm_core::addr::PAGE_SIZE;
 
+use spin::Once;
+
 use super::cpu::CpuState;
-use super::{gic, sysreg};
+use super::gic::{self, CpuGic};
+use super::sysreg;
 
 /// Pages of a CPU's stack.
 pub const STACK_PAGES: u64 = 8;
@@ -52,6 +55,7 @@ pub struct PerCpu {
     pub power: AtomicU32,
     /// [`kick`] state: in the host, in a guest, in a guest and kicked.
     pub guest_state: AtomicU32,
+    gic: Once<CpuGic>,
     counters: [AtomicU64; counter::COUNT],
     state: UnsafeCell<CpuState>,
 }
@@ -96,6 +100,7 @@ impl PerCpu {
             host_context: AtomicU64::new(0),
             power: AtomicU32::new(power::OFF),
             guest_state: AtomicU32::new(kick::HOST),
+            gic: Once::new(),
             counters: [const { AtomicU64::new(0) }; counter::COUNT],
             state: UnsafeCell::new(CpuState::default()),
         }
@@ -136,6 +141,17 @@ impl PerCpu {
         let block = sysreg::read!("tpidr_el2") as *const PerCpu;
         // SAFETY: TPIDR_EL2 is zero until it holds a block's address (`cpu::early_init` zeroes it).
         unsafe { block.as_ref() }
+    }
+
+    /// This CPU's part of the GIC, from when it was first started on.
+    #[inline(always)]
+    pub fn gic(&self) -> Option<&CpuGic> {
+        self.gic.get()
+    }
+
+    /// Tells what it is; a CPU that starts again finds the same.
+    pub fn set_gic(&self, gic: CpuGic) {
+        self.gic.call_once(|| gic);
     }
 
     /// Runs `f` with this CPU's own state.

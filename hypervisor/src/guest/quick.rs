@@ -39,6 +39,7 @@ impl Guest for Running<'_> {
             ExitKind::Sync => match cpu::esr() {
                 syndrome::ESR_HVC_0 => self.quick_call(),
                 esr if syndrome::without_rt(esr) == SGI1R_WRITE => self.quick_sgi(esr),
+                esr if syndrome::is_no_load(esr) => DECLINE,
                 esr => self.quick_load(esr),
             },
             ExitKind::Irq => self.quick_interrupt(),

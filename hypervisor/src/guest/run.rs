@@ -183,9 +183,11 @@ pub struct Running<'a> {
     pub vm: &'a Vm,
     /// Itself.
     pub vcpu: &'a mut Vcpu,
-    pub(super) gic: CpuGic,
+    pub(super) gic: &'static CpuGic,
     /// The list registers hold this vCPU's interrupts.
     pub(super) loaded: bool,
+    /// They are loaded without the vGIC having given anything: all of them are empty.
+    empty: bool,
     /// The list registers are this vCPU's since RUN, if only empty ones.
     written: bool,
     /// List registers that may hold something, if only of another vCPU.
@@ -205,7 +207,7 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
     // Two threads may have the same vCPU's file: the second one is told so.
     let Some(mut guard) = slot.try_lock() else { return exit::FAIL_ENTRY };
     let Some(vcpu) = guard.as_deref_mut() else { return exit::FAIL_ENTRY };
-    let outcome = match vm.life.gate() {
+    let mut outcome = match vm.life.gate() {
         gate @ (Gate::Open | Gate::First) => {
             if gate == Gate::First {
                 vm.begin();
@@ -220,7 +222,9 @@ pub fn run(vm: &Vm, id: VcpuId) -> u32 {
         }
         Gate::Over | Gate::Gone => vm.told(),
     };
-    let outcome = if WAKES_AFTERWARDS.load(Ordering::Relaxed) { outcome } else { rest(vcpu, outcome) };
+    if !WAKES_AFTERWARDS.load(Ordering::Relaxed) {
+        outcome = rest(vcpu, outcome);
+    }
     count(outcome.counter());
     outcome.publish(vcpu, vm)
 }
@@ -245,7 +249,9 @@ fn rest(vcpu: &mut Vcpu, outcome: Exit) -> Exit {
 }
 
 fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
-    if let Some(exit) = take_answer(vm, vcpu) {
+    if vcpu.pending.is_some()
+        && let Some(exit) = take_answer(vm, vcpu)
+    {
         return exit;
     }
     let sleepers = core::mem::take(&mut vcpu.wake_others);
@@ -276,7 +282,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         return exit;
     }
     let this = PerCpu::this();
-    let Some(gic) = this.with(|s| s.gic) else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };
+    let Some(gic) = this.gic() else { return Exit::FailEntry(abi::reason::UNEXPECTED_EXIT) };
     count(Counter::GuestEntry);
     gic.enable_own();
     let priority_mask = gic::unmask_priorities();
@@ -292,13 +298,13 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
             cntvoff: vm.cntvoff(),
             vttbr: vm.vttbr,
             vtcr: cpu::vtcr(t0sz, sl0, &s.features),
+            hcr: vm.hcr,
             vmpidr: vcpu.mpidr(),
             vpidr: cpu::midr(),
             debug: vcpu.uses_debug().then_some(&vcpu.debug),
         };
         s.enter_guest_world(&world);
     });
-            hcr: vm.hcr,
     // vCPUs share a VMID, but each believes its TLB to be its own.
     let mark = vcpu.id.0 as u8 + 1;
     if vm.last_vcpu.get(this.index).is_none_or(|last| last.swap(mark, Ordering::Relaxed) != mark) {
@@ -312,6 +318,7 @@ fn enter(vm: &Vm, vcpu: &mut Vcpu) -> Exit {
         vcpu,
         gic,
         loaded: false,
+        empty: false,
         written: false,
         filled: this.with(|s| s.filled_lrs),
         timer_active: false,
@@ -464,10 +471,13 @@ impl Running<'_> {
         let mut vgic = self.vm.vgic.lock();
         self.vcpu.fetch_resampled(&mut vgic);
         vgic.set_hw_ppi(self.vcpu.id, GUEST_VTIMER, self.gic.vtimer, level);
-        if self.written && !vgic.needs_flush(self.vcpu.id) {
+        if !level && self.vcpu.gic.is_empty() && !vgic.needs_flush(self.vcpu.id) {
             // Nothing was in the list registers, and nothing wants to be: they stay as they are.
             drop(vgic);
-            self.loaded = true;
+            if !self.written {
+                self.put(false);
+            }
+            (self.loaded, self.empty) = (true, true);
             return;
         }
         vgic.flush(self.vcpu.id, &mut self.vcpu.gic);
@@ -506,8 +516,7 @@ impl Running<'_> {
         }
         self.gic.write_lrs(&self.vcpu.gic, self.filled);
         self.filled = self.vcpu.gic.used;
-        self.loaded = true;
-        self.written = true;
+        (self.loaded, self.empty, self.written) = (true, false, true);
     }
 
     /// Takes them out again: the vGIC knows all there is to know about this vCPU.
@@ -517,6 +526,11 @@ impl Running<'_> {
                 self.look_for_progress();
             }
             self.gic.read_lrs(&mut self.vcpu.gic);
+            if self.empty && self.vcpu.gic.is_empty() {
+                // The vGIC knows all there is to know.
+                self.loaded = false;
+                return;
+            }
             let kicks = {
                 let mut vgic = self.vm.vgic.lock();
                 let kicks = vgic.sync(self.vcpu.id, &self.vcpu.gic);

@@ -44,7 +44,7 @@ fn stays_down(vm: &Vm, vcpu: &mut Vcpu, virt: &Timer) -> Option<u64> {
         vcpu.wake_others |= vm.drive_ptimer(vcpu);
     }
     let now = vm.count();
-    let pintid = PerCpu::this().with(|s| s.gic.map_or(0, |gic| gic.vtimer));
+    let pintid = PerCpu::this().gic().map_or(0, |gic| gic.vtimer);
     let mut vgic = vm.vgic.lock();
     vgic.set_hw_ppi(vcpu.id, GUEST_VTIMER, pintid, virt.line(now));
     if vgic.has_deliverable(vcpu.id, NOTHING_HELD_BACK) {

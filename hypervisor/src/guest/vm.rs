@@ -345,11 +345,9 @@ fn kick_cpu(index: usize) {
     }
     let kicked =
         target.guest_state.compare_exchange(kick::GUEST, kick::KICKED, Ordering::SeqCst, Ordering::SeqCst);
-    if kicked.is_ok() {
-        this.with(|s| {
-            if let Some(gic) = &s.gic {
-                gic.send_kick(target.sgi_target);
-            }
-        });
+    if kicked.is_ok()
+        && let Some(gic) = this.gic()
+    {
+        gic.send_kick(target.sgi_target);
     }
 }

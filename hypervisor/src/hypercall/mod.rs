@@ -105,8 +105,7 @@ pub fn dispatch(frame: &mut HostFrame) {
         frame.x[0] = NOT_SUPPORTED;
         return;
     };
-    let mut args = Args::default();
-    args.copy_from_slice(&frame.x[1..8]);
+    let args: Args = core::array::from_fn(|n| frame.x[n + 1]);
     let outcome = match function {
         Function::CreateVm => vm::create(args),
         Function::DestroyVm => vm::destroy(args),
