@@ -51,6 +51,7 @@ long gzr_vcpu_ioctl(void *vcpu, u32 cmd, u64 arg);
 int gzr_vcpu_run_page(void *vcpu, void **page);
 void gzr_vcpu_release(void *vcpu);
 int gzr_memory_map(void *memory, u64 page, u64 pages);
+u64 gzr_memory_size(void *memory);
 int gzr_memory_fault(void *memory, u64 page, void *fault);
 void gzr_memory_release(void *memory);
 #ifdef GZVM_CRASH_TEST
@@ -699,6 +700,12 @@ static int gzk_memory_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
+/* Programs ask so how much there is to be mapped. */
+static loff_t gzk_memory_llseek(struct file *file, loff_t offset, int whence)
+{
+	return fixed_size_llseek(file, offset, whence, gzr_memory_size(file->private_data));
+}
+
 static int gzk_memory_release(struct inode *inode, struct file *file)
 {
 	/* NULL: it was never finished. */
@@ -713,6 +720,7 @@ static const struct file_operations gzk_memory_fops = {
 	.owner = THIS_MODULE,
 	.release = gzk_memory_release,
 	.mmap = gzk_memory_mmap,
+	.llseek = gzk_memory_llseek,
 };
 
 /* Gives the object to a new file, which releases it. On error the object stays the caller's. */

@@ -191,11 +191,17 @@ impl GuestRam {
             .get_slice(GuestAddress(address), usize::try_from(size).map_err(|_| MemoryError::Size(size))?)
             .map_err(|error| MemoryError::Region(error.to_string()))?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let builder =
+            MmapRegionBuilder::new(slice.len()).with_mmap_prot(prot).with_mmap_flags(libc::MAP_SHARED);
         // SAFETY: the bytes are a part of our mapping, which outlives this view.
-        let region = unsafe {
-            MmapRegion::build_raw(slice.ptr_guard_mut().as_ptr(), slice.len(), prot, libc::MAP_SHARED)
-        };
-        view(region, address)
+        let mut builder = unsafe { builder.with_raw_mmap_pointer(slice.ptr_guard_mut().as_ptr()) };
+        // Of the file, a program that serves a device is told this part only.
+        if let Some(file) = self.memory.iter().next().and_then(|region| region.file_offset()) {
+            let start = address.saturating_sub(self.base);
+            builder =
+                builder.with_file_offset(FileOffset::from_arc(file.arc().clone(), file.start() + start));
+        }
+        view(builder.build(), address)
     }
 
     /// The memory as devices see it.
@@ -294,6 +300,7 @@ fn host_memory() -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
     use vm_memory::Bytes;
 
     /// (start, end, permissions) of the mapping that holds `address`.
@@ -363,6 +370,20 @@ mod tests {
             assert!(part.read_obj::<u8>(GuestAddress(address)).is_err(), "{address:#x}");
         }
         assert!(ram.part(layout::RAM_BASE + ram.size() - 0x1000, 0x2000).is_err());
+        assert!(part.iter().all(|region| region.file_offset().is_none()));
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_told_as_such() {
+        let ram = GuestRam::shareable(layout::RAM_BASE, 16 << 20).unwrap();
+        let part = ram.part(layout::RAM_BASE + 0x10_0000, 0x2000).unwrap();
+        let region = part.iter().next().unwrap();
+        let file = region.file_offset().unwrap();
+        assert_eq!((file.start(), region.len()), (0x10_0000, 0x2000));
+        part.write_obj(0x5A_u8, GuestAddress(layout::RAM_BASE + 0x10_0000)).unwrap();
+        let mut byte = [0];
+        file.file().read_exact_at(&mut byte, file.start()).unwrap();
+        assert_eq!(byte, [0x5A]);
     }
 
     #[test]

@@ -146,6 +146,16 @@ pub unsafe extern "C" fn gzr_memory_map(memory: *mut c_void, page: u64, pages: u
     memory.check_map(page, pages).map_or_else(|e| e.to_errno(), |()| 0)
 }
 
+/// Bytes of a file of guest memory.
+///
+/// # Safety
+/// As [`gzr_memory_map`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gzr_memory_size(memory: *mut c_void) -> u64 {
+    // SAFETY: the file owns it, and is open during the call.
+    unsafe { &*memory.cast::<GuestMemory>() }.size()
+}
+
 /// User space touched a page of a mapping that is not there. 0: it is now.
 ///
 /// # Safety

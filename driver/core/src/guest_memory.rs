@@ -114,6 +114,11 @@ impl GuestMemory {
         file::memory_fd(KBox::new(Self { pages, blocks: Mutex::new(Class::GuestMemory, blocks)? })?)
     }
 
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.pages.saturating_mul(PAGE_SIZE)
+    }
+
     /// Are there such pages? EINVAL if not.
     pub fn check_map(&self, page: u64, pages: u64) -> Result {
         let end = page.checked_add(pages).ok_or(code::EINVAL)?;

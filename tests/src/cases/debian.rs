@@ -116,8 +116,7 @@ fn run(context: &Context, protected: bool) -> Result<()> {
     extras.push(Extra::file("/root/key", 0o600, &key).context("run `cargo xtask setup --debian`")?);
     let size = env::var("GZVM_DEBIAN_MIB").unwrap_or_else(|_| "1024".to_owned());
     let script = format!(
-        "kernel='{kernel}' arguments='{ARGUMENTS}' protected={} mib={size}\n{}\n{HOST}",
-        if protected { "yes" } else { "" },
+        "kernel='{kernel}' arguments='{ARGUMENTS}' mib={size}\n{}\n{HOST}",
         include_str!("../../rootfs/device-library"),
     );
     let mut machine = scripted(context, Host::Gzvm, &script, &extras)?;

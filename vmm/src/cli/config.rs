@@ -41,7 +41,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgM
     let matches = command.try_get_matches_from_mut(&arguments)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     if let super::Command::Run(options) = &cli.command
-        && let Some(why) = options.devices.conflict(options.boot.protected)
+        && let Some(why) = options.devices.conflict()
     {
         return Err(Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n")).with_cmd(&command));
     }

@@ -4,19 +4,26 @@
 use super::{Pair, peers};
 use crate::{
     cases::WHOLE,
-    harness::{Case, Tier},
+    harness::{Case, Context, Tier},
 };
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    vec![Case::new(Tier::System, "devices::fs::virtiofsd", WHOLE, |context| {
-        let pair = Pair {
-            guest: (&[], INSIDE, Vec::new()),
-            host: (&[], HOST, peers(&context.layout, &["virtiofsd"])?),
-            ..Pair::default()
-        };
-        pair.run(context)
-    })]
+    let folder = |protected| {
+        move |context: &Context| {
+            let pair = Pair {
+                protected,
+                guest: (&[], INSIDE, Vec::new()),
+                host: (&[], HOST, peers(&context.layout, &["virtiofsd"])?),
+                ..Pair::default()
+            };
+            pair.run(context)
+        }
+    };
+    vec![
+        Case::new(Tier::System, "devices::fs::virtiofsd", WHOLE, folder(false)),
+        Case::new(Tier::System, "devices::fs::of_a_protected_guest", WHOLE, folder(true)),
+    ]
 }
 
 const INSIDE: &str = r#"mount -t virtiofs shared /mnt || exit 1

@@ -15,9 +15,6 @@ pub fn cases() -> Vec<Case> {
                 let image = super::blk::image(context)?;
                 let mut files = peers(&context.layout, &["socat1", "virtiofsd"])?;
                 files.push(image);
-                // Not for protected guests.
-                let folder = if protected { "folder=''" } else { "folder='--fs shared=/tmp/fs.sock'" };
-                let host = format!("{folder}\n{HOST}");
                 let pair = Pair {
                     protected,
                     arguments: "console=hvc0 panic=-1 quiet",
@@ -26,7 +23,7 @@ pub fn cases() -> Vec<Case> {
                         INSIDE,
                         peers(&context.layout, &["socat1"])?,
                     ),
-                    host: (&["tun", "vhost_vsock"], &host, files),
+                    host: (&["tun", "vhost_vsock"], HOST, files),
                 };
                 pair.run(context)
             })
@@ -41,10 +38,8 @@ echo $life | dd of=/dev/vda conv=fsync 2>/dev/null
 # The image grows, and shrinks again.
 dd if=/dev/urandom of=/dev/vda bs=64k seek=$((life * 100)) count=64 conv=fsync 2>/dev/null
 blkdiscard -o $((life * 6553600)) -l 1048576 /dev/vda && echo DISK-$life
-if mount -t virtiofs shared /mnt 2>/dev/null; then
-    echo $life >/mnt/life-$life && echo FOLDER-$life-$(ls /mnt | wc -l)
-    umount /mnt
-fi
+mount -t virtiofs shared /mnt && echo $life >/mnt/life-$life && echo FOLDER-$life-$(ls /mnt | wc -l)
+umount /mnt
 echo RANDOM-$life-$(head -c 100 /dev/hwrng | wc -c)
 ip link set eth0 up
 ip addr add 10.9.0.2/24 dev eth0
@@ -65,17 +60,15 @@ until (echo VSOCK-$life; sleep 2) | socat -t 30 - VSOCK-CONNECT:2:2001 || [ $n =
 [ $life = 1 ] && reboot -f
 sleep 1000"#;
 
-const HOST: &str = r#"if [ -n "$folder" ]; then
-    mkdir /tmp/shared
-    virtiofsd --socket-path /tmp/fs.sock --shared-dir /tmp/shared --sandbox none --seccomp none >/tmp/virtiofsd.out 2>&1 &
-    holds virtiofsd_listens "$(cat /tmp/virtiofsd.out)" appears /tmp/fs.sock
-fi
+const HOST: &str = r#"mkdir /tmp/shared
+virtiofsd --socket-path /tmp/fs.sock --shared-dir /tmp/shared --sandbox none --seccomp none >/tmp/virtiofsd.out 2>&1 &
+holds virtiofsd_listens "$(cat /tmp/virtiofsd.out)" appears /tmp/fs.sock
 socat VSOCK-LISTEN:2001,fork EXEC:cat &
 socat=$!
 # Threads come and go meanwhile, so those with another state are what counts, and that there are any.
 seccomp() { cat /proc/$gz/task/*/status 2>/dev/null | sed -n 's/^Seccomp:.//p' | sort -u; }
 guest --name vm --on-reset restart --console virtio --disk /guest/disk.qcow2,format=qcow2 --net tap=tap0,queues=2 --rng \
-    --port port=/tmp/port --vsock 5 $folder
+    --port port=/tmp/port --vsock 5 --fs shared=/tmp/fs.sock
 appears /sys/class/net/tap0
 ip addr add 10.9.0.1/24 dev tap0
 ip link set tap0 up
@@ -83,7 +76,7 @@ for life in 1 2; do
     holds console_in_life_$life "no" said "LIFE-$life-ON-/dev/hvc0"
     holds confined_in_life_$life "$(gz info vm)" [ "$(gz info vm | sed -n 's/^sandbox *//p')" = 'files and system calls' ]
     holds disk_in_life_$life "no" said DISK-$life
-    [ -z "$folder" ] || holds folder_in_life_$life "$(cat /tmp/virtiofsd.out)" said FOLDER-$life-$life
+    holds folder_in_life_$life "$(cat /tmp/virtiofsd.out)" said FOLDER-$life-$life
     holds random_in_life_$life "no" said RANDOM-$life-100
     holds network_in_life_$life "no" said PING-$life
     holds port_in_life_$life "no" said PORT-$life

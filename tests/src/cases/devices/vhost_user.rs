@@ -9,14 +9,17 @@ use crate::{
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    let disk = Case::new(Tier::System, "devices::vhost_user::qemu_storage_daemon", WHOLE, |context| {
-        let pair = Pair {
-            guest: (&[], DISK_INSIDE, Vec::new()),
-            host: (&[], DISK, back_ends(&context.layout, &["qemu-storage-daemon"])?),
-            ..Pair::default()
-        };
-        pair.run(context)
-    });
+    let disk = |name, protected| {
+        Case::new(Tier::System, name, WHOLE, move |context| {
+            let pair = Pair {
+                protected,
+                guest: (&[], DISK_INSIDE, Vec::new()),
+                host: (&[], DISK, back_ends(&context.layout, &["qemu-storage-daemon"])?),
+                ..Pair::default()
+            };
+            pair.run(context)
+        })
+    };
     let rng = Case::new(Tier::System, "devices::vhost_user::vhost_device_rng", WHOLE, |context| {
         let pair = Pair {
             guest: (&["virtio_rng"], RNG_INSIDE, Vec::new()),
@@ -33,7 +36,12 @@ pub fn cases() -> Vec<Case> {
         };
         pair.run(context)
     });
-    vec![disk, rng, folder]
+    vec![
+        disk("devices::vhost_user::qemu_storage_daemon", false),
+        disk("devices::vhost_user::qemu_storage_daemon_of_a_protected_guest", true),
+        rng,
+        folder,
+    ]
 }
 
 /// Writes and reads the whole disk again and again, past the cache, several at once.
@@ -118,7 +126,5 @@ kill -9 $virtiofsd
 holds guest_gets_an_error "it waits" said FAILS
 holds later_ones_fail_too "they wait" said NO-MOUNT
 guest_ends
-for other in --protected '--balloon 16M'; do
-    ends not_with${other%% *} 2 'cannot be used with' gz run $kernel $other --fs shared=/tmp/fs.sock
-done
+ends not_with_balloon 2 'cannot be used with' gz run $kernel --balloon 16M --fs shared=/tmp/fs.sock
 holds reason_is_told "not" grep -q 'no other one can go on where it was' /tmp/gz.out"#;

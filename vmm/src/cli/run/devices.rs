@@ -58,7 +58,7 @@ pub struct DeviceOptions {
 
     /// A virtio device in another program, which listens at SOCKET and speaks vhost-user: a disk (`block`), such as
     /// qemu-storage-daemon's, or random numbers (`rng`). When a disk's program ends, the guest's requests wait for another
-    /// one there. Not for protected guests, nor with a balloon
+    /// one there. Not with a balloon
     #[arg(long, value_name = "KIND,socket=SOCKET")]
     pub vhost_user: Vec<VhostUserOption>,
 
@@ -83,23 +83,12 @@ impl DeviceOptions {
         !self.folders.is_empty() || !self.vhost_user.is_empty()
     }
 
-    /// Why these do not go together, or with a protected guest.
-    pub fn conflict(&self, protected: bool) -> Option<&'static str> {
-        if !self.in_other_programs() {
-            None
-        } else if protected {
-            Some(
-                "--fs and --vhost-user cannot be used with --protected: such a program maps the guest's memory as a file, and \
-                 a protected guest's is given to nobody but gz, which shares its bounce buffers",
-            )
-        } else if self.balloon.is_some() {
-            Some(
-                "--fs and --vhost-user cannot be used with --balloon: such a program has mapped the pages that gz would take, \
-                 so the host would not get them back",
-            )
-        } else {
-            None
-        }
+    /// Why these do not go together.
+    pub fn conflict(&self) -> Option<&'static str> {
+        (self.in_other_programs() && self.balloon.is_some()).then_some(
+            "--fs and --vhost-user cannot be used with --balloon: such a program has mapped the pages that gz would take, \
+             so the host would not get them back",
+        )
     }
 }
 

@@ -30,6 +30,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
+use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use virtio_queue::{DescriptorChain, Error};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -210,7 +211,9 @@ impl Life {
             return Ok(());
         };
         link::patiently(&program.clone(), || {
-            program.set_features(running.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
+            // To a program ACCESS_PLATFORM is an IOMMU, which it would ask for translations; ours are none.
+            let features = running.features & !(1 << VIRTIO_F_ACCESS_PLATFORM);
+            program.set_features(features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
             program.set_mem_table(&handover::regions(&running.memory))?;
             for (_, ready) in &running.queues {
                 handover::hand_over_to(&program, Some(&running.memory), &self.call, ready)?;
