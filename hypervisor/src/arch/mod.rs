@@ -21,6 +21,7 @@ pub mod smc;
 pub mod smmu;
 pub mod sysreg;
 pub mod timer;
+pub mod world;
 
 core::arch::global_asm!(include_str!("entry.S"));
 core::arch::global_asm!(include_str!("vectors.S"));

@@ -15,9 +15,9 @@ use gzvm_core::addr::PAGE_SIZE;
 
 use spin::Once;
 
-use super::cpu::CpuState;
 use super::gic::{self, CpuGic};
 use super::sysreg;
+use super::world::CpuState;
 
 /// Pages of a CPU's stack.
 pub const STACK_PAGES: u64 = 8;

@@ -13,7 +13,8 @@ use gzvm_core::vgic::Kicks;
 use gzvm_core::vm::lifecycle::Cause;
 
 use super::memory::NoPage;
-use super::run::{Exit, Next, Running};
+use super::outcome::{Exit, Next};
+use super::run::Running;
 use super::vcpu::Pending;
 use super::vm::IPA_BITS;
 use crate::arch::cpu;

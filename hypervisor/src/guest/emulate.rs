@@ -16,7 +16,8 @@ use gzvm_core::vcpu::decode::emulate::{
     self, Completion, Emulation, Fault, Mismatch, Registers, Step, Update,
 };
 
-use super::run::{Exit, Next, Running};
+use super::outcome::{Exit, Next};
+use super::run::Running;
 use super::vcpu::{Pending, Vcpu};
 use crate::arch::cpu;
 use crate::arch::percpu::{PerCpu, count};

@@ -13,7 +13,8 @@ use gzvm_core::vcpu::mmio::{PendingLoad, truncate};
 use gzvm_core::vcpu::syndrome::{self, Abort, Cause, DataAccess, FaultKind};
 use gzvm_core::vgic::{Kicks, REDIST_SIZE};
 
-use super::run::{Exit, Next, Running};
+use super::outcome::{Exit, Next};
+use super::run::Running;
 use super::vcpu::Pending;
 use super::vm::Vgic;
 use crate::arch::percpu::{PerCpu, count};

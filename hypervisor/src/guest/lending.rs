@@ -35,9 +35,10 @@ use gzvm_core::rpc::channel::Who;
 use gzvm_core::rpc::exchange::Grant;
 
 use super::memory::{MapFailure, NoPage, VmMemory};
+use super::outcome::{Exit, Next};
 use super::private;
 use super::registry::{self, MAX_VMS};
-use super::run::{Exit, Next, Running};
+use super::run::Running;
 use super::vm::Vm;
 use crate::arch::barrier;
 use crate::arch::lock::Mutex;

@@ -16,7 +16,8 @@ use gzvm_abi::run::{reason, system_event};
 use gzvm_core::vgic::Kicks;
 use gzvm_core::vm::lifecycle::{Cause, Event, Gate, Refused, State};
 
-use super::run::{Exit, longest_idle};
+use super::outcome::Exit;
+use super::run::longest_idle;
 use super::vm::Vm;
 use crate::arch::lock::Mutex;
 use crate::arch::timer;

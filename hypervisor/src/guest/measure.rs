@@ -12,7 +12,8 @@ use gzvm_core::platform::smccc::INVALID_PARAMETER;
 use gzvm_core::vm::identity::{Facts, Identity, Measurement, Sealed, from_words};
 
 use super::firmware;
-use super::run::{Next, Running};
+use super::outcome::Next;
+use super::run::Running;
 use super::vm::Vm;
 use gzvm_core::broken::{Mistake, broken};
 

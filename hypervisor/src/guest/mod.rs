@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Guests: the VMs that exist ([`registry`]), what a VM is made of ([`vm`], [`memory`], [`vcpu`]), running a vCPU
-//! ([`run`], [`quick`]), how it ends ([`life`]), and watching its exceptions ([`watch`]).
+//! ([`run`], [`quick`]) until the host has to know ([`outcome`]), how it ends ([`life`]), and watching its exceptions ([`watch`]).
 //!
 //! # Locks
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
@@ -19,6 +19,7 @@ pub mod life;
 mod measure;
 pub mod memory;
 pub mod one_reg;
+pub mod outcome;
 pub mod private;
 mod quick;
 pub mod random;

@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use gzvm_core::platform::entropy::Failure;
 use gzvm_core::platform::trng::{self, Answer};
 
-use super::run::{Next, Running};
+use super::outcome::Next;
+use super::run::Running;
 use crate::arch::percpu::PerCpu;
 use crate::arch::{rng, smc};
 use crate::platform;

@@ -16,7 +16,8 @@ use core::sync::atomic::Ordering;
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::timer::{Timer, earlier};
 
-use super::run::{Exit, GUEST_VTIMER, Next, Running, longest_idle};
+use super::outcome::{Exit, Next};
+use super::run::{GUEST_VTIMER, Running, longest_idle};
 use super::vcpu::Vcpu;
 use super::vm::Vm;
 use crate::arch::percpu::PerCpu;

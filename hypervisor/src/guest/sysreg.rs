@@ -9,7 +9,8 @@ use gzvm_core::vcpu::registers::{self, Trap};
 use gzvm_core::vcpu::syndrome::{self, SysregAccess};
 use gzvm_core::vgic::Kicks;
 
-use super::run::{Next, Running};
+use super::outcome::Next;
+use super::run::Running;
 use super::vcpu::Vcpu;
 use crate::arch::cpu;
 use crate::arch::debug::{BCR_MASK, MDSCR_KDE, MDSCR_MDE, MDSCR_SS, Owner, WCR_MASK};

@@ -13,7 +13,8 @@ use gzvm_core::addr::IntId;
 use gzvm_core::platform::timer::{Register, Timer, earlier};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 
-use super::run::{Next, Running};
+use super::outcome::Next;
+use super::run::Running;
 use super::vcpu::Vcpu;
 use super::vm::Vm;
 use crate::arch::percpu::PerCpu;

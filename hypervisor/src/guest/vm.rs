@@ -24,10 +24,10 @@ use super::registry;
 use super::rpc::{self, VmRpc};
 use super::vcpu::Vcpu;
 use super::watch::VmWatch;
-use crate::arch::cpu;
 use crate::arch::decision::FORCED_WRITE_BACK;
 use crate::arch::fp::{GuestFp, SveRegs};
 use crate::arch::percpu::{PerCpu, kick};
+use crate::arch::world;
 use crate::mem::boxed::{PageBox, pages_of};
 use crate::mem::host::SharedPages;
 use crate::mem::pool::{self};
@@ -137,9 +137,9 @@ impl Vm {
         let (root, vtcr_fields) = (memory.stage2.root(), memory.stage2.vtcr_fields());
         PageBox::new(Self {
             party: Party { id, generation: GENERATION.fetch_add(1, Ordering::Relaxed) },
-            vttbr: cpu::vttbr(root.0, id.0),
+            vttbr: world::vttbr(root.0, id.0),
             vtcr_fields,
-            hcr: cpu::hcr_guest(forced),
+            hcr: world::hcr_guest(forced),
             sve: AtomicBool::new(false),
             protected: AtomicBool::new(false),
             firmware_entry: AtomicU64::new(NO_FRAME),

@@ -19,7 +19,8 @@ use gzvm_core::platform::watch::{Limiter, Mask, Stall, Taken, VECTORS};
 use gzvm_core::vcpu::syndrome::SysregAccess;
 use gzvm_core::vm::lifecycle::Cause as EndCause;
 
-use super::run::{Exit, Next, Running};
+use super::outcome::{Exit, Next};
+use super::run::Running;
 use crate::arch::debug::{self, El1Exception};
 use crate::arch::lock::Mutex;
 use crate::arch::percpu::PerCpu;

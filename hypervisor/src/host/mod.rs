@@ -32,7 +32,7 @@ use crate::arch::lock::Mutex;
 use crate::arch::frame::HostFrame;
 use crate::arch::id::Features;
 use crate::arch::percpu::{PerCpu, count};
-use crate::arch::{cpu, smc};
+use crate::arch::{cpu, smc, world};
 use crate::guest::memory::MapFailure;
 use crate::hypercall;
 use crate::mem::pool::{self, Account};
@@ -114,7 +114,7 @@ pub fn init(
         at = bank.end();
     }
     let (t0sz, sl0) = host.stage2.vtcr_fields();
-    TRANSLATION.call_once(|| (cpu::vttbr(root.0, VMID), cpu::vtcr(t0sz, sl0, features)));
+    TRANSLATION.call_once(|| (world::vttbr(root.0, VMID), world::vtcr(t0sz, sl0, features)));
     HOST.call_once(|| Mutex::new(host));
     Ok(())
 }

@@ -9,7 +9,7 @@ use gzvm_core::memory::IpaRange;
 use gzvm_core::memory::stage2::{OutOfTables, TableMemory, Tlb};
 
 use super::pool::{self, Account};
-use crate::arch::{barrier, cpu, sysreg};
+use crate::arch::{barrier, sysreg, world};
 
 /// A translation cache did not confirm that it forgot something: pages that were tables are lost from now on, for a walk may
 /// still read them.
@@ -86,7 +86,7 @@ impl VmTlb {
     /// tables in force meanwhile are the ones being maintained.
     fn with_vmid(&self, vmid: u16, f: impl FnOnce()) {
         let current = sysreg::read!("vttbr_el2");
-        let wanted = cpu::vttbr(self.root.0, vmid);
+        let wanted = world::vttbr(self.root.0, vmid);
         if current != wanted {
             sysreg::write!("vttbr_el2", wanted);
             barrier::isb();

@@ -11,7 +11,8 @@ use super::{Failure, Received, Sending, Told, at, close, find, settle};
 use crate::arch::cpu;
 use crate::guest::lending;
 use crate::guest::memory::NoPage;
-use crate::guest::run::{Exit, Next, Running};
+use crate::guest::outcome::{Exit, Next};
+use crate::guest::run::Running;
 use crate::mem::guest::GuestBytes;
 
 impl Running<'_> {
