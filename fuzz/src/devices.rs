@@ -124,7 +124,7 @@ fn shareable_memory() -> GuestMemoryMmap {
 }
 
 /// A thread's panic is everybody's.
-fn panics_count() {
+pub(crate) fn panics_count() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let default = std::panic::take_hook();

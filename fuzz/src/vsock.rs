@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Once;
 
 use gz::bus::MmioDevice;
 use gz::devices::virtio::mmio::MmioTransport;
@@ -17,6 +16,8 @@ use gz::devices::virtio::vsock::switch::{Slot, Switched};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::panics_count;
+
 const MEMORY: usize = 0x1_0000;
 const OURS: u64 = 3;
 const PEER: u64 = 4;
@@ -26,18 +27,6 @@ const NOTIFY: u64 = 0x50;
 /// Rings of 16, a KiB each; buffers for what is sent, of which a packet takes any part.
 const RINGS: u64 = 0x1000;
 const SENT: u64 = 0x4000;
-
-/// A thread's panic is everybody's.
-fn panics_count() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let default = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            default(info);
-            std::process::abort();
-        }));
-    });
-}
 
 /// A host that sends back what it is sent.
 #[derive(Default)]
