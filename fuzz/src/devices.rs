@@ -30,7 +30,7 @@ use gz::devices::virtio::{Activation, VirtioDevice};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-const MEMORY: usize = 0x1_0000;
+pub(crate) const MEMORY: usize = 0x1_0000;
 const QUEUE_READY: u64 = 0x44;
 const STATUS: u64 = 0x70;
 /// What [`Guest::bring_up`] gives a queue: descriptors, what is available, what is used.
@@ -52,7 +52,8 @@ pub fn net(data: &[u8]) {
         if guest.as_ref().is_some_and(|guest| guest.heard) {
             *guest = None;
         }
-        guest.get_or_insert_with(network).execute(data);
+        thread_local!(static MEMORY: GuestMemoryMmap = memory());
+        guest.get_or_insert_with(|| network(MEMORY.with(Clone::clone))).execute(data);
     });
 }
 
@@ -112,6 +113,11 @@ pub fn vhost_user(data: &[u8]) {
     guest.execute(steps);
 }
 
+/// Memory of a guest.
+pub(crate) fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory")
+}
+
 /// Memory that another program could map.
 fn shareable_memory() -> GuestMemoryMmap {
     let path = file();
@@ -123,16 +129,32 @@ fn shareable_memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges_with_files([range]).expect("memory")
 }
 
-/// A thread's panic is everybody's.
-pub(crate) fn panics_count() {
+/// What a process needs first.
+pub(crate) fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let default = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            default(info);
-            std::process::abort();
-        }));
+        panics_count();
+        #[cfg(feature = "inline-workers")]
+        keep_heap();
     });
+}
+
+/// A thread's panic is everybody's.
+fn panics_count() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+}
+
+/// What is freed stays the heap's. Buffers of 64 KiB go and come with each life of a device: by default the kernel had the pages each time.
+#[cfg(feature = "inline-workers")]
+fn keep_heap() {
+    for (option, value) in [(libc::M_MMAP_THRESHOLD, 1 << 24), (libc::M_TRIM_THRESHOLD, 1 << 28)] {
+        // SAFETY: it changes nothing of what is allocated.
+        assert_eq!(unsafe { libc::mallopt(option, value) }, 1);
+    }
 }
 
 fn file() -> PathBuf {
@@ -149,7 +171,7 @@ fn disk() -> Box<dyn VirtioDevice> {
     Box::new(Blk::new(disk))
 }
 
-fn network() -> Guest {
+fn network(memory: GuestMemoryMmap) -> Guest {
     let (cables, mut ends): (Vec<Cable>, Vec<UnixStream>) = (0..2)
         .map(|_| {
             let (ours, theirs) = UnixStream::pair().expect("sockets");
@@ -158,7 +180,7 @@ fn network() -> Guest {
         .unzip();
     let second = ends.pop().expect("two ends");
     second.set_nonblocking(true).expect("a socket");
-    let mut guest = Guest::new(Box::new(Net::new(cables, Mac::random())), ends.pop());
+    let mut guest = Guest::with_memory(Box::new(Net::new(cables, Mac::random())), ends.pop(), memory);
     guest.second = Some(second);
     guest
 }
@@ -231,12 +253,11 @@ struct Guest {
 
 impl Guest {
     fn new(device: Box<dyn VirtioDevice>, peer: Option<UnixStream>) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
-        Self::with_memory(device, peer, memory)
+        Self::with_memory(device, peer, memory())
     }
 
     fn with_memory(device: Box<dyn VirtioDevice>, peer: Option<UnixStream>, memory: GuestMemoryMmap) -> Self {
-        panics_count();
+        prepare();
         if let Some(peer) = &peer {
             peer.set_nonblocking(true).expect("a socket");
         }

@@ -16,9 +16,8 @@ use gz::devices::virtio::vsock::switch::{Slot, Switched};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::panics_count;
+use crate::devices::{MEMORY, memory, prepare};
 
-const MEMORY: usize = 0x1_0000;
 const OURS: u64 = 3;
 const PEER: u64 = 4;
 const HOST: u64 = 2;
@@ -100,8 +99,10 @@ fn header(word: [u8; 8], src: u64, dst: u64) -> Header {
 
 /// Steps of a kind and eight bytes.
 pub fn vsock(data: &[u8]) {
-    panics_count();
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
+    prepare();
+    thread_local!(static GUEST: GuestMemoryMmap = memory());
+    let memory = GUEST.with(Clone::clone);
+    memory.write_slice(&[0; MEMORY], GuestAddress(0)).expect("memory");
     let (ours, mut peer) = sockets();
     let exchange = Slot::new(Exchange::joined(OURS, PEER, ours));
     let device = Switched::new(OURS, Box::new(Echo::default()), exchange);
