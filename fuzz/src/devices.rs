@@ -166,7 +166,7 @@ fn file() -> PathBuf {
 fn disk() -> Box<dyn VirtioDevice> {
     let path = file();
     std::fs::write(&path, [0x5A; 16 * 512]).expect("a disk");
-    let disk = Disk::open(&DiskOption::from(path.as_path())).expect("a disk");
+    let disk = Disk::open(&DiskOption { queues: 2, ..path.as_path().into() }).expect("a disk");
     let _ = std::fs::remove_file(&path);
     Box::new(Blk::new(disk))
 }

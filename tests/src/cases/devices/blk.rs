@@ -54,8 +54,15 @@ dd if=/dev/urandom of=/dev/vda bs=64k seek=800 count=16 conv=fsync 2>/dev/null
 blkdiscard -o $((800 * 65536)) -l $((8 * 65536)) /dev/vda && echo DISCARDED
 echo 3 >/proc/sys/vm/drop_caches
 echo FIRST-$(sum 100 160)-$(sum 800 16)
-dd if=/dev/urandom of=/dev/vdb bs=64k count=64 conv=fsync 2>/dev/null
-echo FULL
+echo QUEUES-$(ls /sys/block/vda/mq | wc -l)-$(ls /sys/block/vdb/mq | wc -l)
+dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null
+# By both CPUs at once, past the cache.
+for cpu in 0 1; do
+    taskset $((cpu + 1)) dd if=/tmp/data of=/dev/vdb bs=64k skip=$((cpu * 32)) seek=$((cpu * 32)) count=32 oflag=direct conv=notrunc 2>/dev/null &
+done
+wait
+sync
+[ "$(md5sum </dev/vdb)" = "$(md5sum </tmp/data)" ] && echo FULL
 read -r line
 blkdiscard /dev/vdb && [ $(dd if=/dev/vdb bs=64k count=64 2>/dev/null | tr -d '\0' | wc -c) = 0 ] && echo EMPTY
 read -r line"#;
@@ -64,12 +71,13 @@ const HOST: &str = r#"truncate -s 4M /tmp/raw.img
 mkfifo /tmp/keys
 exec 3<>/tmp/keys
 space() { du -k /tmp/raw.img | cut -f 1; }
-gz run $kernel --cmdline "$arguments" --mem 256M --disk /guest/disk.qcow2,format=qcow2,serial=QCOW-7 --disk /tmp/raw.img \
+gz run $kernel --cmdline "$arguments" --cpus 2 --mem 256M --disk /guest/disk.qcow2,format=qcow2,serial=QCOW-7 --disk /tmp/raw.img,queues=2 \
     >/tmp/gz.out 2>&1 <&3 &
 gz=$!
 case $kernel in *pci) functions=2 ;; *) functions=0 ;; esac
 holds transport "another" said PCI-$functions
 holds serial_numbers "others" said SERIALS-QCOW-7-raw.img
+holds queues "others" said QUEUES-1-2
 holds discards "it can't" said DISCARDED
 holds writes "not" said FULL
 holds raw_disk_is_full "$(space) KiB" [ $(space) -ge 4096 ]

@@ -16,7 +16,7 @@ use crate::devices::virtio::vsock::options::VsockOption;
 #[command(next_help_heading = "Devices")]
 pub struct DeviceOptions {
     /// Disk image or block device, as /dev/vda, /dev/vdb, ...: raw, or `format=qcow2`; `ro`: read-only; `serial=TEXT`: its serial
-    /// number, instead of the file's name
+    /// number, instead of the file's name; `queues=N`: several, for guests with several vCPUs
     #[arg(long = "disk", value_name = "FILE[,ro][,...]")]
     pub disks: Vec<DiskOption>,
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! virtio-blk (virtio 1.2, section 5.2): one queue, an image file or block device behind it.
+//! virtio-blk (virtio 1.2, section 5.2): an image file or block device, and queues to it.
 //!
 //! - [`options`]: what the command line says of it.
 //! - [`backend`]: the file: opening, checking, locking, reading and writing.
 //! - [`request`]: one request: from a descriptor chain to a status byte.
-//! - here: the device, and the thread that serves the queue.
+//! - here: the device, and the threads that serve a queue each. A flush makes last what was done before on any of them.
 
 pub mod backend;
 pub mod options;
@@ -14,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -33,6 +33,7 @@ const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 // Fields of the configuration (5.2.4).
 const CAPACITY: usize = 0;
 const SEG_MAX_AT: usize = 12;
+const NUM_QUEUES: usize = 34;
 const MAX_DISCARD_SECTORS: usize = 36;
 const MAX_DISCARD_SEG: usize = 40;
 const DISCARD_SECTOR_ALIGNMENT: usize = 44;
@@ -44,13 +45,15 @@ const CONFIG_SIZE: usize = 60;
 /// A disk as a virtio device.
 pub struct Blk {
     disk: Arc<Disk>,
-    worker: Option<Worker>,
+    queue_sizes: Vec<u16>,
+    workers: Vec<Worker>,
 }
 
 impl Blk {
     /// A device without a driver.
     pub fn new(disk: Disk) -> Self {
-        Self { disk: Arc::new(disk), worker: None }
+        let queue_sizes = vec![QUEUE_SIZE; disk.queues().into()];
+        Self { disk: Arc::new(disk), queue_sizes, workers: Vec::new() }
     }
 }
 
@@ -63,6 +66,7 @@ impl VirtioDevice for Blk {
         RING_FEATURES
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_FLUSH
+            | if self.disk.queues() > 1 { 1 << VIRTIO_BLK_F_MQ } else { 0 }
             | if self.disk.read_only() {
                 1 << VIRTIO_BLK_F_RO
             } else {
@@ -71,14 +75,15 @@ impl VirtioDevice for Blk {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0_u8; CONFIG_SIZE];
-        let fields: [(usize, &[u8]); 8] = [
+        let fields: [(usize, &[u8]); 9] = [
             (CAPACITY, &(self.disk.size() / SECTOR_SIZE).to_le_bytes()),
             (SEG_MAX_AT, &SEG_MAX.to_le_bytes()),
+            (NUM_QUEUES, &self.disk.queues().to_le_bytes()),
             (MAX_DISCARD_SECTORS, &RANGE_SECTORS_MAX.to_le_bytes()),
             (MAX_DISCARD_SEG, &RANGES_MAX.to_le_bytes()),
             (DISCARD_SECTOR_ALIGNMENT, &1_u32.to_le_bytes()),
@@ -95,21 +100,22 @@ impl VirtioDevice for Blk {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.reset();
         let Activation { memory, features, interrupt, queues } = activation;
-        let Some(ReadyQueue { queue, notify, .. }) = queues.into_iter().next() else { return Ok(()) };
-        let server = Server {
-            disk: self.disk.clone(),
-            memory,
-            queue,
-            interrupt: interrupt.clone(),
-            // Without the flush command, a write is done when it is on the medium (5.2.6.2).
-            write_through: features >> VIRTIO_BLK_F_FLUSH & 1 == 0,
-        };
-        self.worker = Some(Worker::start("blk", vec![notify], interrupt, server)?);
+        for ReadyQueue { queue, notify, .. } in queues {
+            let server = Server {
+                disk: self.disk.clone(),
+                memory: memory.clone(),
+                queue,
+                interrupt: interrupt.clone(),
+                // Without the flush command, a write is done when it is on the medium (5.2.6.2).
+                write_through: features >> VIRTIO_BLK_F_FLUSH & 1 == 0,
+            };
+            self.workers.push(Worker::start("blk", vec![notify], interrupt.clone(), server)?);
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.workers.clear();
     }
 }
 
@@ -159,6 +165,13 @@ mod tests {
         assert_eq!(beyond, [0, 0, 7, 7]);
         blk.read_config(u64::MAX, &mut beyond);
         assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 0);
+        assert_eq!((blk.features() >> VIRTIO_BLK_F_MQ & 1, blk.queue_sizes()), (0, &[256][..]));
+        drop(blk);
+        let blk = Blk::new(Disk::open(&DiskOption { queues: 3, ..file.0.as_path().into() }).unwrap());
+        let mut queues = [0; 2];
+        blk.read_config(34, &mut queues);
+        assert_eq!((u16::from_le_bytes(queues), blk.queue_sizes()), (3, &[256; 3][..]));
+        assert_eq!(blk.features() >> VIRTIO_BLK_F_MQ & 1, 1);
         drop(blk);
         let blk = Blk::new(Disk::open(&DiskOption { read_only: true, ..file.0.as_path().into() }).unwrap());
         assert_eq!(blk.features() >> VIRTIO_BLK_F_RO & 1, 1);
@@ -204,6 +217,6 @@ mod tests {
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0xA000)).unwrap(), 0);
         assert_eq!(memory.read_obj::<u32>(GuestAddress(0x9000 + 508)).unwrap(), 0x3333_3333);
         blk.reset();
-        assert!(blk.worker.is_none());
+        assert!(blk.workers.is_empty());
     }
 }

@@ -15,7 +15,12 @@ pub struct DiskOption {
     pub format: Format,
     /// Serial number, if not the file's name.
     pub serial: Option<String>,
+    /// Queues, each with a thread of its own.
+    pub queues: u16,
 }
+
+/// Most queues of a disk.
+const QUEUES_MAX: u16 = 16;
 
 /// What an image is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +33,7 @@ pub enum Format {
 
 impl From<&Path> for DiskOption {
     fn from(path: &Path) -> Self {
-        Self { path: path.into(), read_only: false, format: Format::Raw, serial: None }
+        Self { path: path.into(), read_only: false, format: Format::Raw, serial: None, queues: 1 }
     }
 }
 
@@ -49,6 +54,11 @@ impl FromStr for DiskOption {
                     disk.serial = Some(serial.into());
                 }
                 Some(("serial", _)) => return Err("a serial number has up to 20 characters".into()),
+                Some(("queues", number)) => {
+                    disk.queues = (number.parse().ok())
+                        .filter(|number| (1..=QUEUES_MAX).contains(number))
+                        .ok_or("a disk has 1 to 16 queues")?;
+                }
                 _ => break,
             }
             rest = before;
@@ -67,14 +77,23 @@ mod tests {
 
     #[test]
     fn words_follow_the_file() {
-        let disk: DiskOption = "a,b=c.img,serial=S-1,format=qcow2,ro".parse().unwrap();
+        let disk: DiskOption = "a,b=c.img,serial=S-1,format=qcow2,queues=4,ro".parse().unwrap();
         assert_eq!(
-            (disk.path.to_str(), disk.read_only, disk.format),
-            (Some("a,b=c.img"), true, Format::Qcow2)
+            (disk.path.to_str(), disk.read_only, disk.format, disk.queues),
+            (Some("a,b=c.img"), true, Format::Qcow2, 4)
         );
         assert_eq!(disk.serial.as_deref(), Some("S-1"));
         assert_eq!("x.img".parse(), Ok(DiskOption::from(Path::new("x.img"))));
-        for wrong in ["", ",ro", "a,format=vmdk", "a,serial=123456789012345678901", "format=raw,ro"] {
+        for wrong in [
+            "a,queues=0",
+            "a,queues=17",
+            "a,queues=",
+            "",
+            ",ro",
+            "a,format=vmdk",
+            "a,serial=123456789012345678901",
+            "format=raw,ro",
+        ] {
             assert!(wrong.parse::<DiskOption>().is_err() || wrong.starts_with("format"), "{wrong}");
         }
     }

@@ -85,6 +85,7 @@ pub struct Disk {
     size: u64,
     read_only: bool,
     id: [u8; 20],
+    queues: u16,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(option: &DiskOption) -> Result<Self, DiskError> {
-        let DiskOption { path, read_only, format, serial } = option;
+        let DiskOption { path, read_only, format, serial, queues } = option;
         let (file, size) = open(path, *read_only)?;
         let (image, size) = match format {
             Format::Raw => {
@@ -122,7 +123,7 @@ impl Disk {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         let serial = serial.as_ref().map_or(name, |serial| serial.as_bytes());
         id.iter_mut().zip(serial).for_each(|(to, from)| *to = *from);
-        Ok(Self { image, size, read_only: *read_only, id })
+        Ok(Self { image, size, read_only: *read_only, id, queues: *queues })
     }
 
     /// Bytes; whole sectors.
@@ -133,6 +134,11 @@ impl Disk {
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// How many queues a driver may use.
+    pub fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// What the guest shows as serial number: what was asked for, or the file's name, 20 bytes of it.
