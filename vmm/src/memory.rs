@@ -301,7 +301,7 @@ fn host_memory() -> (u64, u64) {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestMemoryRegion};
 
     /// (start, end, permissions) of the mapping that holds `address`.
     fn vma_of(address: u64) -> (u64, u64, String) {
