@@ -253,7 +253,7 @@ mod tests {
             ("kernel = 'k'\ncpus = 0", "invalid value '0' for '--cpus"),
             ("kernel = 'k'\nfirmware = 'f'", "cannot be used with"),
             ("cpus = 1", "required"),
-            ("kernel = 'k'\nprotected = true\nfs = ['a=b']", "given to nobody but gz"),
+            ("kernel = 'k'\nfs = ['a=b']\nballoon = '1M'", "not get them back"),
             ("kernel = 'k'\nballoon = '1M'\nvhost-user = ['rng,socket=b']", "not get them back"),
         ] {
             let error = File::new("wrong", text).run(&[]).unwrap_err();

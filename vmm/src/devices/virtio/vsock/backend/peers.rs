@@ -45,7 +45,7 @@ const QUEUED: usize = 64;
 /// With what it is told besides.
 const QUEUED_MAX: usize = 4 * QUEUED;
 /// How long it may have no room. Then its guest has gone, as far as ours is told.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(5) };
+const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(5) };
 /// Sockets that have not said hello.
 const STRANGERS: usize = 16;
 /// As many as there may be peers, who all may have started twice.
