@@ -4,6 +4,7 @@
 use std::os::fd::AsRawFd;
 
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use virtio_queue::QueueT;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -12,6 +13,12 @@ use vm_memory::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, ReadyQueue};
+
+/// Of what a driver has taken, what a back end is told. To it ACCESS_PLATFORM is an IOMMU of its own, which it would ask for
+/// translations; addresses need none.
+pub fn features(negotiated: u64) -> u64 {
+    negotiated & !(1 << VIRTIO_F_ACCESS_PLATFORM)
+}
 
 /// What guest memory is to a back end. One in another process needs it to be files.
 pub fn regions(memory: &GuestMemoryMmap) -> Vec<VhostUserMemoryRegionInfo> {

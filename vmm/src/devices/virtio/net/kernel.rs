@@ -12,7 +12,6 @@ use anyhow::Context;
 use vhost::VhostBackend;
 use vhost::net::VhostNet;
 use vhost::vhost_kern::net::Net as Kernel;
-use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::GuestMemoryMmap;
@@ -120,8 +119,8 @@ impl KernelNet {
         let (queues, control) = self.interface.sort(queues, features);
         anyhow::ensure!(queues.first().is_some_and(|first| first.len() == 2), "a queue is missing");
         let count = queues.len();
-        // To the kernel ACCESS_PLATFORM is an IOMMU of its own; addresses need no translation. Offloads are the tap's.
-        let rings = features & self.rings & !(1 << VIRTIO_F_ACCESS_PLATFORM);
+        // Offloads are the tap's.
+        let rings = handover::features(features & self.rings);
         for (pair, queues) in self.pairs.iter().zip(queues) {
             pair.prepare(rings, &memory, &interrupt, queues)?;
             lock(&pair.cable).set_offloads(features)?;

@@ -30,7 +30,6 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use virtio_queue::{DescriptorChain, Error};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -211,8 +210,7 @@ impl Life {
             return Ok(());
         };
         link::patiently(&program.clone(), || {
-            // To a program ACCESS_PLATFORM is an IOMMU, which it would ask for translations; ours are none.
-            let features = running.features & !(1 << VIRTIO_F_ACCESS_PLATFORM);
+            let features = handover::features(running.features);
             program.set_features(features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())?;
             program.set_mem_table(&handover::regions(&running.memory))?;
             for (_, ready) in &running.queues {

@@ -27,7 +27,6 @@ use anyhow::Context;
 use vhost::VhostBackend;
 use vhost::vhost_kern::vsock::Vsock as Kernel;
 use vhost::vsock::VhostVsock;
-use virtio_bindings::virtio_config::VIRTIO_F_ACCESS_PLATFORM;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vm_memory::GuestMemoryMmap;
 
@@ -108,9 +107,7 @@ impl VirtioDevice for Vsock {
         if served().count() != usize::from(SERVED) {
             return Err(io::Error::other("a queue is missing"));
         }
-        // To the kernel that bit is an IOMMU of its own; addresses need no translation.
-        let features = features & !(1 << VIRTIO_F_ACCESS_PLATFORM);
-        self.kernel.set_features(features).map_err(io::Error::other)?;
+        self.kernel.set_features(handover::features(features)).map_err(io::Error::other)?;
         self.kernel.set_mem_table(&handover::regions(&memory)).map_err(io::Error::other)?;
         for ready in served() {
             handover::hand_over(&self.kernel, None, &interrupt, ready).map_err(io::Error::other)?;
