@@ -191,6 +191,13 @@ pub struct Vacancy {
     changes: u64,
 }
 
+impl Vacancy {
+    /// Whether its entries can lead to `pa` and on.
+    fn suits(&self, pa: Pa) -> bool {
+        pa.is_aligned(self.level.entry_size())
+    }
+}
+
 /// The level where the walk starts: the lowest that can be reached by concatenating at most 16
 /// tables, so that walks are short (Arm ARM D8.2.2).
 const fn start_level(ipa_bits: u8) -> Level {
@@ -296,11 +303,15 @@ impl Stage2 {
         over: Annotation,
     ) -> Result<(), MapError> {
         self.check_output(pa, ipa.size())?;
+        if let Some(vacancy) = self.vacancy(mem, ipa).filter(|vacancy| vacancy.suits(pa)) {
+            self.put(mem, vacancy, Leaf { pa, attrs });
+            return Ok(());
+        }
         let offset = pa.0.wrapping_sub(ipa.start().0);
         self.edit(mem, tlb, ipa, Op::Map { offset, attrs, over })
     }
 
-    /// Finds `ipa` empty, not even with a note, and all of it whole entries of one table that is there: the commonest thing that is mapped,
+    /// Finds `ipa` empty, not even with a note, and all of it whole entries of one table that is there: the commonest place to map,
     /// and [`Self::fill`] does it at the least cost. `None` may be empty, too.
     pub fn vacancy<M: TableMemory + ?Sized>(&self, mem: &M, ipa: IpaRange) -> Option<Vacancy> {
         let (table, level, first, end) = self.lowest_table(mem, ipa.start())?;
@@ -331,19 +342,24 @@ impl Stage2 {
         pa: Pa,
         attrs: Attrs,
     ) -> Result<(), MapError> {
-        let Vacancy { table, level, from, to, ipa, changes } = vacancy;
-        if changes != self.changes || !pa.is_aligned(level.entry_size()) {
-            return self.map(mem, tlb, ipa, pa, attrs);
+        if vacancy.changes != self.changes || !vacancy.suits(pa) {
+            return self.map(mem, tlb, vacancy.ipa, pa, attrs);
         }
-        self.check_output(pa, ipa.size())?;
+        self.check_output(pa, vacancy.ipa.size())?;
+        self.put(mem, vacancy, Leaf { pa, attrs });
+        Ok(())
+    }
+
+    #[inline]
+    fn put<M: TableMemory + ?Sized>(&mut self, mem: &mut M, vacancy: Vacancy, first: Leaf) {
+        let Vacancy { table, level, from, to, .. } = vacancy;
         self.changes = self.changes.wrapping_add(1);
-        let mut descriptor = Entry::Leaf(Leaf { pa, attrs }).encode(level);
+        let mut descriptor = Entry::Leaf(first).encode(level);
         for index in from..to {
             let (page, slot) = slot(table, index);
             mem.write(page, slot, descriptor);
             descriptor = descriptor.wrapping_add(level.entry_size());
         }
-        Ok(())
     }
 
     fn check_output(&self, pa: Pa, size: u64) -> Result<(), MapError> {
