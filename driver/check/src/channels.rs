@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gzvm_abi::ioctl::{RPC_CALL, RPC_CANCEL, RPC_CONNECT, RPC_POLICY, RpcConnect, RpcPolicy};
 use gzvm_abi::rpc::{Header, MOST_BYTES, SLOTS, received, with};
@@ -25,7 +26,7 @@ const BUFFER: u64 = RAM + 0x10_0000;
 /// Longest wait for a guest, in ms.
 const PATIENCE: i32 = 20_000;
 
-/// Enables SPI 5, opens port 1, answers each call with what it says, sleeps when there is none; stores the status that ends this at x22.
+/// Enables SPI 5, opens port 1 and stores the status of that at x22, answers each call with what it says, sleeps when there is none; stores the status that ends this at x22.
 #[rustfmt::skip]
 const ECHO: &[u32] = &[
     0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
@@ -37,6 +38,7 @@ const ECHO: &[u32] = &[
     0xD280_1FEB, 0xD518_460B, // ICC_PMR_EL1 = 0xFF
     0xD280_002B, 0xD518_CCEB, 0xD503_3FDF, // ICC_IGRPEN1_EL1 = 1
     0x529E_0220, 0x72B8_C000, 0xD280_0021, 0xD400_0002, 0xAA01_03F4, // OPEN(1); mov x20, x1
+    0xB900_02C0, // str w0, [x22]
     0x529E_02C0, 0x72B8_C000, // 1: RECEIVE(x20, x21, 4096)
     0xAA14_03E1, 0xAA15_03E2, 0xD282_0003, 0xD400_0002,
     0xB100_141F, 0x5400_0140, 0xB500_01A0, // AGAIN: 2f; other than 0: 3f
@@ -91,11 +93,17 @@ pub fn read(mut channel: &File) -> Result<(Header, Vec<u8>), String> {
     Ok((head, body.to_vec()))
 }
 
-/// RUN on a thread of its own up to the store at the end: the status.
-fn serve(machine: &Machine) -> Result<i32, String> {
-    let mmio = Run::new().mmio(&machine.vcpu)?;
-    ensure!((mmio.phys_addr, mmio.is_write) == (DEVICE, 1), "{mmio:?}");
-    Ok(mmio.data.first_chunk().map_or(0, |word| i32::from_le_bytes(*word)))
+/// RUN on a thread of its own up to the store at the end: the status. `opened` is called once the guest has opened its port.
+fn serve(machine: &Machine, opened: impl FnOnce()) -> Result<i32, String> {
+    let status = || {
+        let mmio = Run::new().mmio(&machine.vcpu)?;
+        ensure!((mmio.phys_addr, mmio.is_write) == (DEVICE, 1), "{mmio:?}");
+        Ok(mmio.data.first_chunk().map_or(0, |word| i32::from_le_bytes(*word)))
+    };
+    let open = status()?;
+    ensure!(open == 0, "OPEN gives {open}");
+    opened();
+    status()
 }
 
 /// Calls of all sizes, answered by a guest that sleeps between them; many at once; then the host goes.
@@ -111,7 +119,7 @@ pub fn with_the_host() -> Check {
     );
     ensure!(sys::poll(&channel, POLLIN | POLLOUT, 0) == POLLOUT, "a new channel can only be written");
     thread::scope(|scope| {
-        let guest = scope.spawn(|| serve(&machine));
+        let guest = scope.spawn(|| serve(&machine, || ()));
         let talk = || {
             for n in 0..200_usize {
                 let body: Vec<u8> = (0..n * 31 % (MOST_BYTES + 1)).map(|i| (i ^ n) as u8).collect();
@@ -152,7 +160,7 @@ fn calls(count: u64, bytes: usize) -> Result<[u64; 3], String> {
     let machine = server()?;
     let channel = connect(&machine.vm, -1)?;
     thread::scope(|scope| {
-        let guest = scope.spawn(|| serve(&machine));
+        let guest = scope.spawn(|| serve(&machine, || ()));
         let talk = || {
             let (mut least, mut sum, mut most) = (u64::MAX, 0, 0);
             for n in 0..count {
@@ -230,8 +238,16 @@ pub fn between_vms() -> Check {
     ensure!(sys::errno(&(&channel).read(&mut [0; HEAD + MOST_BYTES])) != 0, "the host reads what VMs say");
     ensure!(connect(&a.vm, a.vm.as_raw_fd()).is_err(), "a channel of a VM with itself");
     thread::scope(|scope| {
-        let guests = [&a, &b].map(|machine| scope.spawn(|| serve(machine)));
-        thread::sleep(std::time::Duration::from_millis(200));
+        let (tell, told) = mpsc::channel();
+        let guests = [&a, &b].map(|machine| {
+            let tell = tell.clone();
+            scope.spawn(move || serve(machine, || drop(tell.send(()))))
+        });
+        for _ in &guests {
+            told.recv_timeout(Duration::from_millis(PATIENCE as u64)).map_err(|_| "a guest opens no port")?;
+        }
+        // Most likely they sleep by then.
+        thread::sleep(Duration::from_millis(200));
         drop(channel);
         for guest in guests {
             let status = guest.join().map_err(|_| "a guest's thread panicked")?;
