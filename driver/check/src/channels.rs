@@ -26,7 +26,8 @@ const BUFFER: u64 = RAM + 0x10_0000;
 /// Longest wait for a guest, in ms.
 const PATIENCE: i32 = 20_000;
 
-/// Enables SPI 5, opens port 1 and stores the status of that at x22, answers each call with what it says, sleeps when there is none; stores the status that ends this at x22.
+/// Enables SPI 5, opens port 1, and stores the status of that at x22. Answers each call with what it says, sleeps when there is none;
+/// stores the status that ends this at x22, too.
 #[rustfmt::skip]
 const ECHO: &[u32] = &[
     0xD2A7_FFEA, // mov x10, #0x3FFF0000: GICD
