@@ -277,6 +277,19 @@ out:
 }
 
 /*
+ * Pins a page that the caller has most likely not touched yet: where there is none a lockless look finds
+ * nothing. Before 6.3 only that way takes pages for long.
+ */
+static long gzk_pin_untouched(u64 addr, struct page **page)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	return pin_user_pages_unlocked(addr, 1, page, FOLL_WRITE | FOLL_LONGTERM);
+#else
+	return pin_user_pages_fast(addr, 1, FOLL_WRITE | FOLL_LONGTERM, page);
+#endif
+}
+
+/*
  * Pins the 2 MiB of the caller at addr, a multiple of that, if they are one huge page: by its first
  * page, since what holds one holds all of them. 1 with its PFN; 0 if they are not.
  */
@@ -286,7 +299,7 @@ int gzk_pin_block(u64 addr, u64 *pfn)
 
 	if (PMD_SIZE != SZ_2M)
 		return 0;
-	if (pin_user_pages_fast(addr, 1, FOLL_WRITE | FOLL_LONGTERM, &page) != 1)
+	if (gzk_pin_untouched(addr, &page) != 1)
 		return 0;
 	if (!gzk_is_block(addr, page)) {
 		unpin_user_page(page);
@@ -438,23 +451,12 @@ int gzk_clock_snapshot(u64 *wall_ns, u64 *counter)
 
 /* ---- Hypercalls ---- */
 
-/* x0..x7 from regs[], x8..x17 zero; x0..x3 back to regs[]. */
+/* x0..x7 from regs[]; x0..x3 back to regs[]. */
 void gzk_hvc(u64 *regs)
 {
-	struct arm_smccc_1_2_regs r;
+	struct arm_smccc_res r;
 
-	/* One by one: an initialiser would be a call of memset on the way into the guest. */
-	r.a0 = regs[0];
-	r.a1 = regs[1];
-	r.a2 = regs[2];
-	r.a3 = regs[3];
-	r.a4 = regs[4];
-	r.a5 = regs[5];
-	r.a6 = regs[6];
-	r.a7 = regs[7];
-	r.a8 = r.a9 = r.a10 = r.a11 = r.a12 = 0;
-	r.a13 = r.a14 = r.a15 = r.a16 = r.a17 = 0;
-	arm_smccc_1_2_hvc(&r, &r);
+	arm_smccc_1_1_hvc(regs[0], regs[1], regs[2], regs[3], regs[4], regs[5], regs[6], regs[7], &r);
 	regs[0] = r.a0;
 	regs[1] = r.a1;
 	regs[2] = r.a2;

@@ -149,6 +149,13 @@ struct Chunk {
     block: usize,
 }
 
+/// What becomes of the entry of a block whose granules agree.
+struct Change {
+    block: usize,
+    old: State,
+    new: State,
+}
+
 /// The ownership table of a machine's RAM.
 pub struct Ownership<'m> {
     banks: ArrayVec<Bank, MAX_BANKS>,
@@ -276,11 +283,15 @@ impl<'m> Ownership<'m> {
     }
 
     fn permit<'o>(&'o mut self, range: PaRange, step: Step) -> Result<Permit<'o, 'm>, OwnershipError> {
+        let mut only = None;
         for chunk in self.chunks(range) {
             let chunk = chunk?;
             if !self.is_mixed(chunk.block) {
                 let state = self.entry(chunk.block, None);
-                next(state, step).map_err(|r| refusal(r, chunk.part.start(), state))?;
+                let new = next(state, step).map_err(|r| refusal(r, chunk.part.start(), state))?;
+                if range == chunk.whole {
+                    only = Some(Change { block: chunk.block, old: state, new });
+                }
                 if broken(Mistake::FirstPartOnly) {
                     break;
                 }
@@ -294,7 +305,7 @@ impl<'m> Ownership<'m> {
                 }
             }
         }
-        Ok(Permit { table: self, range, step })
+        Ok(Permit { table: self, range, step, only })
     }
 
     fn commit(&mut self, range: PaRange, step: Step) {
@@ -312,8 +323,7 @@ impl<'m> Ownership<'m> {
             let old = self.entry(chunk.block, None);
             let Ok(new) = next(old, step) else { return };
             if chunk.part == chunk.whole || old == new {
-                self.set_block(chunk.block, new.encode());
-                self.count(old, new, chunk.part.pages());
+                self.commit_block(Change { block: chunk.block, old, new }, chunk.part.pages());
                 return;
             }
             // Part of a uniform block: write out what it says.
@@ -334,6 +344,13 @@ impl<'m> Ownership<'m> {
         self.make_uniform(chunk);
     }
 
+    /// What becomes of a block's entry, or stays, for so many pages in a transition.
+    #[inline(always)]
+    fn commit_block(&mut self, change: Change, pages: u64) {
+        self.set_block(change.block, change.new.encode());
+        self.count(change.old, change.new, pages);
+    }
+
     /// Make the block one entry again where all its granules agree. Looks around the part that was changed first.
     fn make_uniform(&mut self, chunk: Chunk) {
         let first = page_index(chunk.whole.start()) as u64;
@@ -348,6 +365,7 @@ impl<'m> Ownership<'m> {
         }
     }
 
+    #[inline(always)]
     fn count(&mut self, old: State, new: State, pages: u64) {
         let from = self.counts.of(old);
         *from = from.wrapping_sub(pages);
@@ -359,12 +377,14 @@ impl<'m> Ownership<'m> {
         Chunks { banks: &self.banks, rest: Some(range) }
     }
 
+    #[inline(always)]
     fn is_mixed(&self, block: usize) -> bool {
         self.blocks.get(block) == Some(&MIXED)
     }
 
     /// The state of a uniform block, or of the page of a block. What can't be read is the
     /// hypervisor's, which allows nothing to anyone.
+    #[inline(always)]
     fn entry(&self, block: usize, page: Option<Pa>) -> State {
         let entry = match (self.blocks.get(block), page) {
             (Some(&MIXED), Some(pa)) => {
@@ -376,6 +396,7 @@ impl<'m> Ownership<'m> {
         entry.and_then(|e| State::decode(*e)).unwrap_or(State::Hypervisor)
     }
 
+    #[inline(always)]
     fn set_block(&mut self, block: usize, value: u32) {
         if let Some(entry) = self.blocks.get_mut(block) {
             *entry = value;
@@ -443,6 +464,8 @@ pub struct Permit<'o, 'm> {
     table: &'o mut Ownership<'m>,
     range: PaRange,
     step: Step,
+    /// All that changes, where the run is no more than one entry.
+    only: Option<Change>,
 }
 
 impl Permit<'_, '_> {
@@ -453,7 +476,10 @@ impl Permit<'_, '_> {
 
     /// Make the transition, which can't fail any more.
     pub fn commit(self) {
-        self.table.commit(self.range, self.step);
+        match self.only {
+            Some(change) => self.table.commit_block(change, self.range.pages()),
+            None => self.table.commit(self.range, self.step),
+        }
     }
 }
 

@@ -176,6 +176,26 @@ pub struct Stage2 {
     vmid: u16,
     /// `Some` once teardown has begun: the first IPA not yet torn down.
     dying: Option<u64>,
+    /// Changes so far; by it a [`Vacancy`] is known to be one still.
+    changes: u64,
+}
+
+/// Entries that [`Stage2::vacancy`] found empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Vacancy {
+    table: Pa,
+    level: Level,
+    from: u64,
+    to: u64,
+    ipa: IpaRange,
+    changes: u64,
+}
+
+impl Vacancy {
+    /// Whether its entries can lead to `pa` and on.
+    fn suits(&self, pa: Pa) -> bool {
+        pa.is_aligned(self.level.entry_size())
+    }
 }
 
 /// The level where the walk starts: the lowest that can be reached by concatenating at most 16
@@ -216,7 +236,7 @@ impl Stage2 {
         if !root.is_aligned(size) || end.0 > 1u64.wrapping_shl(pa_bits.into()) {
             return Err(ConfigError::Root);
         }
-        Ok(Self { root, start: start_level(ipa_bits), ipa_bits, pa_bits, vmid, dying: None })
+        Ok(Self { root, start: start_level(ipa_bits), ipa_bits, pa_bits, vmid, dying: None, changes: 0 })
     }
 
     /// The root table, for VTTBR_EL2.BADDR.
@@ -282,12 +302,72 @@ impl Stage2 {
         attrs: Attrs,
         over: Annotation,
     ) -> Result<(), MapError> {
-        let out = PaRange::new(pa, ipa.size()).map_err(|_| MapError::PaOutOfRange)?;
-        if out.end().0 > 1u64.wrapping_shl(self.pa_bits.into()) {
-            return Err(MapError::PaOutOfRange);
+        self.check_output(pa, ipa.size())?;
+        if let Some(vacancy) = self.vacancy(mem, ipa).filter(|vacancy| vacancy.suits(pa)) {
+            self.put(mem, vacancy, Leaf { pa, attrs });
+            return Ok(());
         }
         let offset = pa.0.wrapping_sub(ipa.start().0);
         self.edit(mem, tlb, ipa, Op::Map { offset, attrs, over })
+    }
+
+    /// Finds `ipa` empty, not even with a note, and all of it whole entries of one table that is there: the commonest place to map,
+    /// and [`Self::fill`] does it at the least cost. `None` may be empty, too.
+    pub fn vacancy<M: TableMemory + ?Sized>(&self, mem: &M, ipa: IpaRange) -> Option<Vacancy> {
+        let (table, level, first, end) = self.lowest_table(mem, ipa.start())?;
+        let size = level.entry_size();
+        let whole = ipa.start().is_aligned(size) && ipa.end().is_aligned(size);
+        if level == Level::L0 || !whole || ipa.end().0 > end {
+            return None;
+        }
+        let index = |address: Ipa| address.0.wrapping_sub(first).wrapping_shr(level.shift());
+        let (from, to) = (index(ipa.start()), index(ipa.end()));
+        let empty = |index| {
+            let (page, slot) = slot(table, index);
+            mem.read(page, slot) == 0
+        };
+        let changes = self.changes;
+        (from..to).all(empty).then_some(Vacancy { table, level, from, to, ipa, changes })
+    }
+
+    /// Maps what was found empty to `pa`, as [`Self::map`] does.
+    ///
+    /// # Errors
+    /// As [`Self::map`].
+    pub fn fill<M: TableMemory + ?Sized, T: Tlb + ?Sized>(
+        &mut self,
+        mem: &mut M,
+        tlb: &mut T,
+        vacancy: Vacancy,
+        pa: Pa,
+        attrs: Attrs,
+    ) -> Result<(), MapError> {
+        if vacancy.changes != self.changes || !vacancy.suits(pa) {
+            return self.map(mem, tlb, vacancy.ipa, pa, attrs);
+        }
+        self.check_output(pa, vacancy.ipa.size())?;
+        self.put(mem, vacancy, Leaf { pa, attrs });
+        Ok(())
+    }
+
+    #[inline]
+    fn put<M: TableMemory + ?Sized>(&mut self, mem: &mut M, vacancy: Vacancy, first: Leaf) {
+        let Vacancy { table, level, from, to, .. } = vacancy;
+        self.changes = self.changes.wrapping_add(1);
+        let mut descriptor = Entry::Leaf(first).encode(level);
+        for index in from..to {
+            let (page, slot) = slot(table, index);
+            mem.write(page, slot, descriptor);
+            descriptor = descriptor.wrapping_add(level.entry_size());
+        }
+    }
+
+    fn check_output(&self, pa: Pa, size: u64) -> Result<(), MapError> {
+        let out = PaRange::new(pa, size).map_err(|_| MapError::PaOutOfRange)?;
+        if out.end().0 > 1u64.wrapping_shl(self.pa_bits.into()) {
+            return Err(MapError::PaOutOfRange);
+        }
+        Ok(())
     }
 
     /// Unmap `ipa`, splitting blocks that reach beyond it. What is not mapped stays so; annotations
@@ -419,6 +499,7 @@ impl Stage2 {
         op: Op,
     ) -> Result<(), MapError> {
         let all = self.check(range)?;
+        self.changes = self.changes.wrapping_add(1);
         Edit { mem, tlb, op, range, vmid: self.vmid }.run(self.root, self.start, all)
     }
 

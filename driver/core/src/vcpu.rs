@@ -48,6 +48,9 @@ const RUN_SIZE: usize = size_of::<VcpuRun>();
 const IMMEDIATE_EXIT: usize = offset_of!(VcpuRun, immediate_exit);
 const IMMEDIATE_EXIT_END: usize = offset_of!(VcpuRun, payload);
 const PAYLOAD: usize = PAYLOAD_OFFSET;
+const PAYLOAD_END: usize = PAYLOAD + size_of::<[u64; 32]>();
+/// Behind an exception in its payload.
+const RESERVED: usize = PAYLOAD + size_of::<Exception>();
 const MMIO_DATA: usize = PAYLOAD + offset_of!(Mmio, data);
 const HWSTATE: usize = HWSTATE_OFFSET as usize;
 /// INTID of the SPI that user space numbers 0.
@@ -271,10 +274,8 @@ impl Vcpu {
     }
 
     fn exception(&self, vm: &Vm) -> Next {
-        let payload = self.shared.load::<[u64; 32], PAYLOAD>();
         let about = self.shared.load::<Exception, PAYLOAD>();
-        let reserved = payload.iter().skip(size_of::<Exception>() / 8);
-        if about.exception != exception::PAGE_FAULT || reserved.copied().any(|word| word != 0) {
+        if about.exception != exception::PAGE_FAULT || !self.shared.is_zero::<RESERVED, PAYLOAD_END>() {
             return Next::User;
         }
         match vm.fault(about.fault_gpa) {

@@ -7,7 +7,7 @@ use gzvm_core::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, VmId};
 use gzvm_core::memory::loans::Pages;
 use gzvm_core::memory::ownership::{Dirty, Ownership, OwnershipError, Transition};
 use gzvm_core::memory::slots::Slots;
-use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, MemoryType, Progress, Stage2, Walk};
+use gzvm_core::memory::stage2::{Annotation, Attrs, MapError, MemoryType, Progress, Stage2, Vacancy, Walk};
 use gzvm_core::memory::{IpaRange, PaRange};
 
 use super::firmware::Window;
@@ -198,16 +198,10 @@ impl VmMemory {
     /// Maps host memory at `ipa`, which lies in a slot. Mapping the same again is fine.
     pub fn map(&mut self, ipa: IpaRange, pa: Pa) -> Result<(), MapFailure> {
         let target = PaRange::new(pa, ipa.size()).map_err(|_| MapFailure::Invalid)?;
-        let mut occupied = false;
-        {
-            let tables = Tables { account: &mut self.account };
-            self.stage2.for_each(&tables, ipa, |_| {
-                occupied = true;
-                false
-            });
-        }
-        if !occupied {
-            return self.map_fresh(ipa, target);
+        let tables = Tables { account: &mut self.account };
+        let vacancy = self.stage2.vacancy(&tables, ipa);
+        if vacancy.is_some() || self.first_mapped(ipa).is_none() {
+            return self.map_fresh(ipa, target, vacancy);
         }
         // Another vCPU was here first, at least for a part.
         for page in 0..ipa.pages() {
@@ -220,14 +214,15 @@ impl VmMemory {
                 Walk::Unmapped { .. } => {
                     let one = IpaRange::new(ipa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
                     let target = PaRange::new(pa, PAGE_SIZE).map_err(|_| MapFailure::Invalid)?;
-                    self.map_fresh(one, target)?;
+                    self.map_fresh(one, target, None)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange) -> Result<(), MapFailure> {
+    /// Maps where nothing is mapped; `vacancy` is that of `ipa`, if it has one.
+    fn map_fresh(&mut self, ipa: IpaRange, pa: PaRange, vacancy: Option<Vacancy>) -> Result<(), MapFailure> {
         let owner = self.owner;
         match owner {
             Some(vm) => private::donate(vm, pa, &mut self.account)?,
@@ -249,7 +244,11 @@ impl VmMemory {
         let mut tables = Tables { account: &mut self.account };
         let target = named.unwrap_or(pa.start());
         let attrs = Attrs { memory: self.ram, ..Attrs::RAM };
-        let mapped = self.stage2.map(&mut tables, &mut VmTlb { root }, ipa, target, attrs);
+        let tlb = &mut VmTlb { root };
+        let mapped = match vacancy {
+            Some(vacancy) => self.stage2.fill(&mut tables, tlb, vacancy, target, attrs),
+            None => self.stage2.map(&mut tables, tlb, ipa, target, attrs),
+        };
         mapped.map_err(|e| {
             release(owner, pa, &mut self.account);
             match e {

@@ -11,6 +11,8 @@ use crate::arch::percpu::PerCpu;
 
 /// Where the payload is in the shared pages.
 pub const PAYLOAD: u64 = abi::PAYLOAD_OFFSET as u64;
+/// Bytes behind an exception in its payload, which are zero.
+const RESERVED: usize = size_of::<[u64; 32]>() - size_of::<abi::Exception>();
 
 /// Why RUN returns to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,12 @@ impl Exit {
             Self::Idle(delay) => vcpu.publish(vm.cntvoff(), *delay, 1),
             Self::Mmio(mmio) => vcpu.shared.store(PAYLOAD, *mmio),
             Self::Bell(bell) => vcpu.shared.store(PAYLOAD, *bell),
+            Self::PageFault(gpa) => {
+                let fault =
+                    abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa };
+                vcpu.shared.store(PAYLOAD, fault);
+                vcpu.shared.clear(PAYLOAD.wrapping_add(size_of_val(&fault) as u64), RESERVED);
+            }
             other => other.publish_rare(vcpu, vm),
         }
         reason
@@ -85,7 +93,8 @@ impl Exit {
     fn publish_rare(&self, vcpu: &mut Vcpu, vm: &Vm) {
         let mut run = abi::VcpuRun { exit_reason: 0, immediate_exit: 0, padding1: [0; 3], payload: [0; 32] };
         match self {
-            Self::Irq | Self::Again | Self::Ipi(_) | Self::Idle(_) | Self::Mmio(_) | Self::Bell(_) => return,
+            Self::Irq | Self::Again | Self::Ipi(_) | Self::Idle(_) => return,
+            Self::Mmio(_) | Self::Bell(_) | Self::PageFault(_) => return,
             Self::Resampled => {
                 let mut ended = abi::Resampled { count: vcpu.resampled.len() as u32, ..Default::default() };
                 for (to, from) in ended.intids.iter_mut().zip(vcpu.resampled.drain(..)) {
@@ -99,10 +108,6 @@ impl Exit {
                 // The driver answers the time with the counter's offset, which a pause moves.
                 vcpu.publish_offset(vm.cntvoff());
                 abi::Hypercall { args: [*function, *argument, 0, 0, 0, 0, 0, 0] }.write(&mut run);
-            }
-            Self::PageFault(gpa) => {
-                abi::Exception { exception: abi::exception::PAGE_FAULT, error_code: 0, fault_gpa: *gpa }
-                    .write(&mut run);
             }
             Self::SystemEvent(type_, data) => {
                 // Over: no timer is left to be waited for.

@@ -117,6 +117,14 @@ impl SharedPages {
         }
     }
 
+    /// Zeroes bytes of the pages; outside of them there is nothing.
+    pub fn clear(&self, offset: u64, bytes: usize) {
+        if let Some(to) = self.address(offset, bytes) {
+            // SAFETY: as in `read` below.
+            unsafe { to.write_bytes(0, bytes) };
+        }
+    }
+
     /// Copies from the pages; outside of them there is nothing.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         if let Some(from) = self.address(offset, into.len()) {

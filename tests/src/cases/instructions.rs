@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const SCRIPT: &str = ". /etc/profile
 sleep 20
 gz run --kernel /guest/bench.Image --cmdline 'console=ttyS0 filter=hypercall,gic-read,mmio-user,eoi,ipi,timer,ioeventfd' --cpus 2 --mem 64M </dev/null
-gz run --kernel /guest/bench.Image --cmdline faults=2m --mem 128M </dev/null
+gz run --kernel /guest/bench.Image --cmdline faults=2m --mem 256M </dev/null
 ";
 const CALLS_BASELINE: &str = include_str!("../../instructions-calls.txt");
 /// Two guests, of which one calls the other: on the same CPU, then on another one. The scheduler's choice would decide between the

@@ -219,7 +219,7 @@ for size in {faults}; do
     prepare /guest/bench.Image "$line" ""
     [ $size = 4k ] && echo never >$huge
     for batch in {batches}; do
-        run /guest/bench.Image "$line" "" --cpus 1 --mem 128M
+        run /guest/bench.Image "$line" "" --cpus 1 --mem 256M
         echo "[STATUS] faults $?"
     done
     echo $usual >$huge

@@ -21,6 +21,7 @@ impl Stage2 {
         ipa: IpaRange,
     ) -> Result<u64, MapError> {
         let all = self.check(ipa)?;
+        self.changes = self.changes.wrapping_add(1);
         Ok(self.coalesce_table(mem, tlb, (self.root, self.start, all), ipa))
     }
 

@@ -7,7 +7,7 @@
 //! it was, as it will be, or invalid.
 
 use super::descriptor::{Annotation, Attrs, Entry, Leaf, Level};
-use super::{MapError, TableMemory, Tlb, read, slot, span, write};
+use super::{MapError, TableMemory, Tlb, read, span, write};
 use crate::addr::Pa;
 use crate::memory::{IpaRange, outward};
 
@@ -132,11 +132,6 @@ impl<M: TableMemory + ?Sized, T: Tlb + ?Sized> Edit<'_, M, T> {
     fn plan(&self, source: Source, level: Level, area: IpaRange) -> Result<u64, MapError> {
         let mut tables = 0u64;
         for (index, span) in entries(level, area, self.range) {
-            if let Source::Table(table) = source
-                && self.fresh(table, level, index, span).is_some()
-            {
-                continue;
-            }
             let entry = match source {
                 Source::Table(table) => read(self.mem, table, level, index),
                 Source::Uniform(entry) => entry.child(level, index),
@@ -156,17 +151,6 @@ impl<M: TableMemory + ?Sized, T: Tlb + ?Sized> Edit<'_, M, T> {
             tables = tables.saturating_add(self.plan(source, below, span)?);
         }
         Ok(tables)
-    }
-
-    /// What an entry becomes that has nothing in it, not even a note, and is mapped as a whole. [`Edit::action`] says the same;
-    /// this is most of a large range, and takes a tenth of the instructions.
-    #[inline(always)]
-    fn fresh(&self, table: Pa, level: Level, index: u64, span: IpaRange) -> Option<Leaf> {
-        let Op::Map { offset, attrs, .. } = self.op else { return None };
-        let pa = Pa(span.start().0.wrapping_add(offset));
-        let whole = self.range.covers(&span) && level != Level::L0 && pa.is_aligned(level.entry_size());
-        let (page, slot) = slot(table, index);
-        (whole && self.mem.read(page, slot) == 0).then_some(Leaf { pa, attrs })
     }
 
     /// What `self.op` means for one entry that spans `span`.
@@ -229,10 +213,6 @@ impl<M: TableMemory + ?Sized, T: Tlb + ?Sized> Edit<'_, M, T> {
         pending: &mut Pending,
     ) -> Result<(), MapError> {
         for (index, span) in entries(level, area, self.range) {
-            if let Some(leaf) = self.fresh(table, level, index, span) {
-                write(self.mem, table, level, index, Entry::Leaf(leaf));
-                continue;
-            }
             let old = read(self.mem, table, level, index);
             let below = match self.action(old, level, span)? {
                 Action::Keep => continue,
@@ -302,18 +282,15 @@ impl<M: TableMemory + ?Sized, T: Tlb + ?Sized> Edit<'_, M, T> {
             Some(table) => table,
             None => self.mem.alloc_table()?,
         };
-        // Most of it stays as it was, and there descriptors differ by their addresses alone.
+        // Most of it stays as it was, and there descriptors differ by their addresses alone; where it was empty, a new table is, too.
         let first = entry.child(level, 0).encode(level);
         let step = if matches!(entry, Entry::Leaf(_)) { level.entry_size() } else { 0 };
-        for index in 0..super::ENTRIES as u64 {
-            let Some(span) = span(level, area, index) else { continue };
-            if !self.range.overlaps(&span) {
-                let same = first.wrapping_add(index.wrapping_mul(step));
-                if same != 0 {
-                    self.mem.write(table, index as usize, same);
-                }
-                continue;
+        for index in (0..super::ENTRIES as u64).filter(|_| first != 0) {
+            if span(level, area, index).is_some_and(|span| !self.range.overlaps(&span)) {
+                self.mem.write(table, index as usize, first.wrapping_add(index.wrapping_mul(step)));
             }
+        }
+        for (index, span) in entries(level, area, self.range) {
             let old = entry.child(level, index);
             let new = match self.action(old, level, span)? {
                 Action::Keep => old,

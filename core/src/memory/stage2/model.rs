@@ -201,7 +201,7 @@ fn run(ipa_bits: u8, steps: &[(prop::sample::Index, usize, Call)], budget: u64) 
     let mut machine = Machine::new(0x4001_0000, root_pages, s2.start.number().into());
     let mut model = Model { is: vec![Is::Unmapped(0); edges.len() - 1], edges, pa_end: 1 << 48 };
 
-    for (start, length, call) in steps {
+    for (number, (start, length, call)) in steps.iter().enumerate() {
         let first = start.index(model.edges.len() - 1);
         let start = model.edges[first];
         let mut end = model.edges[(first + length).min(model.edges.len() - 1)];
@@ -232,7 +232,10 @@ fn run(ipa_bits: u8, steps: &[(prop::sample::Index, usize, Call)], budget: u64) 
             let got = match *call {
                 Call::Map { offset, attrs, over } => {
                     let pa = Pa(start.wrapping_add(offset));
-                    s2.map_over(mem, tlb, range, pa, attrs, Annotation(over))
+                    match s2.vacancy(mem, range) {
+                        Some(vacancy) if number % 2 == 0 => s2.fill(mem, tlb, vacancy, pa, attrs),
+                        _ => s2.map_over(mem, tlb, range, pa, attrs, Annotation(over)),
+                    }
                 }
                 Call::Unmap => s2.unmap(mem, tlb, range),
                 Call::Annotate(note) => s2.annotate(mem, tlb, range, Annotation(note)),

@@ -52,6 +52,7 @@ impl Stage2 {
             None => {
                 self.cut_off(mem, tlb);
                 self.dying = Some(0);
+                self.changes = self.changes.wrapping_add(1);
                 0
             }
         };

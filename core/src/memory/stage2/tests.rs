@@ -135,6 +135,40 @@ fn same_mapping_twice() {
 }
 
 #[test]
+fn a_vacancy_that_is_none_any_more() {
+    let (mut s2, mut m) = new(40);
+    on!(s2.map(m, ipa(0x8000_0000, 4096), Pa(0x4000_0000), Attrs::RAM)).unwrap();
+    assert!(s2.vacancy(&m, ipa(0x8000_0000, 8192)).is_none());
+    assert!(s2.vacancy(&m, ipa(0x8000_1000, BLOCK_2M)).is_none());
+    let two = s2.vacancy(&m, ipa(0x8000_1000, 8192)).unwrap();
+    let page = s2.vacancy(&m, ipa(0x8000_1000, 4096)).unwrap();
+    let block = s2.vacancy(&m, ipa(0x8020_0000, BLOCK_2M)).unwrap();
+    on!(s2.fill(m, two, Pa(0x5000_0000), Attrs::RAM)).unwrap();
+    let at = Err(MapError::Conflict(Ipa(0x8000_1000)));
+    assert_eq!(on!(s2.fill(m, page, Pa(0x6000_0000), Attrs::RAM)), at);
+    // Stale, but empty still.
+    on!(s2.fill(m, block, Pa(0x4020_0000), Attrs::RAM)).unwrap();
+    let Walk::Mapped { pa, level, .. } = s2.walk(&m, Ipa(0x8020_1234)) else { panic!() };
+    assert_eq!((pa, level), (Pa(0x4020_1234), Level::L2));
+    // Its table is gone.
+    let page = s2.vacancy(&m, ipa(0x8000_3000, 4096)).unwrap();
+    on!(s2.unmap(m, ipa(0x8000_0000, BLOCK_2M))).unwrap();
+    on!(s2.fill(m, page, Pa(0x7000_0000), Attrs::RAM)).unwrap();
+    m.assert_tidy();
+    // Not on a block's border, so it is pages; and the machine's end is looked at here, too.
+    let block = s2.vacancy(&m, ipa(0x8040_0000, BLOCK_2M)).unwrap();
+    on!(s2.fill(m, block, Pa(0x4040_1000), Attrs::RAM)).unwrap();
+    let Walk::Mapped { level, .. } = s2.walk(&m, Ipa(0x8040_0000)) else { panic!() };
+    assert_eq!(level, Level::L3);
+    let block = s2.vacancy(&m, ipa(0x8060_0000, BLOCK_2M)).unwrap();
+    assert_eq!(on!(s2.fill(m, block, Pa(1 << 44), Attrs::RAM)), Err(MapError::PaOutOfRange));
+    let mut visits = 0;
+    let progress = on!(s2.teardown_step(m, u64::MAX, |_, _| visits += 1));
+    assert_eq!((progress, visits), (Progress::Done, 1 + 1 + 512));
+    assert_eq!(on!(s2.fill(m, block, Pa(0x4060_0000), Attrs::RAM)), Err(MapError::Dying));
+}
+
+#[test]
 fn teardown_by_one() {
     let (mut s2, mut m) = new(40);
     on!(s2.map(m, ipa(BLOCK_1G - 4096, BLOCK_1G + BLOCK_2M + 8192), Pa(2 * BLOCK_1G - 4096), Attrs::RAM))

@@ -59,6 +59,14 @@ impl<const ORDER: u32> Pages<ORDER> {
         unsafe { self.typed::<T, OFF>().read_volatile() }
     }
 
+    /// Whether the words from FROM to END are all zero.
+    pub fn is_zero<const FROM: usize, const END: usize>(&self) -> bool {
+        const { assert!(FROM <= END && END <= Self::SIZE && FROM.is_multiple_of(8) && END.is_multiple_of(8)) };
+        let words = self.typed::<u64, FROM>();
+        // SAFETY: inside the pages, as just asserted. Without a branch for each: this is on the way of every fault.
+        (0..(END - FROM) / 8).fold(0, |all, n| all | unsafe { words.add(n).read_volatile() }) == 0
+    }
+
     /// Copies a value in.
     pub fn store<T: IntoBytes, const OFF: usize>(&self, value: T) {
         // SAFETY: in bounds and aligned.
