@@ -67,7 +67,7 @@ pub fn bench(layout: &Layout, hosts: &[Host]) -> Result<Vec<Vec<String>>> {
         let step = process::Step::new(format!("disk and console under {}", host.name()));
         ensure!(!host.protected_vm(), "--io has no protected guests");
         let initrd = machines::initrd(layout, &folder, &[Extra::script(&script), guest.clone()])?;
-        let mut machine = machines::machine(layout, *host, initrd);
+        let mut machine = machines::machine(layout, *host, initrd, "");
         let text = machines::run(layout, &mut machine, &format!("io-{}", host.name()))?;
         machines::check_mode(*host, &text)?;
         ensure!(text.contains(END), "the host did not come to the end of its script");

@@ -58,8 +58,8 @@ pub fn initrd(layout: &Layout, folder: &Path, extras: &[Extra]) -> Result<PathBu
     Ok(path)
 }
 
-/// The machine of a host that runs the script in its root.
-pub fn machine(layout: &Layout, host: Host, initrd: PathBuf) -> Machine {
+/// The machine of a host that runs the script in its root; `word` is on its command line too.
+pub fn machine(layout: &Layout, host: Host, initrd: PathBuf, word: &str) -> Machine {
     let (kind, mode) = match host {
         Host::Gzvm => (cases::Host::Gzvm, ""),
         Host::GzvmProtected => (cases::Host::Gzvm, "gz.protected=1"),
@@ -69,7 +69,7 @@ pub fn machine(layout: &Layout, host: Host, initrd: PathBuf) -> Machine {
         Host::Kvm7Vhe => (cases::Host::Kvm, ""),
         Host::Kvm7ProtectedVm => (cases::Host::Kvm, "kvm-arm.mode=protected gz.protected=1"),
     };
-    let mut boot = kind.boot(layout, initrd, &format!("nokaslr gz.mode=script {mode}"));
+    let mut boot = kind.boot(layout, initrd, &format!("nokaslr gz.mode=script {mode} {word}"));
     if host.is_kvm7() {
         boot.set_kernel(layout.guests_folder().join("linux-7.x.Image"));
     }
@@ -77,8 +77,9 @@ pub fn machine(layout: &Layout, host: Host, initrd: PathBuf) -> Machine {
 }
 
 /// The machine without EL2, on which the same kernel runs the script.
-pub fn without_el2(layout: &Layout, initrd: PathBuf) -> Machine {
-    let mut machine = with_cpus(cases::Host::Kvm.boot(layout, initrd, "nokaslr gz.mode=script"));
+pub fn without_el2(layout: &Layout, initrd: PathBuf, word: &str) -> Machine {
+    let mut machine =
+        with_cpus(cases::Host::Kvm.boot(layout, initrd, &format!("nokaslr gz.mode=script {word}")));
     machine.extra = vec!["-M".into(), "virtualization=off".into()];
     machine
 }

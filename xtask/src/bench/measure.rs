@@ -76,7 +76,7 @@ impl<'a> Plan<'a> {
     /// If the machine did not come to the end of its script.
     pub fn measure(&self, host: Host) -> Result<(Figures, Option<Profile>)> {
         let initrd = self.host_initrd(&self.script())?;
-        let mut machine = machines::machine(self.layout, host, initrd);
+        let mut machine = machines::machine(self.layout, host, initrd, "");
         let profiler = self.profiler.as_ref().filter(|_| host.is_gzvm());
         if let Some(profiler) = profiler {
             machine.extra.extend(profiler.arguments()?);
@@ -87,7 +87,11 @@ impl<'a> Plan<'a> {
         // KVM's protected VMs have no offset between their counter and the machine's.
         let clock = if host == Host::Kvm7ProtectedVm { Clock::Host } else { Clock::Guest };
         figures.insert(results::LINUX_BOOT, results::boots(&text, self.boots, clock));
-        figures.insert(results::HOST_WORK, results::host_work(&text, self.works));
+        if self.works > 0 {
+            let work = self
+                .host_work(host.name(), |initrd, phase| machines::machine(self.layout, host, initrd, phase));
+            figures.insert(results::HOST_WORK, work.map_err(|error| format!("{error:#}")));
+        }
         figures.retain(|name, _| self.operations.contains(name));
         ensure!(text.contains(END), "the host did not come to the end of its script");
         Ok((figures, profiler.map(Profiler::read).transpose()?))
@@ -101,18 +105,23 @@ impl<'a> Plan<'a> {
             figures.insert(results::LINUX_BOOT, self.bare_metal_boot().map_err(text));
         }
         if self.works > 0 {
-            let console = self.bare_metal_work().map_err(text);
-            let figure = console.and_then(|console| results::host_work(&console, self.works));
-            figures.insert(results::HOST_WORK, figure);
+            let work = self
+                .host_work("bare-metal", |initrd, phase| machines::without_el2(self.layout, initrd, phase));
+            figures.insert(results::HOST_WORK, work.map_err(text));
         }
         figures
     }
 
-    /// The host's work on its own machine.
-    fn bare_metal_work(&self) -> Result<String> {
-        let initrd = self.host_initrd(&format!(". /etc/profile\n{}", self.work()))?;
-        let mut machine = machines::without_el2(self.layout, initrd);
-        machines::run(self.layout, &mut machine, "bare-metal-work")
+    /// The host's work, each time in another boot of the machine: one boot differs from the next by more than hosts do.
+    fn host_work(&self, name: &str, machine: impl Fn(PathBuf, &str) -> Machine) -> Result<Figure> {
+        let initrd = self.host_initrd(WORK)?;
+        let mut counts = Vec::new();
+        for number in 1..=self.works {
+            let mut machine = machine(initrd.clone(), &varied(number));
+            let text = machines::run(self.layout, &mut machine, &format!("{name}-work"))?;
+            counts.push(results::host_work(&text).context("the host did not do its work")?);
+        }
+        Figure::median(&counts).context("no work")
     }
 
     /// Instructions from reset to init of the guest's kernel as the machine's only one.
@@ -150,26 +159,6 @@ impl<'a> Plan<'a> {
         machines::initrd(self.layout, &self.folder, &extras)
     }
 
-    /// The host settles, and works without any guest: processes and pipes.
-    fn work(&self) -> String {
-        let runs: Vec<_> = (1..=self.works).map(|n| n.to_string()).collect();
-        format!(
-            "sleep 20
-work() {{
-    for ten in 1 2 3 4 5 6 7 8 9 10; do for one in 1 2 3 4 5 6 7 8 9 10; do
-        /bin/echo $ten $one | /bin/cat >/dev/null
-    done; done
-}}
-for run in {}; do
-    echo '[WORK]'
-    stopwatch
-    work
-    stopwatch
-done",
-            runs.join(" ")
-        )
-    }
-
     /// What the host does.
     fn script(&self) -> String {
         let batches: Vec<_> = (1..=self.batches).map(|n| n.to_string()).collect();
@@ -205,7 +194,7 @@ prepare() {{
     gz sign --key /guest/development.key --kernel $1 --cmdline "$2" ${{3:+--initrd $3}} --output /tmp/signed
 }}
 dmesg | grep -i 'kvm.*initialized'
-{work}
+sleep 20
 line="console=ttyS0{filter}"
 prepare /guest/bench.Image "$line" ""
 for batch in {operations}; do
@@ -239,7 +228,6 @@ for word in {boots}; do
     done
 done
 echo "{END}""#,
-            work = self.work(),
             operations = if of_guest { batches.join(" ") } else { String::new() },
             faults = faults.join(" "),
             batches = batches.join(" "),
@@ -262,6 +250,20 @@ echo "{END}""#,
         Ok(path)
     }
 }
+
+/// The host settles, and works without any guest: processes and pipes. The first time, what it needs comes into its caches.
+const WORK: &str = ". /etc/profile
+sleep 20
+work() {
+    for ten in 1 2 3 4 5 6 7 8 9 10; do for one in 1 2 3 4 5 6 7 8 9 10; do
+        /bin/echo $ten $one | /bin/cat >/dev/null
+    done; done
+}
+work
+echo '[WORK]'
+stopwatch
+work
+stopwatch";
 
 /// What the host says last.
 const END: &str = "[END] all measured";

@@ -54,7 +54,7 @@ pub fn bench(layout: &Layout) -> Result<Scale> {
     fs::create_dir_all(&folder)?;
     let script = Extra::script(&script());
     let initrd = machines::initrd(layout, &folder, &[script, machines::stopwatch(&folder)?])?;
-    let mut machine = machines::machine(layout, Host::Gzvm, initrd);
+    let mut machine = machines::machine(layout, Host::Gzvm, initrd, "");
     "66G".clone_into(&mut machine.memory);
     let text = machines::run(layout, &mut machine, "scale")?;
     ensure!(text.contains(END), "the host did not come to the end of its script");
