@@ -5,8 +5,8 @@ use std::{
     fs,
     panic::{self, AssertUnwindSafe},
     path::PathBuf,
-    sync::Arc,
-    time::Instant,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
@@ -128,15 +128,17 @@ pub fn run(
     jobs: Option<usize>,
 ) -> Summary {
     let layout = Arc::new(layout.clone());
+    let times = Times::default();
     let trials: Vec<_> = cases
         .into_iter()
         .filter(|case| case.tier == tier)
         .filter(|case| filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter.as_str())))
-        .map(|case| trial(&layout, case))
+        .map(|case| trial(&layout, case, &times))
         .collect();
     let total = trials.len() as u64;
     let arguments = Arguments { test_threads: Some(jobs.unwrap_or(MACHINES)), ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest(&times);
     Summary {
         passed: conclusion.num_passed,
         failed: conclusion.num_failed,
@@ -144,7 +146,22 @@ pub fn run(
     }
 }
 
-fn trial(layout: &Arc<Layout>, case: Case) -> Trial {
+/// How long each case took.
+type Times = Arc<Mutex<Vec<(Duration, String)>>>;
+
+/// Where a long run of a tier spends its time.
+fn print_slowest(times: &Times) {
+    const MOST: usize = 10;
+    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    if times.len() > MOST {
+        times.sort_by(|a, b| b.cmp(a));
+        let slowest =
+            times.iter().take(MOST).map(|(time, name)| format!("{name} {:.0} s", time.as_secs_f64()));
+        println!("slowest: {}\n", slowest.collect::<Vec<_>>().join(", "));
+    }
+}
+
+fn trial(layout: &Arc<Layout>, case: Case, times: &Times) -> Trial {
     let missing = case.needs.iter().find(|part| layout.built(part).is_none());
     let kind = missing.map_or_else(|| case.tier.name().to_owned(), |part| format!("no {part}"));
     let context = Context {
@@ -152,11 +169,14 @@ fn trial(layout: &Arc<Layout>, case: Case) -> Trial {
         name: case.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
     };
     let name = case.name.clone();
+    let times = Arc::clone(times);
     Trial::test(name, move || {
         let begin = Instant::now();
         drop(fs::remove_dir_all(context.file("")));
         let result = panic::catch_unwind(AssertUnwindSafe(|| (case.body)(&context)))
             .unwrap_or_else(|_| Err(anyhow!("the test itself panicked")));
+        let time = (begin.elapsed(), case.name.clone());
+        times.lock().unwrap_or_else(PoisonError::into_inner).push(time);
         match result {
             Ok(()) => {
                 drop(fs::remove_dir_all(context.file("")));

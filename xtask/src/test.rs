@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
-    thread,
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
@@ -37,6 +37,13 @@ pub enum Tier {
     Abuse,
     /// Long runs; not part of the suite
     Soak,
+}
+
+impl Tier {
+    /// It needs nothing of what set-up brings for tests alone.
+    fn is_early(self) -> bool {
+        matches!(self, Self::Unit | Self::Boot)
+    }
 }
 
 /// What `test` may be told.
@@ -77,14 +84,18 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         && cases::debian::cases().iter().any(|case| {
             options.filter.is_empty() || options.filter.iter().any(|word| case.name.contains(word.as_str()))
         });
+    let needs = setup::Options { tests, debian, ..setup::Options::default() };
     let mut total = Summary::default();
-    let mut prepared = false;
-    for tier in tiers {
+    let mut more = None;
+    for (turn, tier) in tiers.into_iter().enumerate() {
         let begin = Instant::now();
-        if !prepared {
-            setup::ensure(layout, &setup::Options { tests, debian, ..setup::Options::default() })?;
-            build::build(layout, &build::ALL)?;
-            prepared = true;
+        if turn == 0 {
+            more = prepare(layout, tier, needs.clone())?;
+        }
+        if !tier.is_early()
+            && let Some(more) = more.take()
+        {
+            more.join().unwrap_or_else(|_| bail!("set-up panicked"))?;
         }
         let summary = match tier {
             Tier::Unit => unit(layout, &options.filter)?,
@@ -113,6 +124,20 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// Sets up and builds what `first` needs. The rest of the set-up, minutes of downloads, goes on in the thread that is returned.
+fn prepare(layout: &Layout, first: Tier, needs: setup::Options) -> Result<Option<JoinHandle<Result<()>>>> {
+    let mut more = None;
+    if first.is_early() {
+        setup::ensure(layout, &setup::Options::default())?;
+        let layout = layout.clone();
+        more = Some(thread::spawn(move || setup::ensure(&layout, &needs)));
+    } else {
+        setup::ensure(layout, &needs)?;
+    }
+    build::build(layout, &build::ALL)?;
+    Ok(more)
 }
 
 fn system(layout: &Layout, tier: harness::Tier, options: &Options) -> Summary {
