@@ -11,7 +11,7 @@ use crate::{
 
 /// The tests of this file.
 pub fn cases() -> Vec<Case> {
-    let short = "MIB=4 COUNT=100";
+    let short = "MIB=1 COUNT=20";
     // Of the long ones, streams and messages go different ways.
     let long = "MIB=1024 COUNT=1000";
     [
