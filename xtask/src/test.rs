@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     process::{Command, Stdio},
     thread::{self, JoinHandle},
     time::Instant,
@@ -69,10 +69,14 @@ pub struct Options {
 /// If a test failed, or none ran.
 pub fn test(layout: &Layout, options: &Options) -> Result<()> {
     if options.list {
-        for case in cases::all(layout) {
-            println!("{:7} {}", case.tier.name(), case.name);
-        }
-        return Ok(());
+        let mut output = io::stdout().lock();
+        let listed = cases::all(layout)
+            .iter()
+            .try_for_each(|case| writeln!(output, "{:7} {}", case.tier.name(), case.name));
+        // `| head` has seen enough.
+        return listed
+            .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+            .context("can't write the list");
     }
     let tiers = options
         .tier
