@@ -31,12 +31,12 @@ pub fn cases() -> Vec<Case> {
         Case::new(Tier::Soak, "rpc::million_calls", NEEDS, |context: &Context| {
             let machine =
                 testhost(context, "filter=rpc::many_calls,rpc::with_the_host_many rpc_calls=1000000");
-            check_results(context, &machine, Duration::from_secs(1800))
+            check_results(context, &machine, Duration::from_secs(7200))
         }),
         Case::new(Tier::Soak, "rpc::million_calls_of_a_program", PROGRAM_NEEDS, |context: &Context| {
             let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
             let machine = scripted(context, Host::Gzvm, MILLION, &[check])?;
-            results(context, &machine, Duration::from_secs(3600))?.check()
+            results(context, &machine, Duration::from_secs(7200))?.check()
         }),
     ]
 }
