@@ -115,6 +115,10 @@ pub struct Machine {
     pub extra: Vec<OsString>,
 }
 
+/// CPUs of a machine whose test is not about what happens on several at once. For each TLB invalidation QEMU waits until all of them are
+/// scheduled, which on a PC with fewer cores takes milliseconds; a balloon of 80 MiB makes 21,000.
+pub const FEW_CPUS: u32 = 2;
+
 impl Machine {
     /// Four CPUs of model `max`, 2 GiB.
     #[must_use]

@@ -9,6 +9,7 @@ use super::{Host, WHOLE, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
+    machine::FEW_CPUS,
 };
 
 /// The tests of this file.
@@ -29,8 +30,9 @@ fn run(context: &Context, guest: &str, host: &str) -> Result<()> {
     let module = Extra::file("/virtio_balloon.ko", 0o644, &context.layout.cache.join(MODULE))?;
     let guest = initrd::guest(&context.layout, &[module, Extra::script(guest)])?;
     let extra = Extra { path: "/guest/balloon.cpio".to_owned(), mode: 0o644, content: guest };
-    let machine = scripted(context, Host::Gzvm, host, &[extra])?;
-    results(context, &machine, Duration::from_secs(800))?.check()
+    let mut machine = scripted(context, Host::Gzvm, host, &[extra])?;
+    machine.smp = FEW_CPUS;
+    results(context, &machine, Duration::from_secs(1600))?.check()
 }
 
 /// In the guest: a step is done when its line is out; the next begins with a line of input.
@@ -57,7 +59,7 @@ said() {
     n=0
     until grep -q "$1" /tmp/gz.out; do
         n=$((n + 1))
-        [ $n -gt 600 ] && { tail -n 25 /tmp/gz.out; grep -E '^(driver|guest|exit)' $counters; return 1; }
+        [ $n -gt 3000 ] && { tail -n 25 /tmp/gz.out; grep -E '^(driver|guest|exit)' $counters; return 1; }
         usleep 200000
     done
 }

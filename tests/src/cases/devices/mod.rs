@@ -20,7 +20,7 @@ use crate::{
     harness::{Case, Context},
     initrd::{self, Extra},
     layout::Layout,
-    machine::Machine,
+    machine::{FEW_CPUS, Machine},
     modules,
 };
 
@@ -86,7 +86,9 @@ impl Pair<'_> {
             self.arguments,
             include_str!("../../../rootfs/device-library")
         );
-        scripted(context, Host::Gzvm, &script, &all)
+        let mut machine = scripted(context, Host::Gzvm, &script, &all)?;
+        machine.smp = FEW_CPUS;
+        Ok(machine)
     }
 
     /// Runs both to their ends.
