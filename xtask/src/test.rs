@@ -90,12 +90,10 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         });
     let needs = setup::Options { tests, debian, ..setup::Options::default() };
     let mut total = Summary::default();
-    let mut more = None;
-    for (turn, tier) in tiers.into_iter().enumerate() {
-        let begin = Instant::now();
-        if turn == 0 {
-            more = prepare(layout, tier, needs.clone())?;
-        }
+    // Of the first tier, set-up and build are a part.
+    let mut begin = Instant::now();
+    let mut more = tiers.first().map_or(Ok(None), |first| prepare(layout, *first, needs))?;
+    for tier in tiers {
         if !tier.is_early()
             && let Some(more) = more.take()
         {
@@ -119,6 +117,7 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         total.passed += summary.passed;
         total.failed += summary.failed;
         total.skipped += summary.skipped;
+        begin = Instant::now();
     }
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     if total.failed > 0 {

@@ -27,7 +27,7 @@ use gzvm_tests::layout::Layout;
 use self::rust::{Compiler, Route};
 
 /// What set-up may be told.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Options {
     /// How the compiler's Arm targets come
     #[arg(long, value_enum, default_value = "auto")]
