@@ -22,6 +22,8 @@ const FATAL: [&str; 3] = ["Kernel panic - not syncing", "*** gzvm: ", "Unable to
 
 /// Output and errors: what QEMU complains about is part of the console.
 const STREAMS: u32 = 2;
+/// Limits are said for a PC that does nothing else; a busy one gets so many times that.
+const BUSY: u32 = 2;
 
 /// How EL2's and QEMU's lines begin. They write whole lines, but not always at the beginning of one: the UART has several
 /// writers, and QEMU's errors are another stream.
@@ -109,6 +111,7 @@ impl Console {
     /// # Errors
     /// As [`Console::wait_for`].
     pub fn wait_for_any(&mut self, patterns: &[&str], limit: Duration) -> Result<(usize, String)> {
+        let limit = limit * BUSY;
         let deadline = Instant::now() + limit;
         let (mutex, condition) = &*self.shared.clone();
         let mut received = lock(mutex);
@@ -185,6 +188,7 @@ impl Console {
     /// # Errors
     /// If it does not within `limit`.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let limit = limit * BUSY;
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {

@@ -94,9 +94,19 @@ pub struct Case {
     pub needs: &'static [&'static str],
     /// What it does.
     pub body: Body,
+    /// It reads what the machine of another one has said, and would wait for it.
+    pub shares: bool,
 }
 
 impl Case {
+    /// The tests of one machine, which the first of them starts: the others come when all else has begun.
+    pub fn of_one_machine(mut cases: Vec<Self>) -> Vec<Self> {
+        for case in cases.iter_mut().skip(1) {
+            case.shares = true;
+        }
+        cases
+    }
+
     /// A test from its parts.
     pub fn new(
         tier: Tier,
@@ -104,7 +114,7 @@ impl Case {
         needs: &'static [&'static str],
         body: impl Fn(&Context) -> Result<()> + Send + 'static,
     ) -> Self {
-        Self { name: name.into(), tier, needs, body: Box::new(body) }
+        Self { name: name.into(), tier, needs, body: Box::new(body), shares: false }
     }
 }
 
@@ -123,12 +133,13 @@ pub struct Summary {
 pub fn run(
     layout: &Layout,
     tier: Tier,
-    cases: Vec<Case>,
+    mut cases: Vec<Case>,
     filters: &[String],
     jobs: Option<usize>,
 ) -> Summary {
     let layout = Arc::new(layout.clone());
     let times = Times::default();
+    cases.sort_by_key(|case| case.shares);
     let trials: Vec<_> = cases
         .into_iter()
         .filter(|case| case.tier == tier)

@@ -115,10 +115,6 @@ pub struct Machine {
     pub extra: Vec<OsString>,
 }
 
-/// CPUs of a machine whose test is not about what happens on several at once. For each TLB invalidation QEMU waits until all of them are
-/// scheduled, which on a PC with fewer cores takes milliseconds; a balloon of 80 MiB makes 21,000.
-pub const FEW_CPUS: u32 = 2;
-
 impl Machine {
     /// Four CPUs of model `max`, 2 GiB.
     #[must_use]
@@ -135,6 +131,15 @@ impl Machine {
             no_reboot: true,
             extra: Vec::new(),
         }
+    }
+
+    /// The same with each CPU in a thread of QEMU's own, by the PC's clock: for tests of what happens on several CPUs at once, and of
+    /// what an outsider does meanwhile. For each TLB invalidation QEMU waits until all these threads have been scheduled: on a PC with
+    /// fewer cores that takes milliseconds.
+    #[must_use]
+    pub fn parallel(mut self) -> Self {
+        self.icount = false;
+        self
     }
 
     /// The command that starts it with the console on QEMU's standard input and output.

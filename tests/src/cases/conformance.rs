@@ -203,7 +203,7 @@ fn named(
         let report = report.get_or_init(|| machine(context).map_err(|e| format!("{e:#}")));
         listed(names, report.as_ref().map_err(|why| anyhow!("{why}"))?)
     }));
-    cases
+    Case::of_one_machine(cases)
 }
 
 /// The case has passed: one that was skipped has not.

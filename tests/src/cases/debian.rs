@@ -119,7 +119,7 @@ fn run(context: &Context, protected: bool) -> Result<()> {
         "kernel='{kernel}' arguments='{ARGUMENTS}' mib={size}\n{}\n{HOST}",
         include_str!("../../rootfs/device-library"),
     );
-    let mut machine = scripted(context, Host::Gzvm, &script, &extras)?;
+    let mut machine = scripted(context, Host::Gzvm, &script, &extras)?.parallel();
     attach(layout, &mut machine);
     results(context, &machine, LIMIT)?.check()
 }

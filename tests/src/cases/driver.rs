@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
 /// Arguments, exits, signals, races; then nothing is held, and the module can go and come.
 fn ioctls(context: &Context) -> Result<()> {
     let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
-    let machine = scripted(context, Host::Gzvm, SCRIPT, &[check])?;
+    let machine = scripted(context, Host::Gzvm, SCRIPT, &[check])?.parallel();
     results(context, &machine, Duration::from_secs(400))?.check()
 }
 

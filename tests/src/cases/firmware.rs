@@ -60,7 +60,7 @@ done",
     );
     let file = Extra::file("/guest/firmware", 0o644, &(firmware.path)(&context.layout))
         .context("run `cargo xtask setup --tests`")?;
-    let machine = scripted(context, host, &script, &[file])?;
+    let machine = scripted(context, host, &script, &[file])?.parallel();
     let mut console = context.start(&machine, "console")?;
     console.wait_for("[HOST] Linux", BOOT_LIMIT)?;
     (firmware.session)(&mut console, false).context("the first boot")?;

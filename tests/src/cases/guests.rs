@@ -94,7 +94,7 @@ fn selected(context: &Context, host: Host, cpu: &str, vcpus: u32, arguments: &st
 run_gz --kernel /guest/testguest.Image --cpus {vcpus} --mem 128M --cmdline \"hyp={below}{arguments}\" </dev/null
 echo \"gz ended with $?\""
     );
-    let mut machine = scripted(context, host, &script, &[])?;
+    let mut machine = scripted(context, host, &script, &[])?.parallel();
     cpu.clone_into(&mut machine.cpu);
     let mut console = context.start(&machine, "console")?;
     console.wait_for("gzvm test guest:", BOOT_LIMIT)?;

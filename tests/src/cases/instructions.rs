@@ -79,7 +79,6 @@ fn calls(context: &Context) -> Result<()> {
 
 fn console(context: &Context, script: &str) -> Result<String> {
     let mut machine = scripted(context, Host::Gzvm, script, &[])?;
-    machine.icount = true;
     machine.smp = 2;
     let mut console = context.start(&machine, "console")?;
     console.wait_power_off(LIMIT)?;

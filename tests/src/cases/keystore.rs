@@ -47,7 +47,7 @@ fn keystore(context: &Context) -> Result<()> {
         image("/guest/store.Image", "guest-keystore.Image")?,
         Extra::file("/bin/gzvm-check", 0o755, &part("gzvm-check"))?,
     ];
-    let mut machine = scripted(context, Host::Gzvm, SCRIPT, &extras)?;
+    let mut machine = scripted(context, Host::Gzvm, SCRIPT, &extras)?.parallel();
     let ram = context.file("ram");
     machine.memory = "1G".to_owned();
     machine.ram = Some(ram.clone());

@@ -7,20 +7,26 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Host, WHOLE, results, scripted};
-use crate::harness::{Case, Context, Tier};
+use crate::{
+    harness::{Case, Context, Tier},
+    machine::Machine,
+};
 
 /// The tests of this file.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new(Tier::System, "manage::ten_guests", WHOLE, |context| run(context, TEN)),
-        Case::new(Tier::System, "manage::console", WHOLE, |context| run(context, CONSOLE)),
+        Case::new(Tier::System, "manage::ten_guests", WHOLE, |context| {
+            run(context, &scripted(context, Host::Gzvm, TEN, &[])?.parallel())
+        }),
+        Case::new(Tier::System, "manage::console", WHOLE, |context| {
+            run(context, &scripted(context, Host::Gzvm, CONSOLE, &[])?)
+        }),
     ]
 }
 
-fn run(context: &Context, script: &str) -> Result<()> {
-    let machine = scripted(context, Host::Gzvm, script, &[])?;
-    results(context, &machine, Duration::from_secs(300))?.check()
+fn run(context: &Context, machine: &Machine) -> Result<()> {
+    results(context, machine, Duration::from_secs(300))?.check()
 }
 
 /// Ten guests that say every 50 ms that they live.

@@ -132,6 +132,9 @@ pub fn results(context: &Context, machine: &Machine, limit: Duration) -> Result<
 
 /// A machine with a Linux host that runs `script` with `extras` at hand, then powers off.
 ///
+/// Its time passes with its instructions ([`Machine::icount`]), so that no limit within it depends on how busy the PC is: see
+/// [`Machine::parallel`] for a test of what happens on several CPUs at once.
+///
 /// # Errors
 /// If the initial RAM disk can't be written.
 pub fn scripted(context: &Context, host: Host, script: &str, extras: &[Extra]) -> Result<Machine> {
@@ -144,5 +147,7 @@ pub fn scripted(context: &Context, host: Host, script: &str, extras: &[Extra]) -
     let mut initrd = fs::read(&base).with_context(|| format!("can't read {}", base.display()))?;
     initrd.extend(archive.finish());
     let initrd = context.write("initrd.cpio", &initrd)?;
-    Ok(Machine::new(host.boot(&context.layout, initrd, "gz.mode=script")))
+    let mut machine = Machine::new(host.boot(&context.layout, initrd, "gz.mode=script"));
+    machine.icount = true;
+    Ok(machine)
 }

@@ -165,7 +165,7 @@ const SECRET: &[u8] = b"81cc255e17b34bfb";
 fn host_finds_nothing(context: &Context) -> Result<()> {
     let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
     let extras = [signed_linux(context, &[], ARGUMENTS, PLANT, Vec::new())?.as_slice(), &[check]].concat();
-    let mut machine = scripted(context, Host::Gzvm, LOOK, &extras)?;
+    let mut machine = scripted(context, Host::Gzvm, LOOK, &extras)?.parallel();
     let ram = context.file("ram");
     machine.memory = "1G".to_owned();
     machine.ram = Some(ram.clone());

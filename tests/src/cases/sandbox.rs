@@ -28,7 +28,7 @@ pub fn cases() -> Vec<Case> {
 /// `confined` is what `gz info` has to say about it.
 fn run(context: &Context, host: Host, confined: &str) -> Result<()> {
     let script = format!("confined='{confined}'\n{SCRIPT}");
-    let mut machine = scripted(context, host, &script, &[])?;
+    let mut machine = scripted(context, host, &script, &[])?.parallel();
     if confined == "system calls only" {
         machine.boot.add_arguments("lsm=capability");
     }

@@ -47,7 +47,7 @@ holds vms_again \"$(tail -n 1 /tmp/out)\" eval 'gzvm-check scale vms {possible} 
 counters_return
 finish"
     );
-    let mut machine = scripted(context, Host::Gzvm, &script, &[])?;
+    let mut machine = scripted(context, Host::Gzvm, &script, &[])?.parallel();
     cpu.clone_into(&mut machine.cpu);
     "16G".clone_into(&mut machine.memory);
     results(context, &machine, Duration::from_secs(400))?.check()
@@ -81,7 +81,7 @@ fn killed_again_and_again(
     extras: &[Extra],
 ) -> Result<()> {
     let script = format!("times={times} options='{options}' arguments='{arguments}'\n{START_AND_KILL}");
-    let machine = scripted(context, Host::Gzvm, &script, extras)?;
+    let machine = scripted(context, Host::Gzvm, &script, extras)?.parallel();
     results(context, &machine, Duration::from_secs(120 + 4 * u64::from(times)))?.check()
 }
 
@@ -116,7 +116,7 @@ finish"#;
 fn two_guests(context: &Context) -> Result<()> {
     let guest = initrd::guest(&context.layout, &[Extra::script(GUEST_WORK)])?;
     let extra = Extra { path: "/guest/work.cpio".to_owned(), mode: 0o644, content: guest };
-    let machine = scripted(context, Host::Gzvm, TWO_GUESTS, &[extra])?;
+    let machine = scripted(context, Host::Gzvm, TWO_GUESTS, &[extra])?.parallel();
     results(context, &machine, Duration::from_secs(400))?.check()
 }
 
@@ -163,7 +163,7 @@ finish"#;
 
 /// No guest running: interrupts reach the host without EL2.
 fn no_entries(context: &Context) -> Result<()> {
-    let machine = scripted(context, Host::Gzvm, NO_ENTRIES, &[])?;
+    let machine = scripted(context, Host::Gzvm, NO_ENTRIES, &[])?.parallel();
     results(context, &machine, BOOT_LIMIT)?.check()
 }
 

@@ -12,20 +12,23 @@ use super::{Host, WHOLE, results, scripted};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::{self, Extra},
+    machine::Machine,
 };
 
 /// The tests of this file.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new(Tier::System, "watch::crashes", WHOLE, |context| run(context, CRASHES, &[])),
+        // Guests that spin for so many seconds, which QEMU counts slowly.
+        Case::new(Tier::System, "watch::crashes", WHOLE, |context| {
+            run(context, &scripted(context, Host::Gzvm, CRASHES, &[])?.parallel())
+        }),
         Case::new(Tier::System, "watch::linux", WHOLE, linux),
     ]
 }
 
-fn run(context: &Context, script: &str, extras: &[Extra]) -> Result<()> {
-    let machine = scripted(context, Host::Gzvm, script, extras)?;
-    results(context, &machine, Duration::from_secs(400))?.check()
+fn run(context: &Context, machine: &Machine) -> Result<()> {
+    results(context, machine, Duration::from_secs(400))?.check()
 }
 
 const CRASHES: &str = r#". /etc/test-library
@@ -49,7 +52,8 @@ fn linux(context: &Context) -> Result<()> {
     let work = initrd::guest(&context.layout, &[Extra::script(WORK)])?;
     let probe = initrd::guest(&context.layout, &[Extra::script(PROBE)])?;
     let extra = |path: &str, content| Extra { path: path.to_owned(), mode: 0o644, content };
-    run(context, LINUX, &[extra("/guest/work.cpio", work), extra("/guest/probe.cpio", probe)])
+    let extras = [extra("/guest/work.cpio", work), extra("/guest/probe.cpio", probe)];
+    run(context, &scripted(context, Host::Gzvm, LINUX, &extras)?)
 }
 
 /// Programs that start and end, page faults in copies from and to programs, a fault of a program, computing.

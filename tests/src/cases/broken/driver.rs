@@ -51,16 +51,17 @@ pub fn cases() -> Vec<Case> {
     [MISTAKES, MODULE_GOES].into_iter().flat_map(on_one_machine).collect()
 }
 
-fn on_one_machine(rows: &'static [Row]) -> impl Iterator<Item = Case> {
+fn on_one_machine(rows: &'static [Row]) -> Vec<Case> {
     let report: Arc<OnceLock<Report>> = Arc::default();
-    rows.iter().map(move |&(threat, mistake, check)| {
+    let case = |&(threat, mistake, check): &'static Row| {
         let report = report.clone();
         let name = format!("broken::{threat:02}_driver{}", snake(mistake));
         Case::new(Tier::System, name, NEEDS, move |context| {
             let report = report.get_or_init(|| machine(context, rows).map_err(|e| format!("{e:#}")));
             is_found(report.as_ref().map_err(|why| anyhow!("{why}"))?, mistake, check)
         })
-    })
+    };
+    Case::of_one_machine(rows.iter().map(case).collect())
 }
 
 /// The mistakes' names, in the order of their numbers, from 1 on. The driver's code has another licence: it is read, not linked.
@@ -84,7 +85,7 @@ fn machine(context: &Context, rows: &[Row]) -> Result<String> {
     script += "echo '[ROW] end'\npoweroff -f";
     let module = Extra::file("/lib/modules/gzvm.ko", 0o644, &context.layout.part(MODULE))?;
     let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
-    let machine = scripted(context, Host::Gzvm, &script, &[module, check])?;
+    let machine = scripted(context, Host::Gzvm, &script, &[module, check])?.parallel();
     let mut console = context.start(&machine, "console")?;
     console.expect_panics();
     console.wait_for("[HOST] Linux", BOOT_LIMIT)?;

@@ -50,7 +50,7 @@ pub fn cases() -> Vec<Case> {
             is_found(report.as_ref().map_err(|why| anyhow!("{why}"))?, row)
         })
     };
-    MISTAKES.iter().map(|row| case(*row)).collect()
+    Case::of_one_machine(MISTAKES.iter().map(|row| case(*row)).collect())
 }
 
 fn machine(context: &Context) -> Result<String> {

@@ -20,7 +20,7 @@ use crate::{
     harness::{Case, Context},
     initrd::{self, Extra},
     layout::Layout,
-    machine::{FEW_CPUS, Machine},
+    machine::Machine,
     modules,
 };
 
@@ -86,9 +86,7 @@ impl Pair<'_> {
             self.arguments,
             include_str!("../../../rootfs/device-library")
         );
-        let mut machine = scripted(context, Host::Gzvm, &script, &all)?;
-        machine.smp = FEW_CPUS;
-        Ok(machine)
+        scripted(context, Host::Gzvm, &script, &all)
     }
 
     /// Runs both to their ends.

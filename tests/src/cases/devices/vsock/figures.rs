@@ -54,7 +54,6 @@ fn run(context: &Context) -> Result<()> {
     extras.extend(files(context)?);
     extras.extend(modules::load(&context.layout, "virtio_mmio virtio_blk gzvm", &["vhost_vsock"])?);
     let mut machine = scripted(context, Host::Gzvm, SCRIPT, &extras)?;
-    machine.icount = true;
     machine.smp = 2;
     let mut console = context.start(&machine, "console")?;
     console.wait_power_off(Duration::from_secs(3000))?;

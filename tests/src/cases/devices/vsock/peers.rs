@@ -121,15 +121,23 @@ hold() {
     done
 }
 in_state() { [ "$(on $1 "grep -l $3 /tmp/hold-$2-* | wc -l")" = $4 ]; }
+# come_to CID TO WORD COUNT: so many are in this state within a minute. Each look is a connection of its own, so there are few.
+come_to() {
+    for look in $(seq 30); do
+        in_state "$@" && return
+        sleep 2
+    done
+    return 1
+}
 ended() {
-    holds $3 "$(on $1 "tail -n 1 /tmp/hold-$2-*" | tr '\n' ' ')" within in_state $1 $2 ENDED $4
+    holds $3 "$(on $1 "tail -n 1 /tmp/hold-$2-*" | tr '\n' ' ')" come_to $1 $2 ENDED $4
     on $1 "tail -n 1 /tmp/hold-$2-*; rm /tmp/hold-$2-*" | sed -n 's/^ENDED/    | &/p'
 }
 hold 5 6
-holds states_with_6 "$(on 5 'cat /tmp/hold-6-*')" within in_state 5 6 STATE 8
+holds states_with_6 "$(on 5 'cat /tmp/hold-6-*')" come_to 5 6 STATE 8
 gz pause vm6 >/dev/null
 begin 5 "sockets hold stream 6 1001 requested >/tmp/hold-6-requested 2>&1 </dev/null"
-holds request_is_sent "no" within in_state 5 6 STATE 9
+holds request_is_sent "no" come_to 5 6 STATE 9
 sleep 2
 holds request_waits "it does not" in_state 5 6 ENDED 0
 kill -9 $gz6
@@ -142,11 +150,11 @@ holds guest_6_is_ready_again "$(tail -n 1 /tmp/gz.6)" within is_ready 6
 says stream_with_the_new_6 SENT-1 5 sockets send stream 6 1002 1
 says stream_of_the_new_6 SENT-1 6 sockets send stream 5 1002 1
 hold 5 2
-holds states_with_the_host "$(on 5 'cat /tmp/hold-2-*')" within in_state 5 2 STATE 8
+holds states_with_the_host "$(on 5 'cat /tmp/hold-2-*')" come_to 5 2 STATE 8
 kill -9 $(pidof sockets)
 ended 5 2 death_of_a_program_ends_connections 8
 hold 2 5
-holds states_of_the_host "$(cat /tmp/hold-5-*)" within in_state 2 5 STATE 8
+holds states_of_the_host "$(cat /tmp/hold-5-*)" come_to 2 5 STATE 8
 kill -9 $gz5
 wait $gz5 2>/dev/null
 ended 2 5 death_of_guest_5_ends_connections 8"#;
