@@ -26,11 +26,13 @@ pub fn cases() -> Vec<Case> {
     let queues = |name: &str, protected, options: &'static str| {
         Case::new(Tier::System, format!("devices::net::{name}"), WHOLE, move |context| {
             let modules: &[_] = if options.contains("vhost") { &["tun", "vhost_net"] } else { &["tun"] };
+            // Of each packet there is another copy in a protected guest.
+            let bytes = if protected { 524_288 } else { 2_097_152 };
             let sockets = Extra::file("/bin/sockets", 0o755, &context.layout.part("sockets"))?;
             let pair = Pair {
                 protected,
                 guest: (&["virtio_net"], QUEUES_INSIDE, vec![sockets]),
-                host: (modules, &format!("options='{options}'\n{QUEUES}"), Vec::new()),
+                host: (modules, &format!("options='{options}' bytes={bytes}\n{QUEUES}"), Vec::new()),
                 ..Pair::default()
             };
             pair.run(context)
@@ -60,7 +62,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// 8 MiB each way by TCP, and datagrams that are cut into many frames.
+/// 2 MiB each way by TCP, and datagrams that are cut into many frames.
 const TAP_INSIDE: &str = "ip link set eth0 up
 ip addr add 10.9.0.2/24 dev eth0
 echo MAC-$(cat /sys/class/net/eth0/address)
@@ -75,7 +77,7 @@ echo SUM-$(md5sum </tmp/data | cut -c 1-32)
 nc 10.9.0.1 1001 </tmp/data
 echo SENT";
 
-const TAP: &str = r#"head -c 8388608 /dev/urandom >/tmp/data
+const TAP: &str = r#"head -c 2097152 /dev/urandom >/tmp/data
 sum=$(md5sum </tmp/data | cut -c 1-32)
 before=$(counter driver_ioevents)
 guest --name vm --net tap=tap0,mac=02:00:00:00:00:05$vhost
@@ -101,7 +103,7 @@ notified=$(($(counter driver_ioevents) - before))
 holds queues_notify_by_ioeventfd "$notified times" [ $notified -gt 50 ]
 guest_ends"#;
 
-/// 2 MiB each way from one CPU and from the other, whose queues are different ones; with one pair, and with two again; by a driver that
+/// So many bytes each way from one CPU and from the other, whose queues are different ones; with one pair, and with two again; by a driver that
 /// is bound a second time.
 const QUEUES_INSIDE: &str = r#"up() {
     ip link set eth0 up
@@ -144,7 +146,7 @@ up
 echo AGAIN-$(of rx)-$(of tx)
 way 1 1040"#;
 
-const QUEUES: &str = r#"head -c 2097152 /dev/urandom >/tmp/data
+const QUEUES: &str = r#"head -c $bytes /dev/urandom >/tmp/data
 sum=$(md5sum </tmp/data | cut -c 1-32)
 mkfifo /tmp/open
 exec 3<>/tmp/open
@@ -165,7 +167,7 @@ did() {
     *) echo $(sed -n 's/^rchar: //p; s/^wchar: //p' $task/io) ;;
     esac
 }
-case $options in *vhost*) least=40 ;; *) least=1572864 ;; esac
+case $options in *vhost*) least=40 ;; *) least=$((bytes * 3 / 4)) ;; esac
 # serve PORT PAIR: both ways, which is the work of its thread.
 serve() {
     set -- $1 $2 $(did 0) $(did 1)
@@ -213,7 +215,7 @@ holds tap_has_two_of_it "$(queues rx) $(queues tx)" of_tap 2
 serve 1040 1
 guest_ends"#;
 
-/// An address by DHCP, which is the host's; the gateway's address is the host to the guest. 4 MiB each way.
+/// An address by DHCP, which is the host's; the gateway's address is the host to the guest. 1 MiB each way.
 const PASST_INSIDE: &str = r#"ip link set eth0 up
 cat >/tmp/lease <<'END'
 #!/bin/sh
@@ -237,7 +239,7 @@ const PASST: &str = r#"ip link set lo up
 ip addr add 10.7.0.2/24 dev dummy0
 ip link set dummy0 up
 ip route add default via 10.7.0.1
-head -c 4194304 /dev/urandom >/tmp/data
+head -c 1048576 /dev/urandom >/tmp/data
 sum=$(md5sum </tmp/data | cut -c 1-32)
 nc -l -p 1000 </tmp/data >/dev/null &
 guest --name vm --net passt,tcp=2222:22
