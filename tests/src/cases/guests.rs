@@ -122,7 +122,8 @@ wait $patterns; echo \"host patterns ended with $?: $(cat /tmp/vectors)\"
 run_gz --kernel /guest/testguest.Image --features mte </dev/null; echo \"unknown feature: $?\"
 ";
     let check = Extra::file("/bin/gzvm-check", 0o755, &context.layout.part("gzvm-check"))?;
-    let machine = scripted(context, Host::Gzvm, script, &[check])?;
+    // The host's process computes for so many seconds.
+    let machine = scripted(context, Host::Gzvm, script, &[check])?.parallel();
     let mut console = context.start(&machine, "console")?;
     console.wait_for("gzvm test guest:", BOOT_LIMIT)?;
     console.wait_for("[DONE]", Duration::from_secs(480))?;
