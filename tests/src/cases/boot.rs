@@ -19,15 +19,19 @@ pub const CPUS: [&str; 4] = ["cortex-a53", "cortex-a76", "neoverse-n1", "max"];
 /// A device on PCI that copies memory.
 pub const DMA_DEVICE: [&str; 2] = ["-device", "edu,dma_mask=0xffffffffffff"];
 
+/// The tier of a long test on `cpu`, else in `tier`: to EL2 and to a guest the two servers' cores are alike.
+#[must_use]
+pub fn tier_on(cpu: &str, tier: Tier) -> Tier {
+    if cpu == "neoverse-n1" { Tier::Soak } else { tier }
+}
+
 /// The tests of this file.
 #[must_use]
 pub fn cases(_layout: &Layout) -> Vec<Case> {
     let mut cases = Vec::new();
     for cpu in CPUS {
-        // To EL2 the two servers' cores are alike.
-        let tier = if cpu == "neoverse-n1" { Tier::Soak } else { Tier::Boot };
         cases.push(Case::new(
-            tier,
+            tier_on(cpu, Tier::Boot),
             format!("boot::testhost::{cpu}"),
             &["hypervisor.Image", "firmware.Image", "guest-testhost.Image"],
             move |context| results_of_testhost(context, cpu, 4, "2G", ""),

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{BOOT_LIMIT, Host, boot::CPUS, scripted};
+use super::{
+    BOOT_LIMIT, Host,
+    boot::{CPUS, tier_on},
+    scripted,
+};
 use crate::{
     harness::{Case, Context, Tier},
     initrd::Extra,
@@ -28,8 +32,7 @@ const MOST_LINES: usize = 4;
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for cpu in CPUS {
-        // To a guest the two servers' cores are alike.
-        let tier = if cpu == "neoverse-n1" { Tier::Soak } else { Tier::System };
+        let tier = tier_on(cpu, Tier::System);
         cases.push(Case::new(tier, format!("guests::testguest::{cpu}"), ON_GZVM, move |context| {
             testguest(context, Host::Gzvm, cpu, 4)
         }));
