@@ -70,6 +70,16 @@ pub mod measurement {
     pub const EXTENDS_SHIFT: u32 = 32;
 }
 
+// Images that were verified before: for the firmware of a protected VM, until it seals the measurement.
+
+/// x1..x4 = SHA-256 of an image. Results x0 = status, x1, x2 = the image's secret key, x3 = 1 if a tag is remembered under it, else 0.
+pub const IMAGE_KEY: u32 = 0xC600_F00B;
+/// x1, x2 = an image's key, x3, x4 = a tag. Result x0 = 0 if this tag is remembered under the key, else INVALID_PARAMETER.
+pub const IMAGE_CHECK: u32 = 0xC600_F00C;
+/// x1, x2 = an image's key, x3, x4 = the tag of its bytes, which were verified: it is remembered until others have taken its place.
+/// Result x0 = status.
+pub const IMAGE_REMEMBER: u32 = 0xC600_F00D;
+
 /// KVM's UID (28b46fb6-2ec5-11e9-a9ca-4b564d003a74) in w0..w3.
 pub const KVM_UID: [u32; 4] = [0xB66F_B428, 0xE911_C52E, 0x564B_CAA9, 0x743A_004D];
 /// GenieZone's UID (7e134ed0-3b82-488d-8cee-69c19211dbe7) in w0..w3.

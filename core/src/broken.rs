@@ -106,6 +106,10 @@ mistakes! {
     HiddenWatch,
     /// The host's MEASUREMENT extends what it tells.
     HostExtends,
+    /// Whoever has no firmware may name images as verified, and ask for their keys.
+    AnybodysImages,
+    /// So may a payload, after the seal.
+    PayloadsImages,
 
     // Memory between protected VMs.
     /// Anybody may retrieve what is lent, with the right id or not.

@@ -15,7 +15,7 @@ pub fn hvc(function: u32, argument: u64) -> [u64; 4] {
 }
 
 /// Calls with four arguments: x0 to x3.
-fn hvc4(function: u32, [mut x1, mut x2, mut x3, x4]: [u64; 4]) -> [u64; 4] {
+pub fn hvc4(function: u32, [mut x1, mut x2, mut x3, x4]: [u64; 4]) -> [u64; 4] {
     let mut x0 = u64::from(function);
     // SAFETY: the calls made here change nothing of the caller's memory but whose it is.
     unsafe {
@@ -43,13 +43,18 @@ pub fn share(mut page: u64, end: u64) -> Result<(), ()> {
     Ok(())
 }
 
-/// Extends this VM's measurement.
-pub fn extend(digest: &[u8; 32]) -> Result<(), ()> {
+/// A digest as calls carry it: eight bytes a word, little-endian.
+pub fn words(digest: &[u8; 32]) -> [u64; 4] {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(digest.as_chunks().0) {
         *word = u64::from_le_bytes(*bytes);
     }
-    if hvc4(guest::MEASUREMENT_EXTEND, words)[0] == 0 { Ok(()) } else { Err(()) }
+    words
+}
+
+/// Extends this VM's measurement.
+pub fn extend(digest: &[u8; 32]) -> Result<(), ()> {
+    if hvc4(guest::MEASUREMENT_EXTEND, words(digest))[0] == 0 { Ok(()) } else { Err(()) }
 }
 
 /// Ends that.

@@ -113,10 +113,18 @@ off:
     hvc     #0
     b       off
 
-    // x0 = device tree, x1 = kernel: to the kernel, MMU and caches off, as the arm64 boot protocol has it.
+    // x0 = device tree, x1 = kernel: to the kernel, MMU and caches off, as the arm64 boot protocol has it. Nothing of what this
+    // firmware has computed is left on its stack, in memory either, or in registers: it knows keys that the payload must not know.
 .global start_payload
 start_payload:
     mov     x4, x1
+    adrp    x2, STACK
+    add     x3, x2, #{stack}
+9:  stp     xzr, xzr, [x2]
+    dc      civac, x2
+    add     x2, x2, #16
+    cmp     x2, x3
+    b.lo    9b
     mrs     x2, sctlr_el1
     bic     x2, x2, #1
     bic     x2, x2, #4
@@ -136,6 +144,9 @@ start_payload:
     mov     sp, x1
     mov     x2, xzr
     mov     x3, xzr
+.irp n, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    mov     x\n, xzr
+.endr
     br      x4
 
     // An exception of the firmware is a bug, or a host that gave it nonsense: it ends the VM.

@@ -3,7 +3,7 @@
 
 use dtoolkit::fdt::Fdt;
 use ed25519_dalek::SigningKey;
-use gzvm_firmware_verify::manifest::{Payload, SIZE, sha256, sign};
+use gzvm_firmware_verify::manifest::{Payload, SIZE, has_digest, sign};
 use gzvm_firmware_verify::tree::{self, Given, MEMORY_FROM, PAGE, Range};
 
 /// A target's name and body.
@@ -30,7 +30,7 @@ pub fn firmware(data: &[u8]) {
 fn payload([kernel, initrd, bootargs]: [&[u8]; 3]) {
     let key = SigningKey::from_bytes(&KEY);
     let payload = Payload { kernel, initrd, bootargs };
-    if let Ok(verified) = payload.verify(&key.verifying_key(), MINIMUM, sha256) {
+    if let Ok(verified) = payload.verify(&key.verifying_key(), MINIMUM, has_digest) {
         let (image, manifest) = kernel.split_at(kernel.len() - SIZE);
         assert!(verified.version >= MINIMUM, "version {}", verified.version);
         let signed = sign(&key, &Payload { kernel: image, ..payload }, verified.version);

@@ -72,6 +72,8 @@ pub enum Answer {
     Lending(u32),
     /// One of the calls about the measurement ([`identity`](crate::vm::identity)).
     Measurement(u32),
+    /// One of the calls about images that were verified before ([`images`](crate::vm::images)).
+    Image(u32),
     /// One of the calls of [`rpc`](crate::rpc::call), where the VM may have channels.
     Rpc(u32),
 }
@@ -115,6 +117,7 @@ pub fn decide(fid: u64, arg: u64, protected: bool) -> Answer {
         guest::MMIO_GUARD_UNMAP if protected => Answer::GuardUnmap(arg),
         guest::VM_ID..=guest::VM_MEM_RECLAIM if protected => Answer::Lending(fid),
         guest::MEASUREMENT_EXTEND..=guest::MEASUREMENT_READ if protected => Answer::Measurement(fid),
+        guest::IMAGE_KEY..=guest::IMAGE_REMEMBER if protected => Answer::Image(fid),
         guest::MEM_RELINQUISH => Answer::Relinquish(arg),
         guest::PTP if narrow <= 1 => Answer::Ptp,
         _ if rpc::call::is_rpc(fid) => Answer::Rpc(fid),
@@ -254,7 +257,11 @@ mod tests {
             assert_eq!(decide(fid.into(), 0, true), Answer::Measurement(fid), "{fid:#x}");
             assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
-        for fid in [guest::MEASUREMENT_EXTEND - 1, guest::MEASUREMENT_READ + 1] {
+        for fid in guest::IMAGE_KEY..=guest::IMAGE_REMEMBER {
+            assert_eq!(decide(fid.into(), 0, true), Answer::Image(fid), "{fid:#x}");
+            assert_eq!(decide(fid.into(), 0, false), Answer::One(NOT_SUPPORTED), "{fid:#x}");
+        }
+        for fid in [guest::MEASUREMENT_EXTEND - 1, guest::IMAGE_REMEMBER + 1] {
             assert_eq!(decide(fid.into(), 0, true), Answer::One(NOT_SUPPORTED), "{fid:#x}");
         }
     }

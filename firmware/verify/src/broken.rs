@@ -30,6 +30,10 @@ pub enum Mistake {
     AnyRpc,
     /// A PCI bridge may have properties that nobody has thought of.
     AnyBridge,
+    /// Of an image that is known any bytes will do.
+    AnyTag,
+    /// What was hashed is remembered, right or wrong.
+    RememberAnything,
 }
 
 impl Mistake {
@@ -76,7 +80,7 @@ mod tests {
     use std::{cell::Cell, panic::catch_unwind};
 
     use super::Mistake;
-    use crate::{manifest::tests as manifest, tree::tests as tree};
+    use crate::{images::tests as images, manifest::tests as manifest, tree::tests as tree};
 
     thread_local! {
         static MISTAKE: Cell<Option<Mistake>> = const { Cell::new(None) };
@@ -109,5 +113,7 @@ mod tests {
         is_found(Mistake::AnyConduit, tree::cpus_start_by_psci);
         is_found(Mistake::AnyRpc, tree::channels_are_as_documented);
         is_found(Mistake::AnyBridge, tree::a_pci_bridge_is_as_documented);
+        is_found(Mistake::AnyTag, images::what_was_hashed_once_is_known_and_nothing_else);
+        is_found(Mistake::RememberAnything, images::what_was_hashed_once_is_known_and_nothing_else);
     }
 }

@@ -2,6 +2,7 @@
 //! What the firmware of a protected VM checks before it starts a payload, as pure code: the host may have written every
 //! byte of it. Once read, a page is the VM's own, so nothing changes under the checks.
 //!
+//! - [`images`]: whether bytes are an image that was signed;
 //! - [`manifest`]: the signed description at the end of a kernel, and how it is made;
 //! - [`tree`]: the device tree; what it tells of becomes a [`tree::Plan`].
 #![cfg_attr(not(test), no_std)]
@@ -18,5 +19,6 @@
 )]
 
 pub mod broken;
+pub mod images;
 pub mod manifest;
 pub mod tree;

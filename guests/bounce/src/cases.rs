@@ -36,6 +36,11 @@ fn firmware_has_sealed_the_measurement() -> Outcome {
     check!(before.firmware && before.sealed, "{before:?}");
     check_eq!(before.extends, 2, "digests that the firmware has told");
     check_eq!(measurement::extend(&[0; 32]), Err(guest::MEASUREMENT_SEALED), "MEASUREMENT_EXTEND");
+    for image in guest::IMAGE_KEY..=guest::IMAGE_REMEMBER {
+        let [status, values @ ..] = machine::get().conduit.call(image.into(), &[1, 2, 3, 4]);
+        check_eq!(status, guest::MEASUREMENT_SEALED, "{image:#x}");
+        check_eq!(values, [1, 2, 3], "what {image:#x} tells");
+    }
     check_eq!(measurement::seal(), Err(guest::MEASUREMENT_SEALED), "MEASUREMENT_SEAL");
     check_eq!(measurement::read(), Some(before), "afterwards");
     Ok(())

@@ -34,6 +34,8 @@ mod gic_sweep;
 #[cfg(target_os = "none")]
 mod granules;
 #[cfg(target_os = "none")]
+mod hashes;
+#[cfg(target_os = "none")]
 mod interrupts;
 #[cfg(target_os = "none")]
 mod memory;
@@ -80,6 +82,7 @@ fn guest() {
         sweep::CASES,
         debug::CASES,
         firmware::CASES,
+        hashes::CASES,
         power::CASES,
         suspend::CASES,
         devices::CASES,

@@ -18,7 +18,7 @@ use crate::vm::{self, Vm};
 
 pub const CASES: &[Case] = cases!["measurement":
     begins_as_documented, same_is_same_and_other_is_other, extended_and_sealed_by_the_guest, host_cannot_extend,
-    plain_vms_have_none, facts_are_fixed_when_it_runs,
+    plain_vms_have_none, facts_are_fixed_when_it_runs, images_are_the_firmwares,
 ];
 
 const OK: u64 = 0;
@@ -196,6 +196,34 @@ fn plain_vms_have_none() -> Outcome {
         let vm = Vm::protected(programs::spins(), 1)?;
         check_eq!(refused(&vm, 0), Some(Status::NotSupported), "MEASUREMENT of a VM that has not run");
         vm.destroy().map(drop)
+    })
+}
+
+/// Only firmware names images as verified, and is told their keys, until it seals the measurement.
+fn images_are_the_firmwares() -> Outcome {
+    const CALLS: [u32; 3] = [guest::IMAGE_KEY, guest::IMAGE_CHECK, guest::IMAGE_REMEMBER];
+    leaving_nothing(|| {
+        for function in CALLS {
+            for conduit in [Conduit::Hvc, Conduit::Smc] {
+                let x0 = conduit.call(function.into(), &DIGEST)[0];
+                check!(x0 == NOT_SUPPORTED || x0 == 0xFFFF_FFFF, "{function:#x} of the host gives {x0:#x}");
+            }
+        }
+        let mut plain = Guest::plain()?;
+        let mut guest = Guest::new()?;
+        begin(&mut guest)?;
+        for function in CALLS {
+            check_eq!(plain.status(function, DIGEST)?, NOT_SUPPORTED, "{function:#x} in a plain VM");
+            let without = guest.status(function, DIGEST)?;
+            check_eq!(without, NOT_SUPPORTED, "{function:#x} in a VM without firmware");
+        }
+        check_eq!(guest.status(guest::MEASUREMENT_SEAL, [0; 4])?, OK, "MEASUREMENT_SEAL");
+        for function in CALLS {
+            let sealed = guest.status(function, DIGEST)?;
+            check_eq!(sealed, guest::MEASUREMENT_SEALED, "{function:#x} after the seal");
+        }
+        plain.destroy()?;
+        guest.destroy()
     })
 }
 

@@ -57,6 +57,7 @@ impl Running<'_> {
             Answer::GuardUnmap(ipa) => self.name_mmio(ipa, false),
             Answer::Lending(fid) => return self.lending(fid),
             Answer::Measurement(fid) => return self.measurement(fid),
+            Answer::Image(fid) => return self.image(fid),
             Answer::Rpc(fid) => return self.rpc(fid),
         }
         Next::Resume

@@ -14,6 +14,7 @@ mod calls;
 mod emulate;
 mod exits;
 pub mod firmware;
+mod images;
 mod lending;
 pub mod life;
 mod measure;

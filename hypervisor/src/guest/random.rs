@@ -19,12 +19,11 @@ impl Running<'_> {
     /// A call of the TRNG firmware interface.
     #[cold]
     pub fn trng(&mut self, fid: u32, arg: u64) -> Next {
-        let cpu = PerCpu::this().with(|s| s.features.rng);
         let x = &mut self.vcpu.regs.x;
-        match trng::decide(fid, arg, cpu || platform::get().firmware_trng) {
+        match trng::decide(fid, arg, available()) {
             Answer::One(value) => x[0] = value,
             Answer::Four(values) => x[..4].copy_from_slice(&values),
-            Answer::Random(request) => match draw(cpu) {
+            Answer::Random(request) => match draw() {
                 Ok(random) => x[..4].copy_from_slice(&trng::bits(request, random)),
                 Err(failure) => {
                     if failure == Failure::Unhealthy && !TOLD.swap(true, Ordering::Relaxed) {
@@ -39,7 +38,17 @@ impl Running<'_> {
     }
 }
 
-fn draw(cpu: bool) -> Result<[u64; 3], Failure> {
+/// Whether there is any source.
+pub fn available() -> bool {
+    PerCpu::this().with(|s| s.features.rng) || platform::get().firmware_trng
+}
+
+/// 192 bits of the source that is [`available`].
+///
+/// # Errors
+/// It has none at the moment, or is not to be trusted.
+pub fn draw() -> Result<[u64; 3], Failure> {
+    let cpu = PerCpu::this().with(|s| s.features.rng);
     let mut firmware = Firmware::default();
     PerCpu::this().with(|s| s.random.draw(|| if cpu { rng::word() } else { firmware.word() }))
 }

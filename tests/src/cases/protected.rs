@@ -320,6 +320,26 @@ refused() {
     holds $1 "status $status" grep -q "pvmfw: not started: $4" out
 }
 sign "$arguments" signed --key $key
+# Verified twice, the second time by what is remembered; of that image and no other bytes.
+started() {
+    run signed --cmdline "$arguments"
+    holds $1 "status $status" grep -q "pvmfw: the payload is signed" out
+}
+started starts
+started starts_again
+holds is_not_hashed_again "it is" grep -q "verified before, not hashed again: 1 of" out
+size=$(stat -c %s signed)
+flipped() { # OFFSET
+    cp signed changed
+    printf '\001' | dd of=changed bs=1 seek=$1 conv=notrunc 2>/dev/null
+    cmp -s signed changed && printf '\002' | dd of=changed bs=1 seek=$1 conv=notrunc 2>/dev/null
+    cmp -s signed changed && echo "nothing is changed at $1"
+}
+flipped $((size - 513))
+refused changed_is_refused changed "$arguments" "the kernel is not the one"
+flipped $((size / 2))
+refused changed_elsewhere_is_refused changed "$arguments" "the kernel is not the one"
+started starts_after_attempts
 refused other_arguments_are_refused signed "$arguments more" "the boot arguments"
 sign "$arguments" old --key $key --version 0
 refused old_is_refused old "$arguments" "the payload is of version 0, and 1 is the oldest"

@@ -59,6 +59,8 @@ pub const MISTAKES: &[Row] = &[
     (17, NoSeal, "measurement::extended_and_sealed_by_the_guest"),
     (17, HiddenWatch, "measurement::same_is_same_and_other_is_other"),
     (17, HostExtends, "measurement::host_cannot_extend"),
+    (17, AnybodysImages, "measurement::images_are_the_firmwares"),
+    (17, PayloadsImages, "measurement::images_are_the_firmwares"),
     (24, KeepEl1, "guest::registers_of_the_host_survive"),
     (24, KeepFp, "vectors::host_and_guests_stay_apart"),
     (24, KeepGuestFp, "vectors::host_and_guests_stay_apart"),

@@ -32,6 +32,7 @@ const PAYLOADS: &[(Mistake, &str)] = &[
     (NoSignature, "other_key_is_refused"),
     (NoHashes, "other_arguments_are_refused"),
     (AnyVersion, "old_is_refused"),
+    (AnyTag, "changed_is_refused"),
 ];
 
 /// Whether all is well without a mistake, or why not.
