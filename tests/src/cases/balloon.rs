@@ -73,7 +73,7 @@ pinned() {
 held >/tmp/before
 mkfifo /tmp/input
 gz run --kernel /guest/Image --initrd /guest/balloon.cpio --cpus 2 --mem 192M --balloon 64M \
-    --cmdline "console=ttyS0 panic=-1 quiet" </tmp/input >/tmp/gz.out 2>&1 &
+    --cmdline "console=ttyS0 panic=-1 quiet cryptomgr.notests" </tmp/input >/tmp/gz.out 2>&1 &
 exec 3>/tmp/input
 
 said STEP-filled
@@ -113,7 +113,7 @@ const RESIZE: &str = r#". /etc/test-library
 held >/tmp/before
 mkfifo /tmp/input
 gz run --kernel /guest/Image --initrd /guest/balloon.cpio --mem 128M --balloon 0 --control /tmp/vm \
-    --cmdline "console=ttyS0 panic=-1 quiet" </tmp/input >/tmp/gz.out 2>&1 &
+    --cmdline "console=ttyS0 panic=-1 quiet cryptomgr.notests" </tmp/input >/tmp/gz.out 2>&1 &
 exec 3>/tmp/input
 follows() { # SIZE
     n=0

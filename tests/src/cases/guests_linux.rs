@@ -67,7 +67,7 @@ dd if=/dev/zero of=/tmp/file bs=1M count=32 2>/dev/null
     let extra = Extra { path: "/guest/work.cpio".to_owned(), mode: 0o644, content: guest };
     let script = format!(
         "run_gz --kernel /guest/Image --initrd /guest/work.cpio --cpus 2 --mem {memory} \
-    --cmdline 'console=ttyS0 panic=-1 quiet' </dev/null
+    --cmdline 'console=ttyS0 panic=-1 quiet cryptomgr.notests' </dev/null
 echo \"gz ended with $?\""
     );
     let mut machine = scripted(context, Host::Gzvm, &script, &[extra])?;
@@ -109,7 +109,7 @@ fn under_load(context: &Context, kernel: &str, vcpus: u32) -> Result<()> {
         &format!(
             ". /etc/test-library
 run_gz --kernel /guest/other.Image --initrd /guest/work.cpio --cpus {vcpus} --mem 512M \
-    --cmdline 'console=ttyS0 panic=-1 loglevel=5 no_console_suspend' </dev/null
+    --cmdline 'console=ttyS0 panic=-1 loglevel=5 no_console_suspend cryptomgr.notests' </dev/null
 echo \"gz ended with $?\"
 echo \"SYSTEM_SUSPEND was called $(counter guest_system_suspend) times\""
         ),

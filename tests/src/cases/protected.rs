@@ -51,7 +51,7 @@ pub fn signed(kernel: &[u8], initrd: &[u8], arguments: &str) -> Result<Extra> {
     Ok(Extra { path: "/guest/signed.Image".to_owned(), mode: 0o644, content })
 }
 
-const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
+const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet cryptomgr.notests";
 
 /// A bare-metal guest with a disk.
 fn bare_metal(context: &Context) -> Result<()> {
@@ -215,7 +215,7 @@ while true; do sleep 10; done";
 
 const LOOK: &str = r#". /etc/test-library
 held >/tmp/before
-gz run --protected --kernel /guest/signed.Image --initrd /guest/protected.cpio --cmdline 'console=ttyS0 panic=-1 quiet'     --disk /guest/disk.img --cpus 2 --mem 128M >/tmp/gz.out 2>&1 </dev/null &
+gz run --protected --kernel /guest/signed.Image --initrd /guest/protected.cpio --cmdline 'console=ttyS0 panic=-1 quiet cryptomgr.notests'     --disk /guest/disk.img --cpus 2 --mem 128M >/tmp/gz.out 2>&1 </dev/null &
 gz=$!
 until grep -q SECRET-IS-PLANTED /tmp/gz.out; do usleep 200000; kill -0 $gz || { cat /tmp/gz.out; break; }; done
 aborts=$(counter host_abort)

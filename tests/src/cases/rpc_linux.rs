@@ -127,7 +127,7 @@ printf 'words to sign' >words
 key=$(keystore store make)
 signature=$(keystore store sign $key <words)
 identity=$(gz status store | sed -n 's/.*measurement \([0-9a-f]*\), sealed$/\1/p')
-arguments="console=ttyS0 panic=-1 quiet store=$identity key=$key signature=$signature"
+arguments="console=ttyS0 panic=-1 quiet cryptomgr.notests store=$identity key=$key signature=$signature"
 # linux PART OPTIONS...: a guest, whose output is in PART.out.
 linux() {
     part=$1

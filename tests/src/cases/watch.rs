@@ -81,7 +81,7 @@ echo PROBE-DONE"#;
 
 const LINUX: &str = r#". /etc/test-library
 linux="--kernel /guest/Image --cpus 2 --mem 256M"
-line="console=ttyS0 panic=-1 quiet"
+line="console=ttyS0 panic=-1 quiet cryptomgr.notests"
 sleep 1000 | gz run $linux --initrd /guest/work.cpio --cmdline "$line" --control /tmp/vm \
     --watch undefined,abort,breakpoint,serror,external,stall=60s >/tmp/out 2>&1 &
 until grep -q WORK-DONE /tmp/out || ! pidof gz >/dev/null && [ -s /tmp/out ]; do

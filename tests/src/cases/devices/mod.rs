@@ -42,7 +42,7 @@ pub fn cases() -> Vec<Case> {
 const GUEST_MODULES: &str = "virtio_mmio virtio_blk";
 /// Modules that every host has.
 const HOST_MODULES: &str = "virtio_mmio virtio_blk gzvm";
-const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet";
+const ARGUMENTS: &str = "console=ttyS0 panic=-1 quiet cryptomgr.notests";
 
 /// A guest and its host.
 struct Pair<'a> {

@@ -17,7 +17,7 @@ pub fn cases() -> Vec<Case> {
                 files.push(image);
                 let pair = Pair {
                     protected,
-                    arguments: "console=hvc0 panic=-1 quiet",
+                    arguments: "console=hvc0 panic=-1 quiet cryptomgr.notests",
                     guest: (
                         &["virtio_net", "virtio_rng", "vmw_vsock_virtio_transport"],
                         INSIDE,

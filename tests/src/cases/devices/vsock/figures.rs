@@ -24,7 +24,7 @@ const SCRIPT: &str = r#". /etc/profile
 sockets echo stream 1000 &
 sockets receive stream 1002 &
 start() {
-    taskset 1 gz run --kernel /guest/Image --initrd /guest/test.cpio --cmdline 'console=ttyS0 quiet' --mem 128M --vsock $1 \
+    taskset 1 gz run --kernel /guest/Image --initrd /guest/test.cpio --cmdline 'console=ttyS0 quiet cryptomgr.notests' --mem 128M --vsock $1 \
         >/tmp/gz.$2 2>&1 </dev/null &
 }
 start 5,peer=6 5
