@@ -4,7 +4,7 @@
 //!
 //! What is remembered is a tag of the bytes under a key that is the digest's own, and secret (`gzvm_core::vm::images`). Other
 //! bytes have the same tag with a probability below 2^-100, and nobody can look for them: the host sees neither key nor
-//! tag, and the bytes are out of its hands before the key is asked for.
+//! tag, and has one attempt each time it starts a VM. As with the hash, a page is the VM's own before its bytes count.
 
 use crate::broken::{Mistake, broken};
 use crate::manifest::Hash;
