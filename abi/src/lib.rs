@@ -8,6 +8,7 @@
 //! - [`ioctl`]: what user space asks of `/dev/gzvm`.
 //! - [`reg`]: register identifiers of GET/SET_ONE_REG.
 //! - [`rpc`]: calls between VMs and the host, our own extension.
+//! - [`digest`]: digests in registers.
 //! - [`counter`]: our own extension: event counters of the hypervisor.
 //!
 //! Generation F of the public ABI (driver 16.0), little-endian, 4 KiB pages. `docs/abi.md` tells
@@ -18,6 +19,7 @@
 
 pub mod control;
 pub mod counter;
+pub mod digest;
 pub mod guest;
 pub mod hypercall;
 pub mod ioctl;

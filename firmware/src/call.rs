@@ -3,6 +3,7 @@
 
 use core::arch::asm;
 
+use gzvm_abi::digest::{Digest, words};
 use gzvm_abi::guest;
 use gzvm_firmware_verify::tree::PAGE;
 
@@ -43,17 +44,8 @@ pub fn share(mut page: u64, end: u64) -> Result<(), ()> {
     Ok(())
 }
 
-/// A digest as calls carry it: eight bytes a word, little-endian.
-pub fn words(digest: &[u8; 32]) -> [u64; 4] {
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(digest.as_chunks().0) {
-        *word = u64::from_le_bytes(*bytes);
-    }
-    words
-}
-
 /// Extends this VM's measurement.
-pub fn extend(digest: &[u8; 32]) -> Result<(), ()> {
+pub fn extend(digest: &Digest) -> Result<(), ()> {
     if hvc4(guest::MEASUREMENT_EXTEND, words(digest))[0] == 0 { Ok(()) } else { Err(()) }
 }
 

@@ -6,11 +6,12 @@
 
 use core::arch::asm;
 
+use gzvm_abi::digest::words;
 use gzvm_abi::guest;
 use gzvm_firmware_verify::images::{self, Found, Key, Memory, Tag, Ways};
 use gzvm_firmware_verify::manifest::Hash;
 
-use crate::call::{hvc4, words};
+use crate::call::hvc4;
 
 /// Whether `bytes` have this digest, and how that was found. The CPU's vector registers may be used from now on.
 pub fn find(bytes: &[u8], digest: &Hash) -> Option<Found> {

@@ -20,12 +20,10 @@
 //!
 //! A pause changes none of these, so a seal is no state of the lifecycle's but one of the measurement.
 
+use gzvm_abi::digest::{Digest, words};
 use sha2::{Digest as _, Sha256};
 
 use crate::memory::loans::Party;
-
-/// A SHA-256 digest.
-pub type Digest = [u8; 32];
 
 /// What EL2 knows of a VM by itself, fixed when it first runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,24 +139,6 @@ impl Measurement {
     }
 }
 
-/// A digest as calls carry it: eight bytes a word, little-endian.
-pub fn words(digest: &Digest) -> [u64; 4] {
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(digest.as_chunks().0) {
-        *word = u64::from_le_bytes(*bytes);
-    }
-    words
-}
-
-/// What such words carry.
-pub fn from_words(words: [u64; 4]) -> Digest {
-    let mut digest = [0; 32];
-    for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
-    }
-    digest
-}
-
 fn chain(value: &Digest, digest: &Digest) -> Digest {
     Sha256::new_with_prefix(value).chain_update(digest).finalize().into()
 }
@@ -177,6 +157,8 @@ pub struct Identity {
 
 #[cfg(test)]
 mod tests {
+    use gzvm_abi::digest::from_words;
+
     use super::*;
 
     const WITH: Facts = Facts {

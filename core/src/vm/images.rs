@@ -10,9 +10,8 @@
 //! Whoever learns a key, or makes one up, can forge bytes for that image alone. A key is told before a VM's measurement is sealed, to a VM
 //! that started with the hypervisor's firmware: the same code that says what is measured.
 
+use gzvm_abi::digest::{Digest, words};
 use sha2::{Digest as _, Sha256};
-
-use super::identity::Digest;
 
 /// So many are remembered; the oldest makes room.
 pub const MOST: usize = 16;
@@ -47,7 +46,7 @@ impl Images {
             .chain_update(digest)
             .finalize()
             .into();
-        let [low, high, ..] = super::identity::words(&hash);
+        let [low, high, ..] = words(&hash);
         [low, high]
     }
 

@@ -11,6 +11,7 @@
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use gzvm_abi::digest;
 use gzvm_abi::hypercall::{Function, IRQ_LEVEL_RESAMPLE, Tuple, cap};
 use gzvm_abi::ioctl::{
     self, Control, CreateDevice, Discard, DtbConfig, EnableCap, Ioeventfd, IrqLevel, Irqfd, Measurement,
@@ -250,11 +251,8 @@ impl Vm {
         if low.x3 != high.x3 {
             return Err(code::EAGAIN);
         }
-        let mut answer = Measurement { value: [0; 32], state: low.x3 };
-        for (bytes, word) in answer.value.chunks_mut(8).zip([low.x1, low.x2, high.x1, high.x2]) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        uaccess::write(arg, &answer)
+        let value = digest::from_words([low.x1, low.x2, high.x1, high.x2]);
+        uaccess::write(arg, &Measurement { value, state: low.x3 })
     }
 
     /// RPC_POLICY. EINVAL: a value, or the VM has run, or has a policy.

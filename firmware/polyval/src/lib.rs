@@ -116,10 +116,6 @@ mod tests {
         universal_hash::{KeyInit, UniversalHash},
     };
 
-    fn bytes(element: Element) -> [u8; 16] {
-        element.to_le_bytes()
-    }
-
     /// RFC 8452, appendix A: two blocks.
     #[test]
     fn vector_of_the_rfc() {
@@ -141,7 +137,7 @@ mod tests {
 
     /// Another implementation, of the message that the documentation says.
     fn library(key: [u64; 2], bytes: &[u8]) -> [u64; 2] {
-        let key = self::bytes(Element::from(key[0]) | Element::from(key[1]) << 64);
+        let key = (Element::from(key[0]) | Element::from(key[1]) << 64).to_le_bytes();
         let mut hash = Polyval::new(&key.into());
         let mut message = bytes.to_vec();
         message.resize((bytes.len() + 16).next_multiple_of(CHUNK) - 16, 0);

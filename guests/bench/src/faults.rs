@@ -40,8 +40,6 @@ pub fn main(size: &str, bench: &Bench) {
 
 /// Sleeps meanwhile: time that nobody works in costs the emulator nothing.
 fn settle() {
-    gic::init_distributor();
-    gic::init_cpu();
     // It stays pending, interrupts are masked: that ends WFI.
     gic::enable(machine::get().timer_intid);
     timer::arm_at(timer::now() + timer::frequency() / 1000 * SETTLE_MS);

@@ -343,12 +343,12 @@ pub fn main() {
     while machine::get().arg("sleep").is_some() {
         arch::wfi();
     }
+    gic::init_distributor();
+    gic::init_cpu();
     if let Some(size) = machine::get().arg("faults") {
         super::faults::main(size, &bench);
         return println!("[DONE] benchmark");
     }
-    gic::init_distributor();
-    gic::init_cpu();
     type Operation = (&'static str, fn(&Bench));
     let operations: [Operation; 8] = [
         ("hypercall", Bench::hypercall),

@@ -3,12 +3,10 @@
 
 use core::fmt;
 
+use gzvm_abi::digest::{self, Digest};
 use gzvm_abi::guest::{self, measurement};
 
 use crate::machine;
-
-/// A SHA-256 digest.
-pub type Digest = [u8; 32];
 
 /// The measurement as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +39,8 @@ pub fn read() -> Option<Measurement> {
         let [c, d, again] = half(1)?;
         // Another vCPU may extend it in between.
         if state == again {
-            let mut value = Digest::default();
-            for (bytes, word) in value.chunks_mut(8).zip([a, b, c, d]) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
             return Some(Measurement {
-                value,
+                value: digest::from_words([a, b, c, d]),
                 extends: (state >> measurement::EXTENDS_SHIFT) as u32,
                 sealed: state & measurement::SEALED != 0,
                 firmware: state & measurement::FIRMWARE != 0,
@@ -57,11 +51,7 @@ pub fn read() -> Option<Measurement> {
 
 /// Adds a digest. Refused, with the hypervisor's status, once it is sealed.
 pub fn extend(digest: &Digest) -> Result<(), u64> {
-    let mut words = [0; 4];
-    for (word, bytes) in words.iter_mut().zip(digest.chunks(8)) {
-        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-    }
-    status(guest::MEASUREMENT_EXTEND, &words)
+    status(guest::MEASUREMENT_EXTEND, &digest::words(digest))
 }
 
 /// Ends that.

@@ -5,11 +5,12 @@
 //! The VMM names a place in one of the VM's slots ([`Window`]). Pages that the host gives there keep nothing of what
 //! the host put into them: they hold the firmware before the guest sees them. vCPU 0 starts at the window's first byte.
 
+use gzvm_abi::digest::Digest;
 use gzvm_core::addr::{Ipa, PAGE_SIZE, VmId};
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::fdt::machine::Region;
 use gzvm_core::memory::PaRange;
-use gzvm_core::vm::identity::{self, Digest};
+use gzvm_core::vm::identity;
 use spin::Once;
 
 use crate::arch::fp::sha256_at_boot;

@@ -4,16 +4,16 @@
 //! Who may ask: a VM that started with the hypervisor's firmware, until that seals the measurement. Before, no other code than
 //! the firmware's has run there, and what is remembered is its word.
 
+use gzvm_abi::digest::from_words;
 use gzvm_abi::guest::{self, MEASUREMENT_SEALED};
 use gzvm_core::broken::{Mistake, broken};
 use gzvm_core::platform::smccc::{INVALID_PARAMETER, NOT_SUPPORTED};
-use gzvm_core::vm::identity::from_words;
 use gzvm_core::vm::images::Images;
-use spin::Mutex;
 
 use super::outcome::Next;
 use super::random;
 use super::run::Running;
+use crate::arch::lock::Mutex;
 
 /// Made when it is first asked for; never without entropy.
 static IMAGES: Mutex<Option<Images>> = Mutex::new(None);

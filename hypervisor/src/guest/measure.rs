@@ -6,10 +6,11 @@
 
 use core::sync::atomic::Ordering;
 
+use gzvm_abi::digest::from_words;
 use gzvm_abi::guest::{self, MEASUREMENT_SEALED, measurement};
 use gzvm_abi::hypercall::vm_feature::SVE;
 use gzvm_core::platform::smccc::INVALID_PARAMETER;
-use gzvm_core::vm::identity::{Facts, Identity, Measurement, Sealed, from_words};
+use gzvm_core::vm::identity::{Facts, Identity, Measurement, Sealed};
 
 use super::firmware;
 use super::outcome::Next;

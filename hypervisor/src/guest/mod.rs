@@ -6,7 +6,7 @@
 //! A VM is used under the read side of its registry slot, for the whole of a hypercall, RUN
 //! included; it is taken apart under the write side, which is only ever tried: DESTROY_VM answers
 //! "busy" while anybody is inside. Inside a VM, each of memory, vGIC, power and each vCPU has a lock
-//! of its own; they nest in the order vCPU, memory, ownership, power, vGIC; the lifecycle's is a leaf. What VMs lend to each
+//! of its own; they nest in the order vCPU, memory, ownership, power, vGIC; the lifecycle's is a leaf, and so is that of [`images`]. What VMs lend to each
 //! other ([`lending`]) comes behind memory, and the memory of a second VM is only tried. A vCPU's lock is held
 //! while it runs and only ever tried, so a second RUN of the same vCPU is refused, not queued.
 

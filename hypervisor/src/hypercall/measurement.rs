@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! MEASUREMENT: who a protected VM is.
 
-use gzvm_core::vm::identity::from_words;
+use gzvm_abi::digest::from_words;
 
 use super::{Args, Error, Results};
 use crate::guest::registry;

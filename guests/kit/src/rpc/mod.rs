@@ -19,6 +19,7 @@ use core::time::Duration;
 
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
+use gzvm_abi::digest;
 use gzvm_abi::rpc::{self as abi, MOST_BYTES, received, status};
 
 use crate::{ArrayVec, arch, gic, machine, read_sysreg, timer};
@@ -136,18 +137,14 @@ pub enum PeerKind {
 
 impl Peer {
     fn of(words: [u64; 6]) -> Self {
-        let [flags, generation, ref measurement @ ..] = words;
+        let [flags, generation, measurement @ ..] = words;
         let has = |flag: u32| flags as u32 & flag != 0;
         let kind = if has(abi::peer::HOST) {
             PeerKind::Host
         } else if !has(abi::peer::PROTECTED) {
             PeerKind::Plain
         } else if has(abi::peer::MEASURED) && has(abi::peer::SEALED) {
-            let mut value = [0; 32];
-            for (bytes, word) in value.chunks_mut(8).zip(measurement) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
-            PeerKind::Protected(value)
+            PeerKind::Protected(digest::from_words(measurement))
         } else {
             PeerKind::Open
         };

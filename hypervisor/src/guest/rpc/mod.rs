@@ -15,6 +15,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use gzvm_abi::digest;
 use gzvm_abi::rpc::{MOST_BYTES, SLOTS, peer, received, status, with};
 use gzvm_core::addr::{IntId, Ipa};
 use gzvm_core::broken::{Mistake, broken};
@@ -24,7 +25,6 @@ use gzvm_core::rpc::call;
 use gzvm_core::rpc::channel::{Channel, End, Handle, Who};
 use gzvm_core::rpc::exchange::{Event, Grant, Owed, Place};
 use gzvm_core::rpc::{Bell, Side};
-use gzvm_core::vm::identity;
 
 use super::lending;
 use super::registry::{self, VmRef};
@@ -217,7 +217,7 @@ impl Peer {
     /// As PEER tells it.
     fn registers(self) -> [u64; 6] {
         let mut words = [self.id_and_flags.into(), self.generation, 0, 0, 0, 0];
-        words[2..].copy_from_slice(&identity::words(&self.measurement));
+        words[2..].copy_from_slice(&digest::words(&self.measurement));
         words
     }
 }
