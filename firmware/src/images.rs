@@ -10,6 +10,7 @@ use gzvm_abi::digest::words;
 use gzvm_abi::guest;
 use gzvm_firmware_verify::images::{self, Found, Key, Memory, Tag, Ways};
 use gzvm_firmware_verify::manifest::Hash;
+use gzvm_polyval::Instructions;
 
 use crate::call::hvc4;
 
@@ -17,7 +18,7 @@ use crate::call::hvc4;
 pub fn find(bytes: &[u8], digest: &Hash) -> Option<Found> {
     // SAFETY: CPACR_EL1.FPEN; no code but ours uses these registers before the payload, which sets it anew.
     unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) 3_u64 << 20, options(nostack, preserves_flags)) };
-    let ways = Ways { sha256, tag: gzvm_polyval::available().then_some(tag) };
+    let ways = Ways { sha256, tag: Instructions::available().next().is_some().then_some(tag) };
     images::find(bytes, digest, ways, &mut Hypervisor)
 }
 
@@ -30,8 +31,11 @@ fn sha256(bytes: &[u8]) -> Hash {
 }
 
 fn tag(key: Key, bytes: &[u8]) -> Tag {
-    // SAFETY: there, since `find` has looked; otherwise as above.
-    unsafe { gzvm_polyval::by_instructions(key, bytes) }
+    match Instructions::available().next() {
+        // SAFETY: as above.
+        Some(which) => unsafe { gzvm_polyval::by_instructions(which, key, bytes) },
+        None => gzvm_polyval::software(key, bytes),
+    }
 }
 
 struct Hypervisor;

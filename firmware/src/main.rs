@@ -138,7 +138,7 @@ fn prepare(tree: u64, kernel: u64, size: u64) -> Result<u64, End> {
     };
     let verified = payload.verify(&key, MINIMUM, is_image).map_err(End::Payload)?;
     if known > 0 {
-        println!("pvmfw: verified before, not hashed again: {known} of kernel and initrd");
+        println!("pvmfw: images verified before: {known}");
     }
     for digest in [verified.digest, plan.digest()] {
         call::extend(&digest).map_err(|()| End::Hypervisor("it keeps no measurement"))?;

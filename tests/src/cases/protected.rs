@@ -327,7 +327,7 @@ started() {
 }
 started starts
 started starts_again
-holds is_not_hashed_again "it is" grep -q "verified before, not hashed again: 1 of" out
+holds is_not_hashed_again "it is" grep -q "images verified before: 1" out
 size=$(stat -c %s signed)
 flipped() { # OFFSET
     cp signed changed
