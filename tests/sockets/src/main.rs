@@ -243,7 +243,7 @@ fn hold(kind: &str, cid: &str, port: &str, state: &str) -> io::Result<String> {
             socket.read_exact(&mut byte).err().ok_or_else(|| wrong("it sends"))?;
             println!("STATE-{state}");
             // Nobody waits in this state; it must be possible to leave it.
-            thread::sleep(Duration::from_secs(20));
+            thread::sleep(Duration::from_secs(40));
             return ended(socket.write(&byte));
         }
         "full" => {

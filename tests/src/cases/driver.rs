@@ -36,11 +36,11 @@ holds check_ends_well "status $status" [ $status = 0 ]
 counters_return
 
 sleep 5 </dev/gzvm &
-usleep 200000
+within driver_is_held
 holds module_in_use_stays "rmmod took it away" eval '! rmmod gzvm 2>/dev/null'
 wait
 gzvm-check hold 4 &
-usleep 500000
+within driver_has_a_vm
 holds module_with_a_vm_stays "rmmod took it away" eval '! rmmod gzvm 2>/dev/null'
 wait
 holds module_goes "rmmod refused" rmmod gzvm

@@ -48,7 +48,9 @@ END
 done
 holds ten_run "$(lives) of 10 are listed" within listed 10
 gz ps
-holds json_lists_ten "$(gz ps --json)" [ "$(gz ps --json | tr '{' '\n' | grep -c '"name":"[a-j]".*"state":"running"')" = 10 ]
+# A guest that spins on a busy PC may let the second pass in which it is to answer.
+json_lists_ten() { [ "$(gz ps --json | tr '{' '\n' | grep -c '"name":"[a-j]".*"state":"running"')" = 10 ]; }
+holds json_lists_ten "$(gz ps --json)" within json_lists_ten
 holds info_tells "$(gz info c)" [ "$(gz info c | sed -n 's/^process *\([0-9]*\),.*/\1/p')" = "$pid_c" ]
 gz run --config /tmp/a.toml >/tmp/out 2>&1 </dev/null
 holds a_name_is_taken_once "exit status $?: $(cat /tmp/out)" grep -q 'runs already' /tmp/out
@@ -61,14 +63,14 @@ wait $askers
 paused=0
 for name in $all; do state_is $name paused && paused=$((paused + 1)); done
 holds all_are_paused "$paused of 10" [ $paused = 10 ]
-holds none_is_running "$(lives) are" listed 0
+holds none_is_running "$(lives) are" within listed 0
 for name in $all; do gz resume $name >/dev/null; done
-holds all_go_on "$(lives) of 10" listed 10
+holds all_go_on "$(lives) of 10" within listed 10
 
 kill -STOP $pid_b
-gz ps >/tmp/out
+others_run() { gz ps >/tmp/out; [ "$(grep -c running /tmp/out)" = 9 ]; }
+holds others_than_a_stopped_gz_run "$(cat /tmp/out)" within others_run
 holds a_stopped_gz_is_unresponsive "$(cat /tmp/out)" grep -q '^b .*unresponsive' /tmp/out
-holds others_are_not "$(cat /tmp/out)" [ "$(grep -c running /tmp/out)" = 9 ]
 holds kill_needs_no_answer "refused" gz kill b
 wait $pid_b
 status=$?

@@ -44,7 +44,7 @@ holds paused_guest_burns_nothing "$burnt ticks in 2 s" [ $burnt -lt 50 ]
 holds status_paused "not paused" [ "$(gz status /tmp/vm)" = paused ]
 holds resume "not running" [ "$(gz resume /tmp/vm)" = running ]
 n=0
-while [ "$(beats)" -le "$b" ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
+while [ "$(beats)" -le "$b" ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
 holds resumed_guest_goes_on "still $b beats" [ "$(beats)" -gt "$b" ]
 gz nonsense /tmp/vm 2>/dev/null
 holds unknown_request "not a usage error" [ $? = 2 ]
@@ -52,7 +52,7 @@ gz pause /tmp/vm >/dev/null
 holds stop_of_a_paused_guest "refused" gz stop /tmp/vm
 killall sleep
 n=0
-while [ ! -s /tmp/status ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
+while [ ! -s /tmp/status ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
 holds stop_ends_the_run "exit status $(cat /tmp/status)" [ "$(cat /tmp/status)" = 5 ]
 holds socket_is_gone "still there" [ ! -e /tmp/vm ]
 gz status /tmp/vm 2>/dev/null
@@ -67,7 +67,7 @@ held >/tmp/before
 lives() { grep -c "gzvm test guest" /tmp/out; }
 waits_for() { # lives
     n=0
-    while [ "$(lives)" -lt "$1" ] && [ $n -lt 400 ]; do usleep 50000; n=$((n + 1)); done
+    while [ "$(lives)" -lt "$1" ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
     [ "$(lives)" -ge "$1" ]
 }
 starts() { # crash
@@ -82,7 +82,7 @@ stops() {
     gz stop /tmp/vm >/dev/null
     killall sleep
     n=0
-    while [ ! -s /tmp/status ] && [ $n -lt 200 ]; do usleep 50000; n=$((n + 1)); done
+    while [ ! -s /tmp/status ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
     [ "$(cat /tmp/status)" = 5 ]
 }
 ends watchdog_resets 3 'watchdog of vCPU 0' run_gz --kernel /guest/testguest.Image --cmdline crash=watchdog

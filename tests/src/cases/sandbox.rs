@@ -53,11 +53,11 @@ starts() { # OPTION...
 }
 starts
 gz info vm
-# The thread that answered ends.
-usleep 300000
 holds says_so "$(gz info vm)" [ "$(gz info vm | sed -n 's/^sandbox *//p')" = "$confined" ]
-holds all_threads_are_filtered "$(filtered) of $(threads)" [ "$(filtered)" = "$(threads)" ]
-holds none_gains_by_a_program "$(bound) of $(threads)" [ "$(bound)" = "$(threads)" ]
+# A thread that has answered ends, between two looks perhaps.
+all_are() { [ "$($1)" = "$(threads)" ]; }
+holds all_threads_are_filtered "$(filtered) of $(threads)" within all_are filtered
+holds none_gains_by_a_program "$(bound) of $(threads)" within all_are bound
 # The main thread has one filter; vCPUs, devices and others one more.
 filters=$(sed -n 's/^Seccomp_filters:.//p' /proc/$gz/task/*/status | sort | uniq -c | tr -s ' \n' ' ')
 echo "filters: $filters"

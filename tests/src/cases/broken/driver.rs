@@ -97,6 +97,7 @@ const SCRIPT: &str = r#". /etc/test-library
 mistake=/sys/module/gzvm/parameters/mistake
 module() {
     gzvm-check hold 3 & holder=$!
+    within driver_has_a_vm
     usleep 500000
     rmmod gzvm 2>/dev/null && return 1
     wait $holder

@@ -50,7 +50,7 @@ dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
 sum=$(md5sum </tmp/data)
 part() { dd if=/tmp/data of=/dev/vda bs=64k skip=$1 seek=$1 count=16 oflag=direct conv=notrunc 2>/dev/null; }
 round=0
-while [ $round -lt 14 ]; do
+while [ $round -lt 18 ]; do
     dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null
     for at in 0 16 32 48; do part $at & done
     wait

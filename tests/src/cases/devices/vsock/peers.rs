@@ -60,7 +60,8 @@ start() {
     gz run $kernel --cmdline "$arguments" --cpus 2 --mem 256M --name vm$cid --vsock $cid$* >/tmp/gz.$cid 2>&1 </dev/null &
     eval gz$cid=$!
 }
-is_ready() { grep -q READY /tmp/gz.$1; }
+# Its servers were started before that.
+is_ready() { grep -q READY /tmp/gz.$1 && [ "$(on $1 echo LISTENS 2>/dev/null)" = LISTENS ]; }
 # on CID COMMAND...: has a guest do something, or the host (2).
 on() {
     where=$1
