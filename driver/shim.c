@@ -605,7 +605,7 @@ void gzk_irqfd_flush(void)
 
 /* ---- Guest memory that is a file ---- */
 
-/* 2^order zeroed pages, freed one by one; the first one's PFN goes to *pfn. */
+/* 2^order zeroed pages in one piece; the first one's PFN goes to *pfn. */
 int gzk_frames_alloc(u32 order, u64 *pfn)
 {
 	gfp_t gfp = GFP_USER | __GFP_ZERO | __GFP_ACCOUNT;
@@ -617,10 +617,14 @@ int gzk_frames_alloc(u32 order, u64 *pfn)
 	page = alloc_pages(gfp, order);
 	if (!page)
 		return -ENOMEM;
-	if (order)
-		split_page(page, order);
 	*pfn = page_to_pfn(page);
 	return 0;
+}
+
+/* From here on they are freed one by one. */
+void gzk_frames_split(u64 pfn, u32 order)
+{
+	split_page(pfn_to_page(pfn), order);
 }
 
 /*
@@ -632,9 +636,13 @@ void gzk_frames_hide_begin(void)
 	page_offline_begin();
 }
 
-void gzk_frame_hide(u64 pfn)
+void gzk_frames_hide(u64 pfn, u64 count)
 {
-	__SetPageOffline(pfn_to_page(pfn));
+	struct page *page = pfn_to_page(pfn);
+	struct page *end = page + count;
+
+	for (; page < end; page++)
+		__SetPageOffline(page);
 }
 
 void gzk_frames_hide_end(void)
@@ -642,13 +650,16 @@ void gzk_frames_hide_end(void)
 	page_offline_end();
 }
 
-void gzk_frame_free(u64 pfn)
+/* What was allocated in one piece and not split, or a single page. */
+void gzk_frames_free(u64 pfn, u32 order)
 {
-	struct page *page = pfn_to_page(pfn);
+	struct page *first = pfn_to_page(pfn);
+	struct page *page;
 
-	if (PageOffline(page))
-		__ClearPageOffline(page);
-	__free_page(page);
+	for (page = first; page < first + (1UL << order); page++)
+		if (PageOffline(page))
+			__ClearPageOffline(page);
+	__free_pages(first, order);
 }
 
 static vm_fault_t gzk_memory_fault(struct vm_fault *vmf)

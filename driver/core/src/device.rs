@@ -15,6 +15,8 @@ use crate::vm::Vm;
 
 /// Pages in the largest block of demand paging, and entries in the mailbox.
 pub const BLOCK_PAGES: u64 = 512;
+/// That as a power of two.
+pub const BLOCK_ORDER: u32 = BLOCK_PAGES.ilog2();
 const DEFAULT_DESTROY_BATCH: u64 = 128;
 /// From this version of the extensions on, GET_ONE_REG is complete, and wake-ups name whom they are for.
 const NAMES_SLEEPERS: u64 = 2;

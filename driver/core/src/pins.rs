@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Which page of the host lies under which page of a slot.
 //!
-//! A two-level table: blocks of 512 pages (2 MiB, aligned in guest space). A huge page of the creator's is one number there; any
-//! other block lists its pages, 8 bytes each, allocated on the first touch.
+//! A two-level table: blocks of 512 pages (2 MiB, aligned in guest space). A huge page of the creator's, or a block of a file in one
+//! piece, is one number there; any other block lists its pages, 8 bytes each, allocated on the first touch.
 //!
-//! Invariant: an entry of a list stands for exactly one page taken from the slot's [`Source`], and a run for one pin that holds its 512
-//! pages. Those of a run may go one by one: then it is a list of what is left, and the pin goes with the last of them, as
-//! the kernel can't use a part of a huge page sooner either. Dropping the table gives everything
+//! Invariant: an entry of a list stands for exactly one page taken from the slot's [`Source`], and a run for its 512 pages; of the
+//! creator's memory one pin holds them. Pages of a run may go one by one: then it is a list of what is left, and such a pin goes with the
+//! last of them, as the kernel can't use a part of a huge page sooner either. Dropping the table gives everything
 //! back; so it must only be dropped when the hypervisor has let go of the pages.
 
 use core::ops::Range;
@@ -42,6 +42,34 @@ impl Source {
         }
     }
 
+    /// Takes a block from the slot's page `n` on, if it is a huge page, or in one piece: its first PFN.
+    fn take_block(&self, n: u64) -> Option<u64> {
+        match self {
+            Self::User(address) => {
+                let address = address.checked_add(n.checked_mul(PAGE_SIZE)?)?;
+                if !address.is_multiple_of(BLOCK_PAGES * PAGE_SIZE) {
+                    return None;
+                }
+                let first = mm::pin_block(address)?;
+                PINNED_PAGES.add(BLOCK_PAGES);
+                Some(first)
+            }
+            Self::File(file, first) => file.take_block(first.checked_add(n)?),
+        }
+    }
+
+    /// Gives a block back that was taken as one, from this PFN on.
+    fn put_block(&self, n: u64, first: u64) {
+        match self {
+            Self::User(_) if broken(Mistake::KeepPins) => {}
+            Self::User(_) => {
+                PINNED_PAGES.sub(BLOCK_PAGES);
+                mm::unpin_block(first);
+            }
+            Self::File(file, first) => file.put(first.saturating_add(n), BLOCK_PAGES),
+        }
+    }
+
     /// Gives back what was taken; overwrites the PFNs.
     fn put(&self, n: u64, pfns: &mut [u64]) {
         match self {
@@ -55,7 +83,7 @@ impl Source {
     }
 }
 
-/// Of an entry: the page is one of the block's run.
+/// Of an entry: the page is one of the block's run, and goes with its pin.
 const OF_RUN: u64 = 1 << 63;
 
 /// A block's pages one by one.
@@ -64,7 +92,7 @@ const OF_RUN: u64 = 1 << 63;
 struct List {
     /// Entries that are not zero.
     used: u64,
-    /// Those of them with [`OF_RUN`], and its first PFN.
+    /// Those of them with [`OF_RUN`], and the run's first PFN.
     of_run: u64,
     run: u64,
     /// PFN + 1, or 0 for nothing.
@@ -73,7 +101,7 @@ struct List {
 
 enum Block {
     Empty,
-    /// All pages, from this PFN on, held by one pin.
+    /// All pages, from this PFN on, taken as one.
     Run(u64),
     List(KBox<List>),
 }
@@ -111,22 +139,15 @@ impl Pins {
     /// The list of a block; an empty one is made where there is none. ENOMEM changes nothing.
     fn list(&mut self, block: u64) -> Result<&mut List> {
         let place = self.place(block).ok_or(code::EINVAL)?;
-        let block = self.blocks.get_mut(place).ok_or(code::EINVAL)?;
-        block.list()
+        self.blocks.get_mut(place).ok_or(code::EINVAL)?.list(&self.source)
     }
 
-    /// Takes the whole block that starts at `gfn`, of which nothing is here yet, if it is a huge page: its first PFN.
+    /// Takes the whole block that starts at `gfn`, of which nothing is here yet, if it is one piece: its first PFN.
     pub fn take_block(&mut self, gfn: u64) -> Option<u64> {
         let (number, index) = split(gfn);
         let place = self.place(number).filter(|_| index == 0)?;
-        let Source::User(address) = &self.source else { return None };
-        let address = address.checked_add(gfn.checked_sub(self.gfn)?.checked_mul(PAGE_SIZE)?)?;
         let block = self.blocks.get_mut(place).filter(|block| matches!(block, Block::Empty))?;
-        if !address.is_multiple_of(BLOCK_PAGES * PAGE_SIZE) {
-            return None;
-        }
-        let first = mm::pin_block(address)?;
-        PINNED_PAGES.add(BLOCK_PAGES);
+        let first = self.source.take_block(gfn.checked_sub(self.gfn)?)?;
         *block = Block::Run(first);
         Some(first)
     }
@@ -205,7 +226,7 @@ impl Pins {
             }
             Block::Run(_) | Block::List(_) => {}
         }
-        let list = block.list()?;
+        let list = block.list(&self.source)?;
         let end = index.saturating_add(pages as usize).min(list.entries.len());
         release(&self.source, n, list, index..end);
         if list.used == 0 {
@@ -217,13 +238,21 @@ impl Pins {
 
 impl Block {
     /// Its pages one by one; ENOMEM changes nothing.
-    fn list(&mut self) -> Result<&mut List> {
+    fn list(&mut self, source: &Source) -> Result<&mut List> {
         if let Self::Empty | Self::Run(_) = self {
             let mut list = KBox::<List>::zeroed()?;
             if let Self::Run(first) = *self {
-                (list.used, list.of_run, list.run) = (BLOCK_PAGES, BLOCK_PAGES, first);
+                list.used = BLOCK_PAGES;
+                // A file takes back pages one by one.
+                let mark = match source {
+                    Source::User(_) => {
+                        (list.of_run, list.run) = (BLOCK_PAGES, first);
+                        OF_RUN
+                    }
+                    Source::File(..) => 0,
+                };
                 for (entry, pfn) in list.entries.iter_mut().zip(first..) {
-                    *entry = pfn.wrapping_add(1) | OF_RUN;
+                    *entry = pfn.wrapping_add(1) | mark;
                 }
             }
             *self = Self::List(list);
@@ -236,19 +265,11 @@ impl Block {
     }
 }
 
-/// Gives a run back.
-fn put_run(first: u64) {
-    if !broken(Mistake::KeepPins) {
-        PINNED_PAGES.sub(BLOCK_PAGES);
-        mm::unpin_block(first);
-    }
-}
-
 /// Gives back all pages of a block, whose first page is the slot's page `n`.
 fn empty(source: &Source, n: u64, block: &mut Block) {
     match core::mem::replace(block, Block::Empty) {
         Block::Empty => {}
-        Block::Run(first) => put_run(first),
+        Block::Run(first) => source.put_block(n, first),
         Block::List(mut list) => release(source, n, &mut list, 0..BLOCK_PAGES as usize),
     }
 }
@@ -270,7 +291,7 @@ fn release(source: &Source, n: u64, list: &mut List, entries: Range<usize>) {
                 } else {
                     list.of_run = list.of_run.saturating_sub(pages);
                     if list.of_run == 0 {
-                        put_run(list.run);
+                        source.put_block(n, list.run);
                     }
                 }
                 same.fill(0);

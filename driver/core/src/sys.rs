@@ -55,9 +55,10 @@ unsafe extern "C" {
 
     pub fn gzk_frames_alloc(order: u32, pfn: *mut u64) -> i32;
     pub fn gzk_frames_hide_begin();
-    pub fn gzk_frame_hide(pfn: u64);
+    pub fn gzk_frames_hide(pfn: u64, count: u64);
     pub fn gzk_frames_hide_end();
-    pub fn gzk_frame_free(pfn: u64);
+    pub fn gzk_frames_free(pfn: u64, order: u32);
+    pub fn gzk_frames_split(pfn: u64, order: u32);
     pub fn gzk_memory_insert(fault: *mut c_void, pfn: u64) -> i32;
     pub fn gzk_memory_fd(memory: *mut c_void) -> i32;
     pub fn gzk_memory_of(file: *mut c_void) -> *mut c_void;

@@ -6,7 +6,7 @@
 use gzvm_abi::hypercall::Function;
 
 use crate::counters::TABLE_PAGES;
-use crate::device::{BLOCK_PAGES, has_function};
+use crate::device::{BLOCK_ORDER, BLOCK_PAGES, has_function};
 use crate::hypercall::call;
 use crate::kernel::mm::{self, Hiding};
 use crate::kernel::print::pr_warn;
@@ -17,21 +17,17 @@ struct Block(u64);
 
 impl Block {
     fn new() -> Result<Self> {
-        let block = Self(mm::alloc_frames(BLOCK_PAGES.ilog2())?);
+        let block = Self(mm::alloc_frames(BLOCK_ORDER)?);
         TABLE_PAGES.add(BLOCK_PAGES);
         let hiding = Hiding::begin();
-        block.frames().for_each(|pfn| hiding.hide(pfn));
+        hiding.hide(block.0, BLOCK_PAGES);
         Ok(block)
-    }
-
-    fn frames(&self) -> impl Iterator<Item = u64> + use<> {
-        self.0..self.0.saturating_add(BLOCK_PAGES)
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.frames().for_each(mm::free_frame);
+        mm::free_frames(self.0, BLOCK_ORDER);
         TABLE_PAGES.sub(BLOCK_PAGES);
         task::cond_resched();
     }

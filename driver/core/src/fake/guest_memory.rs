@@ -29,6 +29,8 @@ pub struct Memories {
     /// File and page, and the PFN that user space has there.
     ptes: BTreeMap<(usize, u64), u64>,
     pub frames: BTreeSet<u64>,
+    /// What was allocated in one piece and is not split: its first one, and its order.
+    pieces: BTreeMap<u64, u32>,
     /// Of them, those that readers of the kernel's own map pass over.
     hidden: BTreeSet<u64>,
     hiding: bool,
@@ -152,6 +154,7 @@ pub unsafe fn gzk_frames_alloc(order: u32, pfn: *mut u64) -> i32 {
         let first = 0x20_0000 + k.memories.next_frame.next_multiple_of(1 << order);
         k.memories.next_frame = first - 0x20_0000 + (1 << order);
         k.memories.frames.extend(first..first + (1 << order));
+        k.memories.pieces.insert(first, order);
         // SAFETY: as promised by the caller.
         unsafe { *pfn = first };
         0
@@ -162,10 +165,12 @@ pub unsafe fn gzk_frames_hide_begin() {
     fake(|k| assert!(!std::mem::replace(&mut k.memories.hiding, true), "deadlock"));
 }
 
-pub unsafe fn gzk_frame_hide(pfn: u64) {
+pub unsafe fn gzk_frames_hide(first: u64, count: u64) {
     fake(|k| {
-        assert!(k.memories.hiding && k.memories.frames.contains(&pfn));
-        k.memories.hidden.insert(pfn);
+        for pfn in first..first + count {
+            assert!(k.memories.hiding && k.memories.frames.contains(&pfn));
+            assert!(k.memories.hidden.insert(pfn), "hidden twice");
+        }
     });
 }
 
@@ -173,12 +178,22 @@ pub unsafe fn gzk_frames_hide_end() {
     fake(|k| assert!(std::mem::take(&mut k.memories.hiding)));
 }
 
-pub unsafe fn gzk_frame_free(pfn: u64) {
+pub unsafe fn gzk_frames_split(first: u64, order: u32) {
     fake(|k| {
-        k.memories.hidden.remove(&pfn);
-        assert!(k.memories.frames.remove(&pfn), "freed what is not allocated");
-        assert!(k.is_hosts_own(pfn), "freed under the hypervisor");
-        assert!(!k.memories.is_mapped(pfn), "freed under user space");
+        assert_eq!(k.memories.pieces.remove(&first), Some(order), "no such piece");
+        k.memories.pieces.extend((first..first + (1 << order)).map(|pfn| (pfn, 0)));
+    });
+}
+
+pub unsafe fn gzk_frames_free(first: u64, order: u32) {
+    fake(|k| {
+        assert_eq!(k.memories.pieces.remove(&first), Some(order), "freed what is not allocated, or not so");
+        for pfn in first..first + (1 << order) {
+            k.memories.hidden.remove(&pfn);
+            assert!(k.memories.frames.remove(&pfn), "freed what is not allocated");
+            assert!(k.is_hosts_own(pfn), "freed under the hypervisor");
+            assert!(!k.memories.is_mapped(pfn), "freed under user space");
+        }
     });
 }
 

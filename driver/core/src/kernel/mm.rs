@@ -48,17 +48,23 @@ pub fn check_user_range(start: u64, size: u64) -> Result<Option<(MemoryFile, u64
     Ok(NonNull::new(file).map(|file| (unsafe { MemoryFile::from_raw(file) }, page)))
 }
 
-/// Allocates 2^`order` zeroed page frames, which are freed one by one: the first PFN.
+/// Allocates 2^`order` zeroed page frames in one piece: the first PFN.
 pub fn alloc_frames(order: u32) -> Result<u64> {
     let mut pfn = 0;
     // SAFETY: pfn is valid for a write.
     Error::check(unsafe { sys::gzk_frames_alloc(order, &mut pfn) }).map(|_| pfn)
 }
 
-/// Frees a page frame. The caller had it from [`alloc_frames`], and nobody uses it any more.
-pub fn free_frame(pfn: u64) {
+/// From here on the page frames of a piece from [`alloc_frames`] are freed one by one, with order 0.
+pub fn split_frames(pfn: u64, order: u32) {
     // SAFETY: by the callers' books, as for pins.
-    unsafe { sys::gzk_frame_free(pfn) }
+    unsafe { sys::gzk_frames_split(pfn, order) }
+}
+
+/// Frees what the caller had from [`alloc_frames`], and nobody uses any more.
+pub fn free_frames(pfn: u64, order: u32) {
+    // SAFETY: by the callers' books, as for pins.
+    unsafe { sys::gzk_frames_free(pfn, order) }
 }
 
 /// Pins pages of the caller from `addr` on, into `pfns`. How many, at least one.
@@ -108,10 +114,10 @@ impl Hiding {
         Self(())
     }
 
-    /// Hides a page frame that came from [`alloc_frames`].
-    pub fn hide(&self, pfn: u64) {
-        // SAFETY: begun, and by the callers' books the frame is allocated.
-        unsafe { sys::gzk_frame_hide(pfn) }
+    /// Hides page frames that came from [`alloc_frames`].
+    pub fn hide(&self, pfn: u64, count: u64) {
+        // SAFETY: begun, and by the callers' books the frames are allocated.
+        unsafe { sys::gzk_frames_hide(pfn, count) }
     }
 }
 

@@ -132,7 +132,7 @@ fn what_a_protected_vm_is_given_leaves_user_space() {
     assert!(touch(GUEST_MEM + 8 * BLOCK + PAGE).is_some());
     let refused = PRIVATE_FAULTS.get();
     assert!(fault(&k, vcpu, RAM + 7 * PAGE));
-    assert_eq!(k.count(Function::MapGuestBlock), 1, "in one go");
+    assert_eq!(k.count(Function::MapGuest), 1, "in one go");
     assert_eq!(PRIVATE_PAGES.get(), 512);
     for offset in [0, PAGE, 511 * PAGE, 8 * BLOCK, 8 * BLOCK + PAGE] {
         assert_eq!(touch(GUEST_MEM + offset), None, "{offset:#x}");
@@ -176,7 +176,7 @@ fn a_refused_gift_is_the_hosts() {
     let k = Session::new();
     let (_, vcpu, _) = machine(&k);
     let pfn = touch(GUEST_MEM);
-    k.with(|k| k.answers.push((Function::MapGuestBlock, -40_i64 as u64)));
+    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
     assert!(!fault(&k, vcpu, RAM));
     assert_eq!(touch(GUEST_MEM), pfn, "the hypervisor did not take it");
     assert!(fault(&k, vcpu, RAM), "works the next time");
@@ -236,6 +236,7 @@ fn pages_of_a_vm_that_is_gone_are_fresh() {
     assert_eq!((PRIVATE_PAGES.get(), GUEST_MEMORY_PAGES.get()), (0, 512));
     assert!(touch(GUEST_MEM).is_some() && touch(GUEST_MEM + PAGE).is_some());
     assert_eq!(touch(GUEST_MEM + BLOCK), before, "what was never given stays");
+    assert_eq!(GUEST_MEMORY_PAGES.get(), 1024, "a block again");
 }
 
 #[test]
@@ -313,7 +314,7 @@ fn two_vms_have_one_file() {
     assert_eq!(protect(&k, other), 0);
     let other_vcpu = k.vcpu(other, 0);
     assert!(fault(&k, vcpu, RAM));
-    k.with(|k| k.answers.push((Function::MapGuestBlock, -40_i64 as u64)));
+    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
     assert!(!fault(&k, other_vcpu, RAM), "the first one's");
     assert_eq!(touch(GUEST_MEM), None);
     close(vcpu);
