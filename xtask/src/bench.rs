@@ -47,7 +47,11 @@ pub enum Host {
     KvmNvhe,
     /// KVM that does not trust the host's kernel (kvm-arm.mode=protected), with a VM that is not protected
     KvmProtected,
-    /// As kvm-vhe, of the newest Linux that set-up finds (7.3 or newer)
+    /// As gzvm, the host's kernel the newest Linux that set-up finds (7.3 or newer)
+    Gzvm7,
+    /// As gzvm-protected, of that Linux
+    Gzvm7Protected,
+    /// As kvm-vhe, of that Linux
     Kvm7Vhe,
     /// KVM of that Linux, with a protected VM
     Kvm7ProtectedVm,
@@ -56,17 +60,17 @@ pub enum Host {
 impl Host {
     /// Is our hypervisor at EL2?
     pub const fn is_gzvm(self) -> bool {
-        matches!(self, Self::Gzvm | Self::GzvmProtected)
+        matches!(self, Self::Gzvm | Self::GzvmProtected | Self::Gzvm7 | Self::Gzvm7Protected)
     }
 
     /// Is the VM a protected one?
     pub const fn protected_vm(self) -> bool {
-        matches!(self, Self::GzvmProtected | Self::Kvm7ProtectedVm)
+        matches!(self, Self::GzvmProtected | Self::Gzvm7Protected | Self::Kvm7ProtectedVm)
     }
 
     /// Is the host's kernel not the stock one of all others?
-    pub const fn is_kvm7(self) -> bool {
-        matches!(self, Self::Kvm7Vhe | Self::Kvm7ProtectedVm)
+    pub const fn is_newest_linux(self) -> bool {
+        matches!(self, Self::Gzvm7 | Self::Gzvm7Protected | Self::Kvm7Vhe | Self::Kvm7ProtectedVm)
     }
 
     /// As in the table and in JSON.
@@ -77,6 +81,8 @@ impl Host {
             Self::KvmVhe => "kvm-vhe",
             Self::KvmNvhe => "kvm-nvhe",
             Self::KvmProtected => "kvm-protected",
+            Self::Gzvm7 => "gzvm7",
+            Self::Gzvm7Protected => "gzvm7-protected",
             Self::Kvm7Vhe => "kvm7-vhe",
             Self::Kvm7ProtectedVm => "kvm7-protected-vm",
         }
@@ -128,10 +134,13 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
     let mut hosts = if options.host.is_empty() { all.to_vec() } else { options.host.clone() };
     hosts.dedup();
     if !options.no_build {
-        let tests = hosts.iter().any(|host| host.is_kvm7());
-        setup::ensure(layout, &setup::Options { tests, ..setup::Options::default() })?;
+        let newest = hosts.iter().any(|host| host.is_newest_linux());
+        setup::ensure(layout, &setup::Options { newest, ..setup::Options::default() })?;
         let peers = [Part::Guests, Part::Gz, Part::Rootfs];
         build::build(layout, if hosts.iter().any(|host| host.is_gzvm()) { &build::ALL } else { &peers })?;
+        if hosts.iter().any(|host| host.is_gzvm() && host.is_newest_linux()) {
+            build::driver::build_newest(layout)?;
+        }
     }
     if options.io {
         let rows = io::bench(layout, &hosts)?;
@@ -187,7 +196,7 @@ fn about(layout: &Layout) -> Result<String> {
     let qemu = qemu.lines().next().unwrap_or_default().split_once(" (").map_or("", |(version, _)| version);
     let newest = fs::read_to_string(layout.guests_folder().join("linux-7.x.release"));
     let newest = newest.as_deref().map_or("not there", str::trim);
-    Ok(format!("{qemu}, Linux {} as host and guest (kvm7: host {newest})", layout.release()?))
+    Ok(format!("{qemu}, Linux {} as host and guest (gzvm7, kvm7: host {newest})", layout.release()?))
 }
 
 fn write_docs(layout: &Layout, report: &Report) -> Result<()> {

@@ -61,8 +61,8 @@ pub fn initrd(layout: &Layout, folder: &Path, extras: &[Extra]) -> Result<PathBu
 /// The machine of a host that runs the script in its root; `word` is on its command line too.
 pub fn machine(layout: &Layout, host: Host, initrd: PathBuf, word: &str) -> Machine {
     let (kind, mode) = match host {
-        Host::Gzvm => (cases::Host::Gzvm, ""),
-        Host::GzvmProtected => (cases::Host::Gzvm, "gz.protected=1"),
+        Host::Gzvm | Host::Gzvm7 => (cases::Host::Gzvm, ""),
+        Host::GzvmProtected | Host::Gzvm7Protected => (cases::Host::Gzvm, "gz.protected=1"),
         Host::KvmVhe => (cases::Host::Kvm, ""),
         Host::KvmNvhe => (cases::Host::Kvm, "kvm-arm.mode=nvhe"),
         Host::KvmProtected => (cases::Host::Kvm, "kvm-arm.mode=protected"),
@@ -70,7 +70,7 @@ pub fn machine(layout: &Layout, host: Host, initrd: PathBuf, word: &str) -> Mach
         Host::Kvm7ProtectedVm => (cases::Host::Kvm, "kvm-arm.mode=protected gz.protected=1"),
     };
     let mut boot = kind.boot(layout, initrd, &format!("nokaslr gz.mode=script {mode} {word}"));
-    if host.is_kvm7() {
+    if host.is_newest_linux() {
         boot.set_kernel(layout.guests_folder().join("linux-7.x.Image"));
     }
     with_cpus(boot)
@@ -107,7 +107,7 @@ pub fn run(layout: &Layout, machine: &mut Machine, name: &str) -> Result<String>
 /// If it does not.
 pub fn check_mode(host: Host, text: &str) -> Result<()> {
     let modes: &[&str] = match host {
-        Host::Gzvm | Host::GzvmProtected => return Ok(()),
+        Host::Gzvm | Host::GzvmProtected | Host::Gzvm7 | Host::Gzvm7Protected => return Ok(()),
         Host::KvmVhe | Host::Kvm7Vhe => &["VHE"],
         Host::KvmNvhe => &["Hyp nVHE"],
         // The latter: at EL2 with HCR_EL2.E2H set, on CPUs that have it.

@@ -21,6 +21,7 @@ use super::{
     report,
     results::{self, Clock, Figure},
 };
+use crate::build::driver::NEWEST_DRIVER;
 
 /// Signs the guests of protected VMs.
 const DEVELOPMENT_KEY: &str = include_str!("../../../firmware/keys/development.key");
@@ -75,7 +76,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// If the machine did not come to the end of its script.
     pub fn measure(&self, host: Host) -> Result<(Figures, Option<Profile>)> {
-        let initrd = self.host_initrd(&self.script())?;
+        let initrd = self.host_initrd(Some(host), &self.script())?;
         let mut machine = machines::machine(self.layout, host, initrd, "");
         let profiler = self.profiler.as_ref().filter(|_| host.is_gzvm());
         if let Some(profiler) = profiler {
@@ -89,7 +90,7 @@ impl<'a> Plan<'a> {
         figures.insert(results::LINUX_BOOT, results::boots(&text, self.boots, clock));
         if self.works > 0 {
             let work = self
-                .host_work(host.name(), |initrd, phase| machines::machine(self.layout, host, initrd, phase));
+                .host_work(Some(host), |initrd, phase| machines::machine(self.layout, host, initrd, phase));
             figures.insert(results::HOST_WORK, work.map_err(|error| format!("{error:#}")));
         }
         figures.retain(|name, _| self.operations.contains(name));
@@ -105,16 +106,17 @@ impl<'a> Plan<'a> {
             figures.insert(results::LINUX_BOOT, self.bare_metal_boot().map_err(text));
         }
         if self.works > 0 {
-            let work = self
-                .host_work("bare-metal", |initrd, phase| machines::without_el2(self.layout, initrd, phase));
+            let work =
+                self.host_work(None, |initrd, phase| machines::without_el2(self.layout, initrd, phase));
             figures.insert(results::HOST_WORK, work.map_err(text));
         }
         figures
     }
 
     /// The host's work, each time in another boot of the machine: one boot differs from the next by more than hosts do.
-    fn host_work(&self, name: &str, machine: impl Fn(PathBuf, &str) -> Machine) -> Result<Figure> {
-        let initrd = self.host_initrd(WORK)?;
+    fn host_work(&self, host: Option<Host>, machine: impl Fn(PathBuf, &str) -> Machine) -> Result<Figure> {
+        let initrd = self.host_initrd(host, WORK)?;
+        let name = host.map_or("bare-metal", Host::name);
         let mut counts = Vec::new();
         for number in 1..=self.works {
             let mut machine = machine(initrd.clone(), &varied(number));
@@ -143,19 +145,23 @@ impl<'a> Plan<'a> {
         Figure::median(&counts).context("no boot")
     }
 
-    /// The host's root, with this script and what it needs.
-    fn host_initrd(&self, script: &str) -> Result<PathBuf> {
+    /// The root of a host, or of a machine without EL2, with this script and what it needs.
+    fn host_initrd(&self, host: Option<Host>, script: &str) -> Result<PathBuf> {
         let file = |path: &str, mode, content: &[u8]| Extra {
             path: path.to_owned(),
             mode,
             content: content.to_vec(),
         };
-        let extras = [
+        let mut extras = vec![
             Extra::script(script),
             file("/guest/development.key", 0o644, DEVELOPMENT_KEY.as_bytes()),
             self.stopwatch.clone(),
             file("/guest/stopwatch.cpio", 0o644, &self.guest_initrd()),
         ];
+        if host.is_some_and(|host| host.is_gzvm() && host.is_newest_linux()) {
+            let driver = self.layout.part(NEWEST_DRIVER);
+            extras.push(Extra::file("/lib/modules/gzvm.ko", 0o644, &driver)?);
+        }
         machines::initrd(self.layout, &self.folder, &extras)
     }
 

@@ -23,6 +23,8 @@ const fn colour(host: Host) -> &'static str {
         Host::KvmVhe => "#4f7cac",
         Host::KvmNvhe => "#8fb0d0",
         Host::KvmProtected => "#c0a24a",
+        Host::Gzvm7 => "#2f8f9d",
+        Host::Gzvm7Protected => "#8cc5cd",
         Host::Kvm7Vhe => "#8a7fb0",
         Host::Kvm7ProtectedVm => "#b07f9e",
     }

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -14,12 +14,15 @@ use anyhow::{Context, Result};
 use gzvm_tests::layout::Layout;
 
 use super::{cargo, copy_if_changed};
-use crate::process;
+use crate::{process, setup::newest};
 
 /// The package of the driver's logic.
 pub const PACKAGE: &str = "gzvm-driver-core";
 /// The program that checks the loaded driver.
 pub const CHECK: &str = "gzvm-check";
+
+/// The driver for the newest Linux, which `bench` measures beside KVM of that Linux.
+pub const NEWEST_DRIVER: &str = "gzvm-newest.ko";
 
 /// The driver that makes mistakes on demand.
 const CRASH_TEST: &str = "gzvm-crash.ko";
@@ -27,21 +30,34 @@ const CRASH_TEST: &str = "gzvm-crash.ko";
 /// Modules of Linux guests: devices of protected ones, channels.
 const GUEST_MODULES: [&str; 2] = ["gzvm-guest.ko", "gzvm-rpc.ko"];
 
-/// Has the kernel's build system make what is in `place`.
-fn make(layout: &Layout, place: &Path, crash_test: bool) -> Result<()> {
+/// For the newest Linux. GCC before 14 can't align functions as its ftrace wants it, so the driver is without; and its type
+/// information wants a pahole as new.
+const NEWEST: [&str; 3] =
+    ["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=", "CC_FLAGS_FTRACE=", "CONFIG_DEBUG_INFO_BTF_MODULES="];
+
+/// The kernel's build system for the host's kernel.
+fn of_host(layout: &Layout) -> PathBuf {
+    layout.cache.join("host/build")
+}
+
+/// Has the kernel's build system in `kernel` make what is in `place`.
+fn make(kernel: &Path, place: &Path, variables: &[&str]) -> Result<()> {
     let mut make = Command::new("make");
-    make.arg("-C").arg(layout.cache.join("host/build")).arg(format!("M={}", place.display()));
-    if crash_test {
-        make.arg("GZVM_CRASH_TEST=y");
-    }
+    make.arg("-C").arg(kernel).arg(format!("M={}", place.display())).args(variables);
     make.args(["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "modules"]);
     // A surrounding make must not pass its options on.
     make.env_remove("MAKEFLAGS").stdin(Stdio::null());
     process::run(&mut make).context("the kernel's build system")
 }
 
-/// The driver with these features, in a folder of its own.
-fn driver(layout: &Layout, features: &str, folder: &str, part: &str) -> Result<()> {
+/// The driver with these features for this kernel, in a folder of its own.
+fn driver(
+    layout: &Layout,
+    kernel: &Path,
+    (features, variables): (&str, &[&str]),
+    folder: &str,
+    part: &str,
+) -> Result<()> {
     let library = cargo::static_library(layout, PACKAGE, features)?;
     let place = layout.part(folder);
     fs::create_dir_all(&place)?;
@@ -55,7 +71,7 @@ fn driver(layout: &Layout, features: &str, folder: &str, part: &str) -> Result<(
         }
     }
     copy_if_changed(&library, &place.join("libgzvm_driver_core.a"))?;
-    make(layout, &place, part == CRASH_TEST)?;
+    make(kernel, &place, variables)?;
     copy_if_changed(&place.join("gzvm.ko"), &layout.part(part))
 }
 
@@ -64,15 +80,16 @@ fn driver(layout: &Layout, features: &str, folder: &str, part: &str) -> Result<(
 /// # Errors
 /// If the compiler, the linker or the kernel's build system complains.
 pub fn build(layout: &Layout) -> Result<()> {
-    driver(layout, "crash-test", "driver-crash-build", CRASH_TEST)?;
-    driver(layout, "", "driver-build", "gzvm.ko")?;
+    let kernel = of_host(layout);
+    driver(layout, &kernel, ("crash-test", &["GZVM_CRASH_TEST=y"]), "driver-crash-build", CRASH_TEST)?;
+    driver(layout, &kernel, ("", &[]), "driver-build", "gzvm.ko")?;
 
     let guest = layout.part("driver-guest-build");
     fs::create_dir_all(&guest)?;
     for name in ["Kbuild", "gzvm-guest.c", "rpc.h", "rpc.c", "rpc-grant.c", "rpc-places.c"] {
         copy_if_changed(&layout.root.join("driver/guest").join(name), &guest.join(name))?;
     }
-    make(layout, &guest, false)?;
+    make(&kernel, &guest, &[])?;
     for module in GUEST_MODULES {
         copy_if_changed(&guest.join(module), &layout.part(module))?;
     }
@@ -80,4 +97,12 @@ pub fn build(layout: &Layout) -> Result<()> {
     let programs = cargo::linux_programs(layout, &[CHECK])?;
     let (_, check) = programs.iter().find(|(name, _)| name == CHECK).context("no program gzvm-check")?;
     super::strip(layout, check, CHECK)
+}
+
+/// Builds [`NEWEST_DRIVER`].
+///
+/// # Errors
+/// As [`build`].
+pub fn build_newest(layout: &Layout) -> Result<()> {
+    driver(layout, &newest::build_folder(layout), ("", &NEWEST), "driver-newest-build", NEWEST_DRIVER)
 }

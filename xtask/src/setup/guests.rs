@@ -65,7 +65,7 @@ const KERNELS: [Kernel; 4] = [
 ];
 
 /// Backports first: their lists are short.
-const NEWER_SUITES: [&str; 5] =
+pub const NEWER_SUITES: [&str; 5] =
     ["trixie-backports", "stable-backports", "oldstable-backports", "testing", "unstable"];
 
 /// Newer than the series of the host.
@@ -116,6 +116,16 @@ const U_BOOT: (&str, &str) = ("u-boot-qemu", "usr/lib/u-boot/qemu_arm64/u-boot.b
 /// Is all of it there?
 pub fn complete(layout: &Layout) -> bool {
     fs::read_to_string(layout.guests_folder().join("stamp")).is_ok_and(|stamp| stamp == RECIPE)
+}
+
+/// The release of the newest kernel, `linux-7.x`.
+///
+/// # Errors
+/// If it is not there.
+pub fn newest_release(layout: &Layout) -> Result<String> {
+    let path = layout.guests_folder().join("linux-7.x.release");
+    let text = fs::read_to_string(&path).with_context(|| format!("{} is missing", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Downloads and prepares all of it.

@@ -42,8 +42,7 @@ pub fn install(layout: &Layout, codename: &str, architecture: &str) -> Result<()
     let own = State::update(&cache.join("apt/own"), architecture, &sources)?;
     step.done();
     let (release, version) = newest(&arm)?;
-    // linux-headers-RELEASE-common has the release without the flavour.
-    let base = release.strip_suffix("-cloud-arm64").unwrap_or(&release);
+    let base = without_flavour(&release);
 
     let step = Step::new(format!("Linux {release}: kernel, modules, headers; busybox"));
     let downloads = cache.join("downloads");
@@ -143,8 +142,16 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Debian's headers name each other below `/usr/src`, and the compiler by its version.
-fn relocate_headers(new: &Path, place: &Path, release: &str) -> Result<()> {
+/// The release in the name of linux-headers-RELEASE-common.
+pub fn without_flavour(release: &str) -> &str {
+    release.strip_suffix("-cloud-arm64").unwrap_or(release)
+}
+
+/// Debian's headers name each other below `/usr/src`, and the compiler by its version. They are in `new`, and come to `place`.
+///
+/// # Errors
+/// If a part of them is missing.
+pub fn relocate_headers(new: &Path, place: &Path, release: &str) -> Result<()> {
     let tree = format!("headers/usr/src/linux-headers-{release}");
     let makefile = new.join(&tree).join("Makefile");
     let text = fs::read_to_string(&makefile).context("the headers have no Makefile")?;

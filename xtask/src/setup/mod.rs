@@ -5,13 +5,15 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`rust`] for the compiler's Arm targets.
+//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`newest`] for what only `bench` builds, [`rust`] for the compiler's
+//! Arm targets.
 
 pub mod apt;
 mod debian;
 mod guests;
 mod host;
 mod kernel;
+pub mod newest;
 mod peers;
 mod programs;
 pub mod rust;
@@ -41,11 +43,21 @@ pub struct Options {
     /// Also a whole Debian as a guest, for the soak tier (`cargo xtask test soak` makes it by itself)
     #[arg(long)]
     pub debian: bool,
+    /// Also what tests run as guests, and the headers of the newest kernel of these (`cargo xtask bench` fetches them by itself)
+    #[arg(long)]
+    pub newest: bool,
+}
+
+impl Options {
+    /// Is what tests run as guests wanted?
+    const fn guests(&self) -> bool {
+        self.tests || self.newest
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { toolchain: Route::Auto, refresh: false, tests: false, debian: false }
+        Self { toolchain: Route::Auto, refresh: false, tests: false, debian: false, newest: false }
     }
 }
 
@@ -59,7 +71,9 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
         host::complete()
             && kernel::complete(layout)
             && rust::complete(layout, &compiler, options.toolchain)
-            && (!options.tests || (guests::complete(layout) && peers::complete(layout)))
+            && (!options.guests() || guests::complete(layout))
+            && (!options.tests || peers::complete(layout))
+            && (!options.newest || newest::complete(layout))
             && (!options.debian || debian::complete(layout))
     };
     if complete() && !options.refresh {
@@ -81,11 +95,14 @@ pub fn ensure(layout: &Layout, options: &Options) -> Result<()> {
     if !rust::complete(layout, &compiler, options.toolchain) {
         rust::install(layout, &compiler, options.toolchain, &codename)?;
     }
-    if options.tests && (!guests::complete(layout) || options.refresh) {
+    if options.guests() && (!guests::complete(layout) || options.refresh) {
         guests::install(layout, &codename)?;
     }
     if options.tests && (!peers::complete(layout) || options.refresh) {
         peers::install(layout, &codename, options.refresh)?;
+    }
+    if options.newest && (!newest::complete(layout) || options.refresh) {
+        newest::install(layout, &codename)?;
     }
     if options.debian && (!debian::complete(layout) || options.refresh) {
         debian::install(layout, &codename)?;
