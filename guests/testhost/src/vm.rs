@@ -283,6 +283,11 @@ impl Vm {
     /// Runs until the guest stores to the device; offset in it and value.
     pub fn run_to_store(&mut self, vcpu: u16) -> Result<(u64, u64), Verdict> {
         let reason = self.run(vcpu)?;
+        self.stored(vcpu, reason)
+    }
+
+    /// What the guest stored to the device, by which its run ended.
+    pub fn stored(&self, vcpu: u16, reason: u32) -> Result<(u64, u64), Verdict> {
         let mmio = Mmio::read(&self.report(vcpu));
         if reason != exit::MMIO || mmio.is_write == 0 {
             fail!("exit {reason:#x} (write {}), not a store", mmio.is_write);
