@@ -107,7 +107,7 @@ pub struct Options {
     /// Say where EL2's instructions go, by exception and by symbol (gzvm hosts; best with one operation)
     #[arg(long)]
     pub profile: bool,
-    /// Write the figures and the plot into docs/ (docs/benchmarks.md, docs/benchmarks.svg)
+    /// Write the figures and the plot into docs/ (docs/benchmarks.md, .svg and .json)
     #[arg(long, conflicts_with_all = ["quick", "host", "operation"])]
     pub docs: bool,
     /// Disk and console of a Linux guest instead, under gzvm and KVM
@@ -201,6 +201,7 @@ fn about(layout: &Layout) -> Result<String> {
 
 fn write_docs(layout: &Layout, report: &Report) -> Result<()> {
     write_page(layout, report::BEGIN, &report.markdown())?;
+    fs::write(layout.root.join("docs/benchmarks.json"), report.json()?)?;
     let svg = layout.root.join("docs/benchmarks.svg");
     fs::write(&svg, plot::svg(report))?;
     eprintln!("Written: {}", svg.display());
