@@ -325,6 +325,30 @@ fn two_vms_have_one_file() {
     assert_eq!(touch(GUEST_MEM), None);
 }
 
+/// A block that two VMs hold as one is told apart by a page that one of them gives back.
+#[test]
+fn two_vms_have_a_block_and_one_gives_a_page_back() {
+    let k = Session::new();
+    let (vm, vcpu, _) = machine(&k);
+    let other = k.vm();
+    assert_eq!(k.region(other, 0, RAM, BLOCK, GUEST_MEM), 0);
+    assert_eq!(protect(&k, other), 0);
+    let other_vcpu = k.vcpu(other, 0);
+    assert!(fault(&k, vcpu, RAM));
+    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
+    assert!(!fault(&k, other_vcpu, RAM), "the first one's");
+    shares(RAM / PAGE);
+    relinquish(&k, RAM, false);
+    assert!(run(&k, vcpu));
+    assert_eq!((PRIVATE_PAGES.get(), GUEST_MEMORY_PAGES.get()), (512, 512), "the other may have it");
+    close(vcpu);
+    close(vm);
+    assert_eq!(GUEST_MEMORY_PAGES.get(), 512);
+    close(other_vcpu);
+    close(other);
+    assert_eq!((PRIVATE_PAGES.get(), GUEST_MEMORY_PAGES.get()), (0, 0), "nobody has it now");
+}
+
 #[test]
 fn a_slot_is_all_of_one_file_in_its_order() {
     let k = Session::new();
