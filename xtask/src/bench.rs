@@ -194,8 +194,7 @@ pub fn bench(layout: &Layout, options: &Options) -> Result<()> {
 fn about(layout: &Layout) -> Result<String> {
     let qemu = process::output(std::process::Command::new(gzvm_tests::machine::QEMU).arg("--version"))?;
     let qemu = qemu.lines().next().unwrap_or_default().split_once(" (").map_or("", |(version, _)| version);
-    let newest = fs::read_to_string(layout.guests_folder().join("linux-7.x.release"));
-    let newest = newest.as_deref().map_or("not there", str::trim);
+    let newest = setup::guests::newest_release(layout).unwrap_or_else(|_| "not there".to_owned());
     Ok(format!("{qemu}, Linux {} as host and guest (gzvm7, kvm7: host {newest})", layout.release()?))
 }
 

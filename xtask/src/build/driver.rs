@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -34,11 +34,6 @@ const GUEST_MODULES: [&str; 2] = ["gzvm-guest.ko", "gzvm-rpc.ko"];
 /// information wants a pahole as new.
 const NEWEST: [&str; 3] =
     ["CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=", "CC_FLAGS_FTRACE=", "CONFIG_DEBUG_INFO_BTF_MODULES="];
-
-/// The kernel's build system for the host's kernel.
-fn of_host(layout: &Layout) -> PathBuf {
-    layout.cache.join("host/build")
-}
 
 /// Has the kernel's build system in `kernel` make what is in `place`.
 fn make(kernel: &Path, place: &Path, variables: &[&str]) -> Result<()> {
@@ -80,7 +75,7 @@ fn driver(
 /// # Errors
 /// If the compiler, the linker or the kernel's build system complains.
 pub fn build(layout: &Layout) -> Result<()> {
-    let kernel = of_host(layout);
+    let kernel = layout.cache.join("host/build");
     driver(layout, &kernel, ("crash-test", &["GZVM_CRASH_TEST=y"]), "driver-crash-build", CRASH_TEST)?;
     driver(layout, &kernel, ("", &[]), "driver-build", "gzvm.ko")?;
 

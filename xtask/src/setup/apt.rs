@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use gzvm_tests::layout::Layout;
 
 use crate::process;
 
@@ -172,6 +173,20 @@ impl State {
             "can't fetch Debian's package lists: is the network up, and is the mirror in /etc/apt right?",
         )?;
         Ok(state)
+    }
+
+    /// Of one suite of the machine's mirror, in a folder NAME-SUITE of the cache. None: there is no such suite.
+    ///
+    /// # Errors
+    /// If the machine names no mirror.
+    pub fn of_suite(
+        layout: &Layout,
+        (name, suite): (&str, &str),
+        sources: &[Source],
+        codename: &str,
+    ) -> Result<Option<Self>> {
+        let source = mirror(sources, codename, &[suite])?;
+        Ok(Self::update(&layout.cache.join(format!("apt/{name}-{suite}")), "arm64", &[source]).ok())
     }
 
     /// `apt-get` or `apt-cache` on this state.

@@ -178,10 +178,7 @@ fn fetch_kernel(
 ) -> Result<String> {
     let mut seen = Vec::new();
     for suite in wanted.suites {
-        let source = apt::mirror(sources, codename, &[suite])?;
-        let Ok(state) =
-            State::update(&layout.cache.join("apt").join(format!("arm64-{suite}")), "arm64", &[source])
-        else {
+        let Some(state) = State::of_suite(layout, ("arm64", suite), sources, codename)? else {
             seen.push(format!("{suite}: no such suite"));
             continue;
         };

@@ -10,7 +10,7 @@
 
 pub mod apt;
 mod debian;
-mod guests;
+pub mod guests;
 mod host;
 mod kernel;
 pub mod newest;

@@ -43,12 +43,7 @@ pub fn install(layout: &Layout, codename: &str) -> Result<()> {
     let sources = apt::machine_sources()?;
     let step = Step::new(format!("Linux {release}: headers"));
     for suite in NEWER_SUITES {
-        let source = apt::mirror(&sources, codename, &[suite])?;
-        let Ok(state) =
-            State::update(&layout.cache.join("apt").join(format!("arm64-{suite}")), "arm64", &[source])
-        else {
-            continue;
-        };
+        let Some(state) = State::of_suite(layout, ("arm64", suite), &sources, codename)? else { continue };
         let headers = format!("linux-headers-{release}");
         if state.versions(&headers)?.is_empty() {
             continue;
@@ -78,7 +73,8 @@ fn take_programs(tree: &Path, host: &Path) -> Result<()> {
     for name in ["scripts", "tools"] {
         let link = tree.join(name);
         fs::remove_file(&link).with_context(|| format!("the headers have no {name}"))?;
-        symlink(fs::canonicalize(host.join(name))?, &link)?;
+        // By the folder's name, not its kernel's: a newer one may come there.
+        symlink(host.join(name), &link)?;
     }
     Ok(())
 }

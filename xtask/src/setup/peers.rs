@@ -129,10 +129,7 @@ impl Set {
         drop(fs::remove_dir_all(&new));
         let mut found = false;
         for suite in SUITES {
-            let source = apt::mirror(&sources, codename, &[suite])?;
-            let Ok(state) =
-                State::update(&layout.cache.join("apt").join(format!("peers-{suite}")), "arm64", &[source])
-            else {
+            let Some(state) = State::of_suite(layout, ("peers", suite), &sources, codename)? else {
                 continue;
             };
             let mut all = true;

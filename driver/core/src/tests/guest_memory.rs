@@ -305,17 +305,23 @@ fn a_page_that_the_guest_took_again_stays() {
     assert_eq!(k.with(|k| k.pins.len()), 512);
 }
 
+/// Two protected VMs, each with its vCPU, whose slots hold one block of a file. The first has it; the other was refused.
+fn two_of_one_file(k: &Session) -> [(i32, i32); 2] {
+    let (vm, vcpu, _) = machine(k);
+    let other = k.vm();
+    assert_eq!(k.region(other, 0, RAM, BLOCK, GUEST_MEM), 0);
+    assert_eq!(protect(k, other), 0);
+    let other_vcpu = k.vcpu(other, 0);
+    assert!(fault(k, vcpu, RAM));
+    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
+    assert!(!fault(k, other_vcpu, RAM), "the first one's");
+    [(vm, vcpu), (other, other_vcpu)]
+}
+
 #[test]
 fn two_vms_have_one_file() {
     let k = Session::new();
-    let (vm, vcpu, _) = machine(&k);
-    let other = k.vm();
-    assert_eq!(k.region(other, 0, RAM, BLOCK, GUEST_MEM), 0);
-    assert_eq!(protect(&k, other), 0);
-    let other_vcpu = k.vcpu(other, 0);
-    assert!(fault(&k, vcpu, RAM));
-    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
-    assert!(!fault(&k, other_vcpu, RAM), "the first one's");
+    let [(vm, vcpu), (_, other_vcpu)] = two_of_one_file(&k);
     assert_eq!(touch(GUEST_MEM), None);
     close(vcpu);
     close(vm);
@@ -329,14 +335,7 @@ fn two_vms_have_one_file() {
 #[test]
 fn two_vms_have_a_block_and_one_gives_a_page_back() {
     let k = Session::new();
-    let (vm, vcpu, _) = machine(&k);
-    let other = k.vm();
-    assert_eq!(k.region(other, 0, RAM, BLOCK, GUEST_MEM), 0);
-    assert_eq!(protect(&k, other), 0);
-    let other_vcpu = k.vcpu(other, 0);
-    assert!(fault(&k, vcpu, RAM));
-    k.with(|k| k.answers.push((Function::MapGuest, -40_i64 as u64)));
-    assert!(!fault(&k, other_vcpu, RAM), "the first one's");
+    let [(vm, vcpu), (other, other_vcpu)] = two_of_one_file(&k);
     shares(RAM / PAGE);
     relinquish(&k, RAM, false);
     assert!(run(&k, vcpu));
