@@ -940,7 +940,7 @@ static int __init gzk_init(void)
 	if (ret)
 		return ret;
 
-	gzk_hangups = alloc_workqueue("gzvm-irqfd", 0, 0);
+	gzk_hangups = alloc_workqueue("gzvm-irqfd", WQ_UNBOUND, 0);
 	if (!gzk_hangups)
 		return -ENOMEM;
 	ret = misc_register(&gzk_dev);
