@@ -66,6 +66,12 @@ impl Layout {
         self.cache.join("guests")
     }
 
+    /// The newest Linux that set-up found, which is a guest and a host.
+    #[must_use]
+    pub fn newest_linux(&self) -> PathBuf {
+        self.guests_folder().join("linux-7.x.Image")
+    }
+
     /// What set-up fetched for tests to run at the other end of guests' devices.
     #[must_use]
     pub fn peers_folder(&self) -> PathBuf {

@@ -83,12 +83,16 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
         .map_or_else(|| vec![Tier::Unit, Tier::Boot, Tier::System, Tier::Abuse], |tier| vec![tier]);
     // Other kernels as guests.
     let tests = tiers.contains(&Tier::System) || tiers.contains(&Tier::Soak);
-    // A whole Debian, which takes minutes to make: only for who runs it.
-    let debian = tiers.contains(&Tier::Soak)
-        && cases::debian::cases().iter().any(|case| {
-            options.filter.is_empty() || options.filter.iter().any(|word| case.name.contains(word.as_str()))
-        });
-    let needs = setup::Options { tests, debian, ..setup::Options::default() };
+    // A whole Debian, which takes minutes to make, and a driver for another kernel: only for who runs them.
+    let soaks = |cases: Vec<harness::Case>| {
+        tiers.contains(&Tier::Soak)
+            && cases.iter().any(|case| {
+                let named = options.filter.iter().any(|word| case.name.contains(word.as_str()));
+                case.tier == harness::Tier::Soak && (named || options.filter.is_empty())
+            })
+    };
+    let (debian, newest) = (soaks(cases::debian::cases()), soaks(cases::driver::cases()));
+    let needs = setup::Options { tests, debian, newest, ..setup::Options::default() };
     let mut total = Summary::default();
     // Of the first tier, set-up and build are a part.
     let mut begin = Instant::now();
@@ -132,6 +136,7 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
 /// Sets up and builds what `first` needs. The rest of the set-up, minutes of downloads, goes on in the thread that is returned.
 fn prepare(layout: &Layout, first: Tier, needs: setup::Options) -> Result<Option<JoinHandle<Result<()>>>> {
     let mut more = None;
+    let newest = needs.newest;
     if first.is_early() {
         setup::ensure(layout, &setup::Options::default())?;
         let layout = layout.clone();
@@ -140,6 +145,9 @@ fn prepare(layout: &Layout, first: Tier, needs: setup::Options) -> Result<Option
         setup::ensure(layout, &needs)?;
     }
     build::build(layout, &build::ALL)?;
+    if newest {
+        build::driver::build_newest(layout)?;
+    }
     Ok(more)
 }
 

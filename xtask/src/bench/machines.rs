@@ -71,7 +71,7 @@ pub fn machine(layout: &Layout, host: Host, initrd: PathBuf, word: &str) -> Mach
     };
     let mut boot = kind.boot(layout, initrd, &format!("nokaslr gz.mode=script {mode} {word}"));
     if host.is_newest_linux() {
-        boot.set_kernel(layout.guests_folder().join("linux-7.x.Image"));
+        boot.set_kernel(layout.newest_linux());
     }
     with_cpus(boot)
 }

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use gzvm_tests::{
+    cases,
     cpio::Archive,
     initrd::Extra,
     layout::Layout,
@@ -21,7 +22,6 @@ use super::{
     report,
     results::{self, Clock, Figure},
 };
-use crate::build::driver::NEWEST_DRIVER;
 
 /// Signs the guests of protected VMs.
 const DEVELOPMENT_KEY: &str = include_str!("../../../firmware/keys/development.key");
@@ -159,7 +159,7 @@ impl<'a> Plan<'a> {
             file("/guest/stopwatch.cpio", 0o644, &self.guest_initrd()),
         ];
         if host.is_some_and(|host| host.is_gzvm() && host.is_newest_linux()) {
-            let driver = self.layout.part(NEWEST_DRIVER);
+            let driver = self.layout.part(cases::driver::NEWEST);
             extras.push(Extra::file("/lib/modules/gzvm.ko", 0o644, &driver)?);
         }
         machines::initrd(self.layout, &self.folder, &extras)

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use gzvm_tests::layout::Layout;
+use gzvm_tests::{cases, layout::Layout};
 
 use super::{cargo, copy_if_changed};
 use crate::{process, setup::newest};
@@ -20,9 +20,6 @@ use crate::{process, setup::newest};
 pub const PACKAGE: &str = "gzvm-driver-core";
 /// The program that checks the loaded driver.
 pub const CHECK: &str = "gzvm-check";
-
-/// The driver for the newest Linux, which `bench` measures beside KVM of that Linux.
-pub const NEWEST_DRIVER: &str = "gzvm-newest.ko";
 
 /// The driver that makes mistakes on demand.
 const CRASH_TEST: &str = "gzvm-crash.ko";
@@ -94,10 +91,10 @@ pub fn build(layout: &Layout) -> Result<()> {
     super::strip(layout, check, CHECK)
 }
 
-/// Builds [`NEWEST_DRIVER`].
+/// Builds the driver for the newest Linux.
 ///
 /// # Errors
 /// As [`build`].
 pub fn build_newest(layout: &Layout) -> Result<()> {
-    driver(layout, &newest::build_folder(layout), ("", &NEWEST), "driver-newest-build", NEWEST_DRIVER)
+    driver(layout, &newest::build_folder(layout), ("", &NEWEST), "driver-newest-build", cases::driver::NEWEST)
 }

@@ -5,7 +5,7 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`newest`] for what only `bench` builds, [`rust`] for the compiler's
+//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`newest`] for what `bench` and the soak tier build, [`rust`] for the compiler's
 //! Arm targets.
 
 pub mod apt;
@@ -43,7 +43,7 @@ pub struct Options {
     /// Also a whole Debian as a guest, for the soak tier (`cargo xtask test soak` makes it by itself)
     #[arg(long)]
     pub debian: bool,
-    /// Also what tests run as guests, and the headers of the newest kernel of these (`cargo xtask bench` fetches them by itself)
+    /// Also what tests run as guests, and the headers of the newest kernel of these (`cargo xtask bench` and `cargo xtask test soak` fetch them by themselves)
     #[arg(long)]
     pub newest: bool,
 }

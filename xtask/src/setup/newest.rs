@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! What a driver for the newest Linux is built with: the headers of the kernel that tests run as `linux-7.x`. Only `bench` wants it.
+//! What a driver for the newest Linux is built with: the headers of the kernel that tests run as `linux-7.x`. Only `bench` and the
+//! soak tier want it.
 
 use std::{
     fs,
