@@ -54,21 +54,17 @@ read -r line
 
 const HOST: &str = r#". /etc/test-library
 said() {
-    n=0
-    until grep -q "$1" /tmp/gz.out; do
-        n=$((n + 1))
-        [ $n -gt 3000 ] && { tail -n 25 /tmp/gz.out; grep -E '^(driver|guest|exit)' $counters; return 1; }
-        usleep 200000
-    done
+    looks 3000 200000 grep -q "$1" /tmp/gz.out && return
+    tail -n 25 /tmp/gz.out
+    grep -E '^(driver|guest|exit)' $counters
+    return 1
 }
-# pinned -lt|-gt NUMBER: waits until the driver has pinned fewer or more pages.
-pinned() {
-    n=0
-    until [ "$(counter driver_pinned_pages)" "$1" "$2" ]; do
-        n=$((n + 1))
-        [ $n -gt 100 ] && return 1
-        usleep 100000
-    done
+# pinned -lt|-gt NUMBER: whether the driver has pinned fewer or more pages.
+pinned() { [ "$(counter driver_pinned_pages)" "$1" "$2" ]; }
+# Whether the host has got most of the balloon's memory; how much, in KiB.
+gains() {
+    gained=$(($(available) - filled_available))
+    [ $gained -gt 45000 ]
 }
 held >/tmp/before
 mkfifo /tmp/input
@@ -83,16 +79,15 @@ holds guest_fills_its_memory "$filled pages are pinned" [ $filled -gt 26000 ]
 
 echo go >&3
 holds guest_inflates "no end of it" said STEP-inflated
-holds pages_are_unpinned "they are not" pinned -lt $((filled - 12500))
+holds pages_are_unpinned "they are not" within pinned -lt $((filled - 12500))
 # Pages wait in lists of the host's CPUs for a while before they count as available.
-n=0
-until gained=$(($(available) - filled_available)); [ $gained -gt 45000 ] || [ $n -gt 100 ]; do n=$((n + 1)); usleep 100000; done
+looks 100 100000 gains
 echo "inflated: $(counter driver_pinned_pages) pages pinned, $gained KiB gained"
 holds host_gains_memory "only $gained KiB" [ $gained -gt 45000 ]
 
 echo go >&3
 holds guest_takes_it_again "no end of it" said STEP-taken-all
-holds pages_are_pinned_again "they are not" pinned -gt $((filled - 5000))
+holds pages_are_pinned_again "they are not" within pinned -gt $((filled - 5000))
 echo "taken: $(counter driver_pinned_pages) pages pinned; $(grep STEP-taken /tmp/gz.out)"
 
 echo go >&3
@@ -115,16 +110,14 @@ mkfifo /tmp/input
 gz run --kernel /guest/Image --initrd /guest/balloon.cpio --mem 128M --balloon 0 --control /tmp/vm \
     --cmdline "console=ttyS0 panic=-1 quiet cryptomgr.notests" </tmp/input >/tmp/gz.out 2>&1 &
 exec 3>/tmp/input
+has() { gz balloon /tmp/vm | grep -q "actual $1\$"; }
 follows() { # SIZE
-    n=0
-    until gz balloon /tmp/vm | grep -q "actual $1\$"; do
-        n=$((n + 1))
-        [ $n -gt 300 ] && { gz balloon /tmp/vm; tail -n 25 /tmp/gz.out; return 1; }
-        usleep 100000
-    done
+    within has $1 && return
+    gz balloon /tmp/vm
+    tail -n 25 /tmp/gz.out
+    return 1
 }
-n=0
-until grep -q STEP-ready /tmp/gz.out || [ $n -gt 600 ]; do usleep 200000; n=$((n + 1)); done
+looks 600 200000 grep -q STEP-ready /tmp/gz.out
 holds starts_empty "$(gz balloon /tmp/vm)" [ "$(gz balloon /tmp/vm)" = "target 0K, actual 0K" ]
 holds accepted "refused" gz balloon /tmp/vm 24M
 holds grows "it does not" follows 24576K

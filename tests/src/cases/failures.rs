@@ -80,11 +80,11 @@ fn no_driver(context: &Context) -> Result<()> {
     let script = r#". /etc/test-library
 test=/guest/testguest.Image
 sleep 1000 | gz run --kernel $test --cmdline crash=hang >/dev/null 2>&1 &
-while [ "$(counter driver_vms)" != 1 ]; do usleep 100000; done
+within driver_has_a_vm
 rmmod gzvm 2>/tmp/out
 holds unloading_with_a_live_vm_is_refused "rmmod succeeded" [ -c /dev/gzvm ]
 killall -9 gz
-while [ "$(counter driver_vms)" != 0 ]; do usleep 100000; done
+within driver_has_no_vm
 usleep 500000
 rmmod gzvm
 holds unloading "the device is still there" [ ! -c /dev/gzvm ]

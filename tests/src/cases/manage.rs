@@ -114,12 +114,9 @@ finish"#;
 const CONSOLE: &str = r#". /etc/test-library
 held >/tmp/before
 shows() { # PATTERN FILE
-    n=0
-    until grep -q "$1" $2; do
-        n=$((n + 1))
-        [ $n -gt 900 ] && { tail -n 5 $2; return 1; }
-        usleep 100000
-    done
+    looks 900 100000 grep -q "$1" $2 && return
+    tail -n 5 $2
+    return 1
 }
 gz run --name vm --kernel /guest/Image --initrd /guest/initrd.cpio --disk /guest/disk.img --mem 128M --on-reset restart \
     --cmdline "console=ttyS0 panic=-1 quiet cryptomgr.notests" </dev/null >/tmp/run.out 2>&1 &

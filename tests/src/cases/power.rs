@@ -27,11 +27,13 @@ fn run(context: &Context, script: &str) -> Result<()> {
 const CONTROL: &str = r#". /etc/test-library
 held >/tmp/before
 beats() { grep -c BEAT /tmp/out; }
+beats_past() { [ "$(beats)" -gt "$1" ]; }
 # User and system time of the VMM, in ticks of 10 ms.
 cpu() { cut -d' ' -f14,15 /proc/$(pidof gz)/stat | tr ' ' '+'; }
 (sleep 1000 | gz run --kernel /guest/testguest.Image --cmdline crash=beat --cpus 2 --control /tmp/vm \
     >/tmp/out 2>&1; echo $? >/tmp/status) &
-until [ -S /tmp/vm ] && [ "$(beats)" -gt 3 ]; do usleep 50000; done
+within [ -S /tmp/vm ]
+within beats_past 3
 holds status_running "$(gz status /tmp/vm)" [ "$(gz status /tmp/vm)" = running ]
 holds pause "not paused" [ "$(gz pause /tmp/vm)" = paused ]
 holds pause_again "not paused" [ "$(gz pause /tmp/vm)" = paused ]
@@ -43,16 +45,13 @@ holds paused_guest_is_silent "$a beats, then $b" [ "$a" = "$b" ]
 holds paused_guest_burns_nothing "$burnt ticks in 2 s" [ $burnt -lt 50 ]
 holds status_paused "not paused" [ "$(gz status /tmp/vm)" = paused ]
 holds resume "not running" [ "$(gz resume /tmp/vm)" = running ]
-n=0
-while [ "$(beats)" -le "$b" ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
-holds resumed_guest_goes_on "still $b beats" [ "$(beats)" -gt "$b" ]
+holds resumed_guest_goes_on "still $b beats" within beats_past $b
 gz nonsense /tmp/vm 2>/dev/null
 holds unknown_request "not a usage error" [ $? = 2 ]
 gz pause /tmp/vm >/dev/null
 holds stop_of_a_paused_guest "refused" gz stop /tmp/vm
 killall sleep
-n=0
-while [ ! -s /tmp/status ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
+within [ -s /tmp/status ]
 holds stop_ends_the_run "exit status $(cat /tmp/status)" [ "$(cat /tmp/status)" = 5 ]
 holds socket_is_gone "still there" [ ! -e /tmp/vm ]
 gz status /tmp/vm 2>/dev/null
@@ -65,38 +64,34 @@ finish"#;
 const RESTART: &str = r#". /etc/test-library
 held >/tmp/before
 lives() { grep -c "gzvm test guest" /tmp/out; }
-waits_for() { # lives
-    n=0
-    while [ "$(lives)" -lt "$1" ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
-    [ "$(lives)" -ge "$1" ]
-}
+has_lived() { [ "$(lives)" -ge "$1" ]; }
 starts() { # crash
     rm -f /tmp/status
     # What the run before said is not this one's.
     : >/tmp/out
     (sleep 1000 | gz run --kernel /guest/testguest.Image --cmdline "crash=$1" --control /tmp/vm \
         --on-reset restart >/tmp/out 2>&1; echo $? >/tmp/status) &
-    waits_for 1
+    within has_lived 1
 }
 stops() {
     gz stop /tmp/vm >/dev/null
     killall sleep
-    n=0
-    while [ ! -s /tmp/status ] && [ $n -lt 1200 ]; do usleep 50000; n=$((n + 1)); done
+    within [ -s /tmp/status ]
     [ "$(cat /tmp/status)" = 5 ]
 }
 ends watchdog_resets 3 'watchdog of vCPU 0' run_gz --kernel /guest/testguest.Image --cmdline crash=watchdog
 ends petted_watchdog 0 SURVIVED run_gz --kernel /guest/testguest.Image --cmdline crash=watchdog-petted
 starts reset
-holds guest_resets_itself "$(lives) lives" waits_for 5
+holds guest_resets_itself "$(lives) lives" within has_lived 5
 holds stop_between_lives "exit status $(cat /tmp/status)" stops
 starts beat
 gz reset /tmp/vm >/dev/null
-holds reset_by_the_vmm "$(lives) lives" waits_for 2
-until gz pause /tmp/vm >/dev/null 2>&1; do usleep 50000; done
+holds reset_by_the_vmm "$(lives) lives" within has_lived 2
+pauses() { gz pause /tmp/vm >/dev/null 2>&1; }
+within pauses
 gz reset /tmp/vm >/dev/null
-holds reset_of_a_paused_guest "$(lives) lives" waits_for 3
-until [ "$(gz status /tmp/vm 2>/dev/null)" = running ]; do usleep 50000; done
+holds reset_of_a_paused_guest "$(lives) lives" within has_lived 3
+within state_is /tmp/vm running
 holds stop_at_last "exit status $(cat /tmp/status)" stops
 sleep 1
 counters_return

@@ -74,14 +74,7 @@ holds daemon_listens "$(cat /tmp/daemon.out)" appears /tmp/blk.sock
 guest --name vm --vhost-user block,socket=/tmp/blk.sock
 holds size "another" said SIZE-8192
 # soon COMMAND...: becomes true in a minute. The guest needs 100 ms for a round, and the program is to be killed in six of them.
-soon() {
-    n=0
-    until "$@"; do
-        n=$((n + 1))
-        [ $n -gt 3000 ] && return 1
-        usleep 20000
-    done
-}
+soon() { looks 3000 20000 "$@"; }
 rounds_pass() { [ $(grep -c ROUND- /tmp/gz.out) -gt $rounds ]; }
 again() { grep -c 'requests are done again' /tmp/gz.out; }
 is_back() { [ $(again) = $kills ]; }

@@ -111,8 +111,7 @@ socat -u /tmp/data VSOCK-CONNECT:5:1001
 holds guest_receives "not $sum" said SUM-$sum
 socat -u VSOCK-LISTEN:2000 /tmp/came &
 holds guest_sends "not" said SENT
-n=0
-until [ "$(wc -c </tmp/came)" = 4194304 ] || [ $n = 100 ]; do usleep 100000; n=$((n + 1)); done
+within has_bytes /tmp/came 4194304
 holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
 socat VSOCK-LISTEN:2001,fork,backlog=64 EXEC:cat 2>/dev/null &
 server=$!
@@ -153,7 +152,7 @@ for by in kernel gz; do
     holds a_function_$by "$(grep FUNCTIONS /tmp/gz.out)" said FUNCTIONS-1
     greet
     holds guest_answers_$by "$answer" [ "$answer" = hello ]
-    until socat -u /tmp/data VSOCK-CONNECT:5:1001; do sleep 1; done
+    looks 60 1000000 socat -u /tmp/data VSOCK-CONNECT:5:1001
     holds guest_receives_$by "not $sum" said SUM-$sum
     socat -u VSOCK-LISTEN:2000 CREATE:/tmp/came
     holds host_receives_$by "$(wc -c </tmp/came) bytes" cmp -s /tmp/data /tmp/came
