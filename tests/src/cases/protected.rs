@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Result, ensure};
 use ed25519_dalek::SigningKey;
 use gzvm_firmware_verify::manifest::{self, Payload};
+use memchr::memmem::Finder;
 
 use super::{BOOT_LIMIT, Host, WHOLE, results, scripted};
 use crate::{
@@ -188,6 +189,7 @@ fn host_finds_nothing(context: &Context) -> Result<()> {
 /// Where the machine's RAM has the secret.
 pub fn places(ram: &Path, secret: &[u8]) -> Result<Vec<u64>> {
     let mut file = File::open(ram)?;
+    let finder = Finder::new(secret);
     let mut chunk = vec![0; 8 << 20];
     let (mut found, mut kept, mut start) = (Vec::new(), 0, 0_u64);
     loop {
@@ -196,11 +198,7 @@ pub fn places(ram: &Path, secret: &[u8]) -> Result<Vec<u64>> {
             return Ok(found);
         }
         let end = kept + read;
-        let first = secret[0];
-        // The first byte is a rare one: most windows are passed at once.
-        let windows = chunk[..end].windows(secret.len()).enumerate();
-        let here = windows.filter(|(_, window)| window[0] == first && *window == secret);
-        found.extend(here.map(|(at, _)| start + at as u64));
+        found.extend(finder.find_iter(&chunk[..end]).map(|at| start + at as u64));
         // What may be the start of one.
         kept = end.min(secret.len() - 1);
         start += (end - kept) as u64;
