@@ -116,6 +116,13 @@ impl Case {
     ) -> Self {
         Self { name: name.into(), tier, needs, body: Box::new(body), shares: false }
     }
+
+    /// Is it of this tier, and does its name contain one of `filters` (if there is one)?
+    #[must_use]
+    pub fn is_chosen(&self, tier: Tier, filters: &[String]) -> bool {
+        let is_named = || filters.iter().any(|filter| self.name.contains(filter.as_str()));
+        self.tier == tier && (filters.is_empty() || is_named())
+    }
 }
 
 /// Counts of a run.
@@ -142,8 +149,7 @@ pub fn run(
     cases.sort_by_key(|case| case.shares);
     let trials: Vec<_> = cases
         .into_iter()
-        .filter(|case| case.tier == tier)
-        .filter(|case| filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter.as_str())))
+        .filter(|case| case.is_chosen(tier, filters))
         .map(|case| trial(&layout, case, &times))
         .collect();
     let total = trials.len() as u64;

@@ -86,10 +86,7 @@ pub fn test(layout: &Layout, options: &Options) -> Result<()> {
     // A whole Debian, which takes minutes to make, and a driver for another kernel: only for who runs them.
     let soaks = |cases: Vec<harness::Case>| {
         tiers.contains(&Tier::Soak)
-            && cases.iter().any(|case| {
-                let named = options.filter.iter().any(|word| case.name.contains(word.as_str()));
-                case.tier == harness::Tier::Soak && (named || options.filter.is_empty())
-            })
+            && cases.iter().any(|case| case.is_chosen(harness::Tier::Soak, &options.filter))
     };
     let (debian, newest) = (soaks(cases::debian::cases()), soaks(cases::driver::cases()));
     let needs = setup::Options { tests, debian, newest, ..setup::Options::default() };

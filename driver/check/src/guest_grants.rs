@@ -58,7 +58,7 @@ fn call_at(channel: &File, body: &[u8], from: u64, bytes: u64, time: u64) -> io:
 
 /// Once there is room: the place of a call that its service has taken and its caller has given up is free when the service has
 /// heard of that.
-fn call_in_time(channel: &File, body: &[u8], memory: &[u8], time: u64) -> io::Result<u64> {
+fn call_when_room(channel: &File, body: &[u8], memory: &[u8], time: u64) -> io::Result<u64> {
     let (at, bytes) = (memory.as_ptr().expose_provenance() as u64, memory.len() as u64);
     loop {
         let called = call_at(channel, body, at, bytes, time);
@@ -69,7 +69,7 @@ fn call_in_time(channel: &File, body: &[u8], memory: &[u8], time: u64) -> io::Re
 }
 
 fn call_with(channel: &File, memory: &[u8], time: u64) -> io::Result<u64> {
-    call_in_time(channel, b"?", memory, time)
+    call_when_room(channel, b"?", memory, time)
 }
 
 fn cancel(channel: &File, mut token: u64) -> Check {
@@ -143,7 +143,7 @@ fn without_room(channel: &File, question: &str) -> Check {
     let memory = [7; 5000];
     let at = memory.as_ptr().expose_provenance() as u64;
     for n in 0..SLOTS {
-        call_in_time(channel, &question, &memory, 0).map_err(|e| format!("call {n}: {e}"))?;
+        call_when_room(channel, &question, &memory, 0).map_err(|e| format!("call {n}: {e}"))?;
     }
     for _ in 0..OFTEN {
         let errno = sys::errno(&call_at(channel, b"?", at, 5000, 0));

@@ -5,8 +5,8 @@
 //! done when all is there, and finding that out looks at files only.
 //!
 //! Neighbours: [`apt`] for packages, [`host`] for this machine's programs, [`kernel`] for the emulated machine's Linux,
-//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`newest`] for what `bench` and the soak tier build, [`rust`] for the compiler's
-//! Arm targets.
+//! [`guests`], [`peers`] and [`debian`] for what only tests run, [`newest`] for what `bench` and the soak tier build,
+//! [`rust`] for the compiler's Arm targets.
 
 pub mod apt;
 mod debian;

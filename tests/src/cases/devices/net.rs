@@ -248,8 +248,8 @@ holds guest_receives "not $sum" said SUM-$sum
 holds confined "$(gz info vm)" [ "$(gz info vm | sed -n 's/^sandbox *//p')" = 'files and system calls' ]
 mkfifo /tmp/open
 exec 3<>/tmp/open
-n=0
-until nc 127.0.0.1 2222 <&3 >/tmp/came && [ -s /tmp/came ] || [ $n = 60 ]; do n=$((n + 1)); sleep 1; done
+comes() { nc 127.0.0.1 2222 <&3 >/tmp/came && [ -s /tmp/came ]; }
+looks 60 1000000 comes
 holds host_receives "not $sum" [ "$(md5sum </tmp/came | cut -c 1-32)" = $sum ]
 guest_ends
 holds passt_ends "$(pidof passt)" [ -z "$(pidof passt)" ]
