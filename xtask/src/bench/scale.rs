@@ -24,8 +24,7 @@ const MIB: [u64; 4] = [64, 1 << 10, 16 << 10, 64 << 10];
 const PROCESSES: u64 = 10;
 /// Of as many runs of the program the medians are taken.
 const ROUNDS: usize = 5;
-/// Seconds before each, in which the host's kernel does what it puts off when a VM ends: where that fell into the next end, 64 vCPUs
-/// seemed to cost twice what they do. Idle time takes none here.
+/// Seconds before each, for what the host's kernel puts off when a VM ends. Idle time takes none here.
 const REST: u64 = 10;
 const END: &str = "[END] all measured";
 
@@ -75,6 +74,7 @@ fn script() -> String {
         r#". /etc/profile
 sleep 20
 ulimit -n 8192
+# vCPUs first: with rounds of a thousand VMs and of 64 GiB between, some of their ends cost twice, rest or not.
 scale() {{
     what=$1
     shift
